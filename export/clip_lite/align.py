@@ -1,0 +1,170 @@
+"""Locked-image tuning: the objectives that tie image features to text vectors, and the image head trained on them.
+
+Three signals, all from cached features so that a step costs milliseconds:
+- label sets: for random sets of WordNet nodes, the zero-shot distribution must match the probability mass that the
+  Lite0 classifier itself puts under each node (a distillation of its knowledge through names; ConSE, Norouzi et al.
+  2014, arXiv 1312.5650, is the special case of one fixed set and a linear read-out);
+- captions: the CLIP contrastive loss on photographs with captions;
+- regulariser (optional): Chen et al. 2023 (arXiv 2310.00927) add a term that raises the inner product of positive pairs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from export.clip_lite.texts import Corpus, captions, encode_cached
+from export.clip_lite.wordnet import label_graph, nouns
+from export.teachers import load_lite0
+from thinwire.prompts import PROMPT_SETS
+
+EMBED_DIM = 256
+FEATURE_DIM = 1280
+
+
+@dataclass
+class LabelSets:
+    """member (nodes, 1000) bool-like float; names: per node the lemma list."""
+
+    member: torch.Tensor
+    names: list[tuple[str, ...]]
+    siblings: torch.Tensor  # (1000,) index of the leaf node of each class
+
+    def sample(self, size: int, generator: torch.Generator) -> torch.Tensor:
+        """`size` node indices that do not contain one another, so that their masses may be compared as a distribution."""
+        chosen, covered = [], torch.zeros(self.member.shape[1])
+        for node in torch.randperm(len(self.member), generator=generator).tolist():
+            if (self.member[node] * covered).sum() == 0:
+                chosen.append(node)
+                covered += self.member[node]
+                if len(chosen) == size:
+                    break
+        return torch.tensor(chosen)
+
+
+def load_label_sets() -> LabelSets:
+    graph = label_graph(nouns())
+    member = torch.from_numpy(graph.member)
+    leaf = torch.full((member.shape[1],), -1)
+    for node in range(len(member)):
+        if member[node].sum() == 1 and leaf[member[node].argmax()] < 0:
+            leaf[member[node].argmax()] = node
+    return LabelSets(member, graph.names, leaf)
+
+
+class ImageHead(nn.Module):
+    """Pooled Lite0 features (B, 1280) → embedding (B, 256); the layout of timm's Mlp, which open_clip's `timm_proj: mlp` builds."""
+
+    def __init__(self, dim: int = EMBED_DIM) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(FEATURE_DIM, 2 * dim)
+        self.fc2 = nn.Linear(2 * dim, dim, bias=False)
+        self.dropout = nn.Dropout(0.1)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return self.fc2(self.dropout(F.gelu(self.fc1(features))))
+
+
+def pca_basis(corpus: Corpus, dim: int = EMBED_DIM) -> torch.Tensor:
+    """(384, dim): the leading principal axes of the corpus' MiniLM vectors; text targets are their projections."""
+    vectors = torch.from_numpy(corpus.vectors[:: max(1, len(corpus.vectors) // 60000)])
+    _, _, v = torch.linalg.svd(vectors.T @ vectors)
+    return v[:dim].T.contiguous()
+
+
+@torch.inference_mode()
+def classifier_logits(features: torch.Tensor) -> torch.Tensor:
+    """The teacher's own 1000 logits from pooled features (N, 1280)."""
+    head = load_lite0().classifier
+    return head(features.float())
+
+
+def lda_class_features(features: torch.Tensor, logits: torch.Tensor, strength: float) -> torch.Tensor:
+    """Stand-ins (1000, 1280) for the mean feature of every ImageNet class, most of which photos-train never shows.
+
+    For a softmax classifier on features with a shared within-class covariance S the optimal weights are
+    W = S^-1 (mean_c - mean), so mean_c = mean + S W_c (linear discriminant analysis read backwards).
+    """
+    weight = load_lite0().classifier.weight.detach()
+    centred = features - features.mean(0)
+    covariance = centred.T @ centred / len(centred)
+    offset = (weight - weight.mean(0)) @ covariance
+    return (features.mean(0) + strength * offset).clamp_min(0)
+
+
+def label_set_loss(
+    image: torch.Tensor, text: torch.Tensor, mass: torch.Tensor, scale: torch.Tensor, floor: float = 0.05
+) -> torch.Tensor:
+    """KL between the set's mass under the classifier and the zero-shot softmax.
+
+    image (B, D) and text (K, D) are unit vectors; mass (B, K) >= 0. Images on which the classifier puts less than
+    `floor` under the whole set say nothing about it and are left out.
+    """
+    total = mass.sum(1)
+    keep = total > floor
+    if not keep.any():
+        return image.sum() * 0
+    target = mass[keep] / total[keep, None]
+    log_prob = F.log_softmax(scale * image[keep] @ text.T, dim=1)
+    return (total[keep] * F.kl_div(log_prob, target, reduction="none").sum(1)).sum() / total[keep].sum()
+
+
+def contrastive_loss(
+    image: torch.Tensor, text: torch.Tensor, scale: torch.Tensor, regulariser: float, same: torch.Tensor | None = None
+) -> torch.Tensor:
+    """CLIP's symmetric InfoNCE on unit vectors (B, D), plus `regulariser` * (1 - inner product of positive pairs).
+
+    `same` (B, B) bool marks pairs with identical text, which must not count as negatives.
+    """
+    logits = scale * image @ text.T
+    if same is not None:
+        logits = logits.masked_fill(same & ~torch.eye(len(logits), dtype=torch.bool), -1e4)
+    target = torch.arange(len(logits))
+    loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+    return loss + regulariser * (1 - (image * text).sum(1)).mean()
+
+
+@dataclass
+class TrainingSet:
+    """Everything the alignment sees, as tensors; images of all views share one index."""
+
+    features: torch.Tensor  # (V, N, 1280)
+    probability: torch.Tensor  # (N, 1000) the classifier on the plain view
+    caption_images: torch.Tensor  # (M,) image of each caption
+    caption_texts: list[str]
+    sets: LabelSets
+
+
+def load_training_set(features: np.ndarray, temperature: float = 1.0) -> TrainingSet:
+    feats = torch.from_numpy(features)
+    logits = classifier_logits(feats[0])
+    groups = captions()
+    pairs = [(index, text) for index, group in enumerate(groups) for text in group]
+    return TrainingSet(
+        feats,
+        (logits / temperature).softmax(1),
+        torch.tensor([index for index, _ in pairs]),
+        [text for _, text in pairs],
+        load_label_sets(),
+    )
+
+
+def node_prompts(sets: LabelSets) -> tuple[list[str], torch.Tensor]:
+    """All prompts of all names of all nodes, and for each its node: (texts, node index (P,))."""
+    texts, owner = [], []
+    for node, names in enumerate(sets.names):
+        for name in names[:4]:
+            for template in ("{}", *PROMPT_SETS["7"]):
+                texts.append(template.format(name))
+                owner.append(node)
+    return texts, torch.tensor(owner)
+
+
+def node_vectors(sets: LabelSets) -> tuple[Corpus, torch.Tensor]:
+    """MiniLM vectors of `node_prompts`."""
+    texts, owner = node_prompts(sets)
+    return encode_cached("nodes", texts), owner

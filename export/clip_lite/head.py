@@ -1,0 +1,129 @@
+"""Stage `align`: trains the image head against MiniLM's (projected) text vectors."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F
+from tqdm import trange
+
+from export.clip_lite.align import (
+    ImageHead,
+    LabelSets,
+    TrainingSet,
+    contrastive_loss,
+    label_set_loss,
+    lda_class_features,
+)
+
+SCALE_MAX = 100.0
+
+
+def expected_text(probability: torch.Tensor, leaf_text: torch.Tensor) -> torch.Tensor:
+    """ConSE: unit mean text vector (B, D) of the classes under the classifier's softmax (B, 1000)."""
+    return F.normalize(probability @ leaf_text, dim=1)
+
+
+def lda_features(data: TrainingSet) -> tuple[torch.Tensor, torch.Tensor]:
+    """Synthetic class-mean features (1000, 1280) and residuals (N, 1280) that give them the spread of real ones."""
+    plain = data.features[0].float()
+    logits = data.probability.clamp_min(1e-9).log()
+    means = lda_class_features(plain, logits, strength=0.5)
+    residual = plain - plain.mean(0)
+    return means, residual
+
+
+def batch_features(data: TrainingSet, index: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """A random view of each image in `index` → (B, 1280)."""
+    view = torch.randint(0, len(data.features), (len(index),), generator=generator)
+    return data.features[view, index].float()
+
+
+def mean_by_node(vectors: torch.Tensor, owner: torch.Tensor, nodes: int) -> torch.Tensor:
+    """Unit mean vector of each node's prompts: (P, D), (P,) → (nodes, D)."""
+    total = torch.zeros(nodes, vectors.shape[1]).index_add_(0, owner, vectors)
+    return F.normalize(total, dim=1)
+
+
+def sample_prompts(owner_start: torch.Tensor, owner_count: torch.Tensor, nodes: torch.Tensor, g) -> torch.Tensor:
+    """One random prompt index per node; prompts of a node lie together."""
+    pick = (torch.rand(len(nodes), generator=g) * owner_count[nodes]).long()
+    return owner_start[nodes] + pick
+
+
+def set_losses(
+    image: torch.Tensor,
+    probability: torch.Tensor,
+    sets: LabelSets,
+    text_of_nodes,
+    scale: torch.Tensor,
+    generator: torch.Generator,
+    sizes: tuple[int, ...] = (500, 100, 20),
+) -> torch.Tensor:
+    """Mean label-set loss over random sets of several sizes; `text_of_nodes(nodes)` gives unit vectors (K, D)."""
+    loss = image.sum() * 0
+    for size in sizes:
+        nodes = sets.sample(size, generator)
+        mass = probability @ sets.member[nodes].T
+        loss = loss + label_set_loss(image, text_of_nodes(nodes), mass, scale)
+    return loss / len(sizes)
+
+
+def train_head(
+    data: TrainingSet,
+    caption_vectors: torch.Tensor,
+    prompt_vectors: torch.Tensor,
+    owner: torch.Tensor,
+    steps: int = 1500,
+    batch: int = 512,
+    regulariser: float = 0.0,
+    weights: tuple[float, float, float, float] = (1.0, 1.0, 0.5, 0.5),
+    seed: int = 0,
+) -> tuple[ImageHead, torch.Tensor]:
+    """Returns the head and the logit scale. `weights`: label sets, captions, ConSE cosine, synthetic class features."""
+    generator = torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)
+    head = ImageHead()
+    log_scale = torch.nn.Parameter(torch.tensor(3.4))
+    optimiser = torch.optim.AdamW([{"params": head.parameters(), "weight_decay": 0.02}, {"params": [log_scale], "weight_decay": 0.0}], lr=2e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, total_steps=steps, pct_start=0.1)
+    counts = torch.bincount(owner, minlength=len(data.sets.member))
+    starts = torch.cumsum(counts, 0) - counts
+    node_mean = mean_by_node(prompt_vectors, owner, len(data.sets.member))
+    leaf_text = node_mean[data.sets.siblings]
+    means, residual = lda_features(data)
+    eye = torch.eye(1000)
+
+    def text_of_nodes(nodes: torch.Tensor) -> torch.Tensor:
+        if torch.rand(1, generator=generator) < 0.5:
+            return node_mean[nodes]
+        return prompt_vectors[sample_prompts(starts, counts, nodes, generator)]
+
+    bar = trange(steps, desc="image head")
+    for step in bar:
+        scale = log_scale.exp().clamp(max=SCALE_MAX)
+        index = torch.randint(0, data.features.shape[1], (batch,), generator=generator)
+        image = F.normalize(head(batch_features(data, index, generator)), dim=1)
+        probability = data.probability[index]
+        set_loss = set_losses(image, probability, data.sets, text_of_nodes, scale, generator)
+        conse = (1 - (image * expected_text(probability, leaf_text)).sum(1)).mean()
+        pick = torch.randint(0, len(data.caption_images), (batch,), generator=generator)
+        photos = data.caption_images[pick]
+        shown = F.normalize(head(batch_features(data, photos, generator)), dim=1)
+        same = photos[:, None] == photos[None]
+        same |= (caption_vectors[pick] @ caption_vectors[pick].T) > 0.999
+        caption_loss = contrastive_loss(shown, caption_vectors[pick], scale, regulariser, same)
+        classes = torch.randint(0, 1000, (batch // 2,), generator=generator)
+        noise = residual[torch.randint(0, len(residual), (len(classes),), generator=generator)]
+        made = F.normalize(head((means[classes] + 0.7 * noise).clamp_min(0)), dim=1)
+        made_loss = set_losses(made, eye[classes], data.sets, text_of_nodes, scale, generator)
+        a, b, c, d = weights
+        loss = a * set_loss + b * caption_loss + c * conse + d * made_loss
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+        if step % 50 == 0:
+            bar.set_postfix(
+                sets=f"{set_loss.item():.3f}", captions=f"{caption_loss.item():.3f}", made=f"{made_loss.item():.3f}", scale=f"{scale.item():.1f}"
+            )
+    return head.eval(), log_scale.detach().exp().clamp(max=SCALE_MAX)

@@ -1,0 +1,207 @@
+"""The training loop of every pixel family: resumable, seeded, one JSON log line per window of steps.
+
+Order of events (all as shares of the run): the decoder learns alone on the closed-form start; the analysis joins; the
+rate multipliers rise until every layer spends its target; the analysis freezes and the decoder alone follows the tower.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from export.families import Family
+from export.families.front import IMAGE_MEAN, IMAGE_STD, normalise
+from export.objective import FrozenTower, feature_distance
+from export.photos import train_photos
+from export.rate import FactorisedRate, RateController
+
+
+@dataclass
+class Settings:
+    """One dial, `minutes`; the rest are defaults of a preset. Sizes in pixels, rates in payload bytes at 224x224."""
+
+    minutes: float = 30.0
+    steps: int | None = None
+    batch: int = 16
+    crop: int = 160
+    learning_rate: float = 1e-3
+    feature_weight: float = 1.0
+    pixel_weight: float = 1.0
+    decoder_only_until: float = 0.08
+    encoder_until: float = 0.75
+    seed: int = 0
+    device: str = "cpu"
+    threads: int = 2
+
+
+PRESETS = {
+    "cpu": Settings(),
+    "gpu": Settings(minutes=25.0, batch=64, device="cuda"),
+}
+
+
+def crops(images: np.ndarray, size: int, batch: int, generator: torch.Generator, device: str) -> torch.Tensor:
+    """Random flipped crops at random scale (1 to 1.4, the range between the pack's 160 and the view's 224 pixels).
+
+    → normalised float (B, 3, size, size)."""
+    index = torch.randint(0, len(images), (batch,), generator=generator).sort().values
+    x = torch.from_numpy(images[index.numpy()]).to(device).permute(0, 3, 1, 2).float()
+    scaled = size + 16 * int(torch.randint(0, 5, (1,), generator=generator))
+    if scaled != x.shape[-1]:
+        x = F.interpolate(x, (scaled, scaled), mode="bicubic", antialias=True).clamp(0, 255)
+    top, left = (int(torch.randint(0, scaled - size + 1, (1,), generator=generator)) for _ in range(2))
+    x = x[..., top : top + size, left : left + size]
+    if torch.rand(1, generator=generator) < 0.5:
+        x = x.flip(-1)
+    return normalise(x).contiguous(memory_format=torch.channels_last)
+
+
+def round_through(latents: torch.Tensor, low: int, high: int) -> torch.Tensor:
+    """Rounding and clipping with the gradient of the identity (straight-through, Theis et al. 2017)."""
+    return latents + (latents.round().clamp(low, high) - latents).detach()
+
+
+class Trainer:
+    """Holds nets, optimiser and controller; `state()`/`restore()` make a run resumable at any step."""
+
+    def __init__(self, family: Family, settings: Settings) -> None:
+        torch.manual_seed(settings.seed)
+        self.family, self.settings = family, settings
+        self.generator = torch.Generator().manual_seed(settings.seed)
+        self.images = np.array(train_photos().images)
+        device = settings.device
+        self.tower = FrozenTower().to(device)
+        self.analysis = family.analysis()
+        self.analysis.initialise(crops(self.images, settings.crop, 200, self.generator, "cpu"))
+        self.analysis.to(device, memory_format=torch.channels_last).eval()
+        self.synthesis = family.synthesis().to(device, memory_format=torch.channels_last)
+        self.rate = FactorisedRate(family.channels).to(device)
+        area = (settings.crop / 224) ** 2
+        spans = family.layers
+        self.controller = RateController([8 * size * area for size in family.layer_bytes])
+        self.layer_of = torch.cat([torch.full((stop - start,), i) for i, (start, stop) in enumerate(spans)]).to(device)
+        encoder = [p for p in self.analysis.parameters() if p.requires_grad]
+        self.optimiser = torch.optim.AdamW(
+            [
+                {"params": encoder, "peak": 0.3 * settings.learning_rate},
+                {"params": list(self.synthesis.parameters()), "peak": settings.learning_rate},
+                {"params": list(self.rate.parameters()), "peak": 10 * settings.learning_rate},
+            ],
+            lr=settings.learning_rate,
+            weight_decay=1e-4,
+        )
+        self.progress = 0.0
+
+    def state(self) -> dict:
+        return {
+            "analysis": self.analysis.state_dict(),
+            "synthesis": self.synthesis.state_dict(),
+            "rate": self.rate.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "log_lambda": self.controller.log_lambda,
+            "progress": self.progress,
+        }
+
+    def restore(self, state: dict) -> None:
+        for name in ("analysis", "synthesis", "rate", "optimiser"):
+            getattr(self, name).load_state_dict(state[name])
+        self.controller.log_lambda = list(state["log_lambda"])
+        self.progress = state["progress"]
+
+    def set_learning_rates(self) -> None:
+        stage = self.settings
+        cosine = 0.5 * (1 + math.cos(math.pi * self.progress)) + 0.01
+        encoder_on = stage.decoder_only_until <= self.progress < stage.encoder_until
+        for index, group in enumerate(self.optimiser.param_groups):
+            group["lr"] = group["peak"] * min(cosine, self.progress / 0.01 + 0.01)
+            if index == 0 and not encoder_on:
+                group["lr"] = 0.0
+
+    def step(self) -> dict[str, float]:
+        settings, family = self.settings, self.family
+        self.set_learning_rates()
+        train_encoder = settings.decoder_only_until <= self.progress < settings.encoder_until
+        x = crops(self.images, settings.crop, settings.batch, self.generator, settings.device)
+        device_type = settings.device.split(":")[0]
+        counts = torch.randint(1, len(family.layers) + 1, (settings.batch,), generator=self.generator).to(x.device)
+        with torch.autocast(device_type, torch.bfloat16):
+            with torch.no_grad():
+                wanted = self.tower(x)
+            with torch.set_grad_enabled(train_encoder):
+                latents = self.analysis(x).float()
+            symbols = round_through(latents, family.low, family.high)
+            shown = symbols * (self.layer_of[None] < counts[:, None])[:, :, None, None]
+            image = self.synthesis.unclamped(shown, counts).float()  # [0, 1]
+            again = image * (255.0 / IMAGE_STD) - IMAGE_MEAN / IMAGE_STD
+            got = self.tower(again.clamp(-1.2, 1.2).contiguous(memory_format=torch.channels_last))
+        original = x * (IMAGE_STD / 255.0) + IMAGE_MEAN / 255.0
+        mse = F.mse_loss(image, original)
+        feature = feature_distance(got, wanted).mean()
+        bits = self.rate(latents).mean(0)  # (C,)
+        layer_bits = torch.zeros(len(family.layers), device=x.device).index_add_(0, self.layer_of, bits)
+        multipliers = torch.tensor(self.controller.multipliers(self.progress), device=x.device)
+        # While the encoder rests, the rate model alone follows the latents, at any weight.
+        rate = (multipliers * layer_bits).sum() if train_encoder else 1e-4 * layer_bits.sum()
+        pixel = mse * 10
+        loss = settings.pixel_weight * pixel + settings.feature_weight * feature + rate
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_([p for g in self.optimiser.param_groups for p in g["params"]], 1.0)
+        self.optimiser.step()
+        if train_encoder:
+            self.controller.update(layer_bits.tolist(), self.progress)
+        scale = (224 / settings.crop) ** 2 / 8
+        return {
+            "loss": loss.item(),
+            "psnr_db": -10 * math.log10(max(mse.item(), 1e-9)),
+            "feature": feature.item(),
+            **{f"bytes_{i + 1}": value * scale for i, value in enumerate(layer_bits.tolist())},
+        }
+
+
+def train(family: Family, settings: Settings, folder: Path) -> Path:
+    """Runs (or resumes) training until `settings.minutes` of work, or `settings.steps`, are done.
+
+    Writes `checkpoint.pt` (every 2 minutes), `log.jsonl` and `settings.json` into `folder`; returns the checkpoint.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(settings.threads)
+    trainer = Trainer(family, settings)
+    checkpoint = folder / "checkpoint.pt"
+    if checkpoint.exists():
+        trainer.restore(torch.load(checkpoint, map_location=settings.device, weights_only=True))
+    (folder / "settings.json").write_text(json.dumps({"family": family.name, **asdict(settings)}, indent=2))
+    window: list[dict[str, float]] = []
+    started = saved = time.monotonic()
+    first = trainer.progress
+    step = 0
+    with tqdm(total=100, initial=round(100 * first), desc=f"train {family.name}", unit="%") as bar, open(folder / "log.jsonl", "a") as log:
+        while trainer.progress < 1.0:
+            window.append(trainer.step())
+            step += 1
+            now = time.monotonic()
+            done = step / settings.steps if settings.steps else (now - started) / (60 * settings.minutes)
+            trainer.progress = min(1.0, first + done) if not settings.steps else min(1.0, done)
+            if len(window) == 25 or trainer.progress >= 1.0:
+                mean = {key: round(sum(entry[key] for entry in window) / len(window), 4) for key in window[0]}
+                speed = step * settings.batch / (now - started)
+                record = {"step": step, "progress": round(trainer.progress, 4), "images_per_s": round(speed, 1), **mean}
+                log.write(json.dumps(record) + "\n")
+                log.flush()
+                bar.n = round(100 * trainer.progress, 1)
+                bar.set_postfix({key: f"{value:.3g}" for key, value in mean.items()} | {"img/s": f"{speed:.0f}"})
+                window.clear()
+            if now - saved > 120 or trainer.progress >= 1.0:
+                partial = checkpoint.with_suffix(".partial")
+                torch.save(trainer.state(), partial)
+                partial.rename(checkpoint)
+                saved = now
+    return checkpoint
