@@ -39,7 +39,7 @@ class RateController:
     collapses the latents).
     """
 
-    def __init__(self, target_bits: list[float], start: float = 1e-6, gain: float = 0.03, warm_up: float = 0.1) -> None:
+    def __init__(self, target_bits: list[float], start: float = 1e-5, gain: float = 0.02, warm_up: float = 0.1) -> None:
         self.target_bits, self.gain, self.warm_up = target_bits, gain, warm_up
         self.log_lambda = [math.log(start)] * len(target_bits)
 

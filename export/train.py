@@ -31,7 +31,7 @@ class Settings:
     minutes: float = 30.0
     steps: int | None = None
     batch: int = 16
-    crop: int = 160
+    crop: int = 128
     learning_rate: float = 1e-3
     feature_weight: float = 1.0
     pixel_weight: float = 1.0
@@ -44,17 +44,17 @@ class Settings:
 
 PRESETS = {
     "cpu": Settings(),
-    "gpu": Settings(minutes=25.0, batch=64, device="cuda"),
+    "gpu": Settings(minutes=25.0, batch=64, crop=160, device="cuda"),
 }
 
 
 def crops(images: np.ndarray, size: int, batch: int, generator: torch.Generator, device: str) -> torch.Tensor:
-    """Random flipped crops at random scale (1 to 1.4, the range between the pack's 160 and the view's 224 pixels).
+    """Random flipped crops of the pack's 160 pixels at random scale (1 to 1.4: up to the view's 224 pixels).
 
     → normalised float (B, 3, size, size)."""
     index = torch.randint(0, len(images), (batch,), generator=generator).sort().values
     x = torch.from_numpy(images[index.numpy()]).to(device).permute(0, 3, 1, 2).float()
-    scaled = size + 16 * int(torch.randint(0, 5, (1,), generator=generator))
+    scaled = max(size, x.shape[-1] + 16 * int(torch.randint(0, 5, (1,), generator=generator)))
     if scaled != x.shape[-1]:
         x = F.interpolate(x, (scaled, scaled), mode="bicubic", antialias=True).clamp(0, 255)
     top, left = (int(torch.randint(0, scaled - size + 1, (1,), generator=generator)) for _ in range(2))
@@ -132,16 +132,16 @@ class Trainer:
         x = crops(self.images, settings.crop, settings.batch, self.generator, settings.device)
         device_type = settings.device.split(":")[0]
         counts = torch.randint(1, len(family.layers) + 1, (settings.batch,), generator=self.generator).to(x.device)
+        with torch.no_grad():
+            wanted = self.tower(x)
         with torch.autocast(device_type, torch.bfloat16):
-            with torch.no_grad():
-                wanted = self.tower(x)
             with torch.set_grad_enabled(train_encoder):
                 latents = self.analysis(x).float()
             symbols = round_through(latents, family.low, family.high)
             shown = symbols * (self.layer_of[None] < counts[:, None])[:, :, None, None]
             image = self.synthesis.unclamped(shown, counts).float()  # [0, 1]
-            again = image * (255.0 / IMAGE_STD) - IMAGE_MEAN / IMAGE_STD
-            got = self.tower(again.clamp(-1.2, 1.2).contiguous(memory_format=torch.channels_last))
+        again = image * (255.0 / IMAGE_STD) - IMAGE_MEAN / IMAGE_STD
+        got = self.tower(again.clamp(-1.2, 1.2).contiguous(memory_format=torch.channels_last))
         original = x * (IMAGE_STD / 255.0) + IMAGE_MEAN / 255.0
         mse = F.mse_loss(image, original)
         feature = feature_distance(got, wanted).mean()

@@ -22,7 +22,7 @@ from export.clip_lite.wordnet import label_graph, nouns
 from export.teachers import load_lite0
 from thinwire.prompts import PROMPT_SETS
 
-EMBED_DIM = 256
+EMBED_DIM = 384
 FEATURE_DIM = 1280
 
 
@@ -57,16 +57,32 @@ def load_label_sets() -> LabelSets:
 
 
 class ImageHead(nn.Module):
-    """Pooled Lite0 features (B, 1280) → embedding (B, 256); the layout of timm's Mlp, which open_clip's `timm_proj: mlp` builds."""
+    """Pooled Lite0 features (B, 1280) → embedding (B, 384); the layout of timm's Mlp, which `timm_proj: mlp` builds."""
 
     def __init__(self, dim: int = EMBED_DIM) -> None:
         super().__init__()
         self.fc1 = nn.Linear(FEATURE_DIM, 2 * dim)
         self.fc2 = nn.Linear(2 * dim, dim, bias=False)
-        self.dropout = nn.Dropout(0.1)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        return self.fc2(self.dropout(F.gelu(self.fc1(features))))
+        return self.fc2(F.gelu(self.fc1(features)))
+
+    def initialise(self, leaf_text: torch.Tensor, threshold: float = 2.0) -> None:
+        """Starts as ConSE with a rectifier in place of the softmax: every hidden unit is an ImageNet class (the most
+        alike ones merged until they fit), which votes for its name's text vector (1000, D) once its logit passes
+        `threshold`. Alignment from random weights forgot the classes that photos-train never shows."""
+        from sklearn.cluster import AgglomerativeClustering
+
+        classifier = load_lite0().classifier
+        weight, bias = classifier.weight.detach(), classifier.bias.detach()
+        alike = torch.cat([F.normalize(weight - weight.mean(0), dim=1), F.normalize(leaf_text, dim=1)], 1).numpy()
+        groups = torch.from_numpy(AgglomerativeClustering(self.fc1.out_features).fit_predict(alike))
+        share = F.one_hot(groups, self.fc1.out_features).float()
+        share = (share / share.sum(0)).T  # (hidden, 1000): the mean over a group
+        with torch.no_grad():
+            self.fc1.weight.copy_(share @ weight)
+            self.fc1.bias.copy_(share @ bias - threshold)
+            self.fc2.weight.copy_(0.1 * (share @ (leaf_text - leaf_text.mean(0))).T)
 
 
 def pca_basis(corpus: Corpus, dim: int = EMBED_DIM) -> torch.Tensor:
@@ -83,17 +99,17 @@ def classifier_logits(features: torch.Tensor) -> torch.Tensor:
     return head(features.float())
 
 
-def lda_class_features(features: torch.Tensor, logits: torch.Tensor, strength: float) -> torch.Tensor:
-    """Stand-ins (1000, 1280) for the mean feature of every ImageNet class, most of which photos-train never shows.
+def lda_class_offsets(features: torch.Tensor) -> torch.Tensor:
+    """Direction (1000, 1280) from the mean feature to the mean of every ImageNet class, most of which photos-train lacks.
 
     For a softmax classifier on features with a shared within-class covariance S the optimal weights are
-    W = S^-1 (mean_c - mean), so mean_c = mean + S W_c (linear discriminant analysis read backwards).
+    W = S^-1 (mean_c - mean), so mean_c - mean = S W_c (linear discriminant analysis read backwards). S is estimated by
+    the covariance of photographs' features (N, 1280), so the length needs a factor.
     """
     weight = load_lite0().classifier.weight.detach()
     centred = features - features.mean(0)
     covariance = centred.T @ centred / len(centred)
-    offset = (weight - weight.mean(0)) @ covariance
-    return (features.mean(0) + strength * offset).clamp_min(0)
+    return (weight - weight.mean(0)) @ covariance
 
 
 def label_set_loss(

@@ -154,7 +154,7 @@ def distil(
                 bar.update(len(index))
                 bar.set_postfix(cosine=f"{(student.float() * target[index]).sum(1).mean().item():.3f}", done=f"{done:.2f}")
                 if time.monotonic() - saved > 60:
-                    state = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "progress": done}
+                    state = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "progress": float(done)}
                     torch.save(state, checkpoint)
                     saved = time.monotonic()
                 if done >= 1.0:

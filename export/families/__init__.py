@@ -49,7 +49,7 @@ CONV = Family(
     layers=((0, 12), (12, 28), (28, 60)),
     layer_bytes=(240.0, 350.0, 900.0),
     rates=(("low", 1), ("mid", 2), ("high", 3)),
-    synthesis_spec={"arch": "pixels", "channels": 60, "layers": 3, "widths": [160, 96, 48], "blocks": [3, 2, 1]},
+    synthesis_spec={"arch": "pixels", "channels": 60, "layers": 3, "widths": [160, 64, 32], "blocks": [3, 2, 1]},
 )
 
 FAMILIES = {family.name: family for family in (CONV,)}

@@ -32,7 +32,7 @@ class ConvAnalysis(nn.Module):
     def initialise(self, images: torch.Tensor) -> None:
         """Starts at principal axes: the first half of the channels of pixels, interleaved with those of the features.
 
-        Latents start with a standard deviation that falls with the channel's variance, largest about 3 steps.
+        Latents start with a standard deviation that falls with the channel's variance, largest about 1.2 steps (twice that for pixels).
         """
         self.front.initialise_patch(images)
         with torch.no_grad():
@@ -43,7 +43,7 @@ class ConvAnalysis(nn.Module):
             _, values, axes = torch.linalg.svd(deep[:20000], full_matrices=False)
             axes = axes[: self.skip.out_channels]
             spread = values[: len(axes)] / values[0]
-            weight = axes * (3.0 * spread / (deep @ axes.T).std(0))[:, None]
+            weight = axes * (1.2 * spread / (deep @ axes.T).std(0))[:, None]
             weight[:, -self.front.patch.out_channels :] *= 2.0
             weight = weight / std
             self.skip.weight.zero_()

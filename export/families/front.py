@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from export.folding import fold_batch_norm
 from export.teachers import load_lite0
 
 STRIDE = 16
@@ -21,7 +22,7 @@ class Front(nn.Module):
 
     def __init__(self, patch_channels: int = 24) -> None:
         super().__init__()
-        lite0 = load_lite0()
+        lite0 = fold_batch_norm(load_lite0())
         self.stem, self.stem_norm = lite0.conv_stem, lite0.bn1
         self.stages = nn.Sequential(*[lite0.blocks[i] for i in range(4)])
         self.patch = nn.Conv2d(3, patch_channels, STRIDE, stride=STRIDE)

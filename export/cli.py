@@ -1,0 +1,140 @@
+"""`thinwire-export`: train codecs and the shipped CLIP, and write them as bundles."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+MODELS = Path(__file__).resolve().parents[1] / "thinwire" / "models"
+
+EPILOG = """examples:
+  thinwire-export train conv --preset cpu --minutes 40 --out runs/conv   # resumable: run it again to go on
+  thinwire-export bundle runs/conv --out bundles/conv
+  thinwire-export clip-lite --out bundles/clip-lite                      # needs wordnet-base and the extra `export`
+  thinwire-export clip-lite-eval thinwire/models/clip-lite
+  thinwire-export list
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="thinwire-export", description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    train = commands.add_parser("train", help="train a codec family, or go on with a run, then write its bundle")
+    train.add_argument("family")
+    train.add_argument("--preset", choices=("cpu", "gpu"), default="cpu")
+    train.add_argument("--minutes", type=float, help="training time (default: the preset's)")
+    train.add_argument("--steps", type=int, help="stop after this many steps instead")
+    train.add_argument("--seed", type=int, default=0)
+    train.add_argument("--threads", type=int, default=2)
+    train.add_argument("--out", type=Path, help="run folder (default runs/FAMILY); the bundle is written to OUT/bundle")
+
+    bundle = commands.add_parser("bundle", help="write a bundle from a run's checkpoint")
+    bundle.add_argument("run", type=Path)
+    bundle.add_argument("--out", type=Path, required=True)
+    bundle.add_argument("--count", type=int, default=3000, help="training photographs over which tables are counted")
+
+    clip = commands.add_parser("clip-lite", help="train the shipped CLIP from its teachers")
+    clip.add_argument("--out", type=Path, default=MODELS / "clip-lite")
+    clip.add_argument("--regulariser", type=float, default=0.0, help="weight of the term of arXiv 2310.00927")
+    clip.add_argument("--distil-minutes", type=float, default=16.0)
+    clip.add_argument("--joint-minutes", type=float, default=9.0)
+    clip.add_argument("--threads", type=int, default=2)
+
+    evaluate = commands.add_parser("clip-lite-eval", help="zero-shot and retrieval figures of an open_clip folder")
+    evaluate.add_argument("folder", type=Path, nargs="?", default=MODELS / "clip-lite")
+
+    commands.add_parser("list", help="families and shipped bundles, with sizes and measured figures")
+    return parser
+
+
+def run_train(args: argparse.Namespace) -> None:
+    from dataclasses import replace
+
+    from export.bundles import make_bundle
+    from export.families import FAMILIES
+    from export.train import PRESETS, train
+
+    if args.family not in FAMILIES:
+        raise SystemExit(f"unknown family {args.family!r}; choose from {', '.join(FAMILIES)}")
+    settings = replace(PRESETS[args.preset], steps=args.steps, seed=args.seed, threads=args.threads)
+    if args.minutes is not None:
+        settings = replace(settings, minutes=args.minutes)
+    run = args.out or Path("runs") / args.family
+    family = FAMILIES[args.family]
+    train(family, settings, run)
+    print(make_bundle(family, run, run / "bundle"))
+
+
+def run_bundle(args: argparse.Namespace) -> None:
+    from export.bundles import make_bundle
+    from export.families import FAMILIES
+
+    settings = args.run / "settings.json"
+    if not settings.exists():
+        raise SystemExit(f"{settings} is missing: `thinwire-export train FAMILY --out {args.run}` writes it")
+    family = FAMILIES[json.loads(settings.read_text())["family"]]
+    print(make_bundle(family, args.run, args.out, args.count))
+
+
+def run_clip_lite(args: argparse.Namespace) -> None:
+    from export.clip_lite.pipeline import Recipe, build
+
+    recipe = Recipe(
+        regulariser=args.regulariser,
+        distil_minutes=args.distil_minutes,
+        joint_minutes=args.joint_minutes,
+        threads=args.threads,
+    )
+    print(build(recipe, args.out))
+
+
+def run_evaluate(args: argparse.Namespace) -> None:
+    from export.clip_lite.evaluate import Evaluator
+
+    print(json.dumps(Evaluator(args.folder).report()))
+
+
+def run_list(_: argparse.Namespace) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from thinwire.bundle import load_bundle, shipped_bundles
+
+    table = Table("bundle", "family", "model id", "rates", "encoder parameters", "decoder parameters", "measured")
+    for name, path in shipped_bundles().items():
+        bundle = load_bundle(path)
+        training = bundle.card.about.get("training", {})
+        metrics = bundle.card.about.get("metrics", {})
+        rows = [f"{rate}: {json.dumps(values)}" for rate, values in metrics.items()]
+        table.add_row(
+            name,
+            bundle.card.wire["family"],
+            bundle.model_id.hex(),
+            ", ".join(bundle.rates),
+            f"{training.get('encoder_parameters', 0):,}",
+            f"{training.get('decoder_parameters', 0):,}",
+            "\n".join(rows) or "not yet",
+        )
+    Console().print(table)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    commands = {
+        "train": run_train,
+        "bundle": run_bundle,
+        "clip-lite": run_clip_lite,
+        "clip-lite-eval": run_evaluate,
+        "list": run_list,
+    }
+    commands[args.command](args)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,98 @@
+"""Analysis net → ONNX encoder: uint8 view in, int32 symbols out, compared with torch on real images before it is kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import torch
+from torch import nn
+
+from export.families.front import normalise
+
+OPSET = 18
+
+
+class ParityError(RuntimeError):
+    """The exported encoder does not give the symbols that torch gives."""
+
+
+class EncoderGraph(nn.Module):
+    """The wire's encoder contract around an analysis net: image uint8 (B, H, W, 3) → symbols int32 (B, C, h, w)."""
+
+    def __init__(self, analysis: nn.Module, low: int, high: int) -> None:
+        super().__init__()
+        self.analysis, self.low, self.high = analysis.eval(), low, high
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        latents = self.analysis(normalise(image.permute(0, 3, 1, 2)))
+        return latents.round().clamp(self.low, self.high).to(torch.int32)
+
+
+def export_encoder(analysis: nn.Module, low: int, high: int, size: int, path: Path) -> None:
+    """Writes `path` as one self-contained file with a dynamic batch axis."""
+    graph = EncoderGraph(analysis, low, high)
+    example = torch.zeros(2, size, size, 3, dtype=torch.uint8)
+    batch = torch.export.Dim("batch", min=1, max=4096)
+    torch.onnx.export(
+        graph,
+        (example,),
+        str(path),
+        input_names=["image"],
+        output_names=["symbols"],
+        opset_version=OPSET,
+        dynamic_shapes={"image": {0: batch}},
+        dynamo=True,
+        external_data=False,
+        verbose=False,
+    )
+    onnx.checker.check_model(str(path))
+
+
+def session(path: Path, threads: int = 1) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3
+    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def encode_views(path: Path, views: np.ndarray, threads: int = 1, progress=None) -> np.ndarray:
+    """uint8 (N, H, W, 3) → int32 symbols (N, C, h, w) by ONNX Runtime."""
+    net = session(path, threads)
+    out = []
+    for start in range(0, len(views), 16):
+        out.append(net.run(["symbols"], {"image": np.ascontiguousarray(views[start : start + 16])})[0])
+        if progress:
+            progress(len(out[-1]))
+    return np.concatenate(out)
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far an ONNX encoder's symbols are from torch's on real images."""
+
+    images: int
+    equal_share: float
+    largest_difference: int
+
+
+def check_parity(
+    analysis: nn.Module, low: int, high: int, path: Path, views: np.ndarray, floor: float = 0.999
+) -> Parity:
+    """Compares symbols; raises `ParityError` below the share `floor` of equal ones, or when any differs by more than 1.
+
+    Values a rounding error away from one half may fall either way, so a share below 1 is right.
+    """
+    graph = EncoderGraph(analysis, low, high)
+    with torch.inference_mode():
+        wanted = np.concatenate([graph(torch.from_numpy(views[i : i + 16])).numpy() for i in range(0, len(views), 16)])
+    got = encode_views(path, views)
+    equal, largest = float((got == wanted).mean()), int(np.abs(got - wanted).max())
+    if equal < floor or largest > 1:
+        raise ParityError(f"{path}: {equal:.5%} of symbols equal torch's (need {floor:.3%}), largest difference {largest}")
+    return Parity(len(views), equal, largest)
