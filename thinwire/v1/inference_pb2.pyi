@@ -1,0 +1,225 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class ImageInput(_message.Message):
+    __slots__ = ("packet", "image_file")
+    PACKET_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_FILE_FIELD_NUMBER: _ClassVar[int]
+    packet: bytes
+    image_file: bytes
+    def __init__(self, packet: _Optional[bytes] = ..., image_file: _Optional[bytes] = ...) -> None: ...
+
+class GetServerInfoRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class GetServerInfoResponse(_message.Message):
+    __slots__ = ("version", "clip", "device", "bundles", "limits", "prompt_sets")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    CLIP_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    BUNDLES_FIELD_NUMBER: _ClassVar[int]
+    LIMITS_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_SETS_FIELD_NUMBER: _ClassVar[int]
+    version: str
+    clip: ClipInfo
+    device: str
+    bundles: _containers.RepeatedCompositeFieldContainer[BundleInfo]
+    limits: Limits
+    prompt_sets: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, version: _Optional[str] = ..., clip: _Optional[_Union[ClipInfo, _Mapping]] = ..., device: _Optional[str] = ..., bundles: _Optional[_Iterable[_Union[BundleInfo, _Mapping]]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., prompt_sets: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class ClipInfo(_message.Message):
+    __slots__ = ("name", "embed_dim", "image_size")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    EMBED_DIM_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    embed_dim: int
+    image_size: int
+    def __init__(self, name: _Optional[str] = ..., embed_dim: _Optional[int] = ..., image_size: _Optional[int] = ...) -> None: ...
+
+class BundleInfo(_message.Message):
+    __slots__ = ("name", "model_id", "rates", "family")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    MODEL_ID_FIELD_NUMBER: _ClassVar[int]
+    RATES_FIELD_NUMBER: _ClassVar[int]
+    FAMILY_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    model_id: bytes
+    rates: _containers.RepeatedCompositeFieldContainer[Rate]
+    family: str
+    def __init__(self, name: _Optional[str] = ..., model_id: _Optional[bytes] = ..., rates: _Optional[_Iterable[_Union[Rate, _Mapping]]] = ..., family: _Optional[str] = ...) -> None: ...
+
+class Rate(_message.Message):
+    __slots__ = ("name", "layers")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    layers: int
+    def __init__(self, name: _Optional[str] = ..., layers: _Optional[int] = ...) -> None: ...
+
+class Limits(_message.Message):
+    __slots__ = ("max_packet_bytes", "max_image_file_bytes", "max_labels", "max_label_chars", "max_templates", "max_texts", "max_text_chars", "max_stream_window")
+    MAX_PACKET_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_IMAGE_FILE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_LABELS_FIELD_NUMBER: _ClassVar[int]
+    MAX_LABEL_CHARS_FIELD_NUMBER: _ClassVar[int]
+    MAX_TEMPLATES_FIELD_NUMBER: _ClassVar[int]
+    MAX_TEXTS_FIELD_NUMBER: _ClassVar[int]
+    MAX_TEXT_CHARS_FIELD_NUMBER: _ClassVar[int]
+    MAX_STREAM_WINDOW_FIELD_NUMBER: _ClassVar[int]
+    max_packet_bytes: int
+    max_image_file_bytes: int
+    max_labels: int
+    max_label_chars: int
+    max_templates: int
+    max_texts: int
+    max_text_chars: int
+    max_stream_window: int
+    def __init__(self, max_packet_bytes: _Optional[int] = ..., max_image_file_bytes: _Optional[int] = ..., max_labels: _Optional[int] = ..., max_label_chars: _Optional[int] = ..., max_templates: _Optional[int] = ..., max_texts: _Optional[int] = ..., max_text_chars: _Optional[int] = ..., max_stream_window: _Optional[int] = ...) -> None: ...
+
+class ClassifyRequest(_message.Message):
+    __slots__ = ("image", "labels", "prompt_set", "templates", "top_k", "frame_id")
+    IMAGE_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_SET_FIELD_NUMBER: _ClassVar[int]
+    TEMPLATES_FIELD_NUMBER: _ClassVar[int]
+    TOP_K_FIELD_NUMBER: _ClassVar[int]
+    FRAME_ID_FIELD_NUMBER: _ClassVar[int]
+    image: ImageInput
+    labels: _containers.RepeatedScalarFieldContainer[str]
+    prompt_set: str
+    templates: _containers.RepeatedScalarFieldContainer[str]
+    top_k: int
+    frame_id: int
+    def __init__(self, image: _Optional[_Union[ImageInput, _Mapping]] = ..., labels: _Optional[_Iterable[str]] = ..., prompt_set: _Optional[str] = ..., templates: _Optional[_Iterable[str]] = ..., top_k: _Optional[int] = ..., frame_id: _Optional[int] = ...) -> None: ...
+
+class ClassifyResponse(_message.Message):
+    __slots__ = ("predictions", "timing", "model", "frame_id")
+    PREDICTIONS_FIELD_NUMBER: _ClassVar[int]
+    TIMING_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    FRAME_ID_FIELD_NUMBER: _ClassVar[int]
+    predictions: _containers.RepeatedCompositeFieldContainer[Prediction]
+    timing: Timing
+    model: ModelInfo
+    frame_id: int
+    def __init__(self, predictions: _Optional[_Iterable[_Union[Prediction, _Mapping]]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., model: _Optional[_Union[ModelInfo, _Mapping]] = ..., frame_id: _Optional[int] = ...) -> None: ...
+
+class Prediction(_message.Message):
+    __slots__ = ("label", "index", "probability", "similarity")
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    PROBABILITY_FIELD_NUMBER: _ClassVar[int]
+    SIMILARITY_FIELD_NUMBER: _ClassVar[int]
+    label: str
+    index: int
+    probability: float
+    similarity: float
+    def __init__(self, label: _Optional[str] = ..., index: _Optional[int] = ..., probability: _Optional[float] = ..., similarity: _Optional[float] = ...) -> None: ...
+
+class Timing(_message.Message):
+    __slots__ = ("queue_ms", "decode_ms", "synthesis_ms", "clip_ms", "head_ms", "total_ms", "batch_size")
+    QUEUE_MS_FIELD_NUMBER: _ClassVar[int]
+    DECODE_MS_FIELD_NUMBER: _ClassVar[int]
+    SYNTHESIS_MS_FIELD_NUMBER: _ClassVar[int]
+    CLIP_MS_FIELD_NUMBER: _ClassVar[int]
+    HEAD_MS_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_MS_FIELD_NUMBER: _ClassVar[int]
+    BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
+    queue_ms: float
+    decode_ms: float
+    synthesis_ms: float
+    clip_ms: float
+    head_ms: float
+    total_ms: float
+    batch_size: int
+    def __init__(self, queue_ms: _Optional[float] = ..., decode_ms: _Optional[float] = ..., synthesis_ms: _Optional[float] = ..., clip_ms: _Optional[float] = ..., head_ms: _Optional[float] = ..., total_ms: _Optional[float] = ..., batch_size: _Optional[int] = ...) -> None: ...
+
+class ModelInfo(_message.Message):
+    __slots__ = ("clip", "bundle", "layers")
+    CLIP_FIELD_NUMBER: _ClassVar[int]
+    BUNDLE_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    clip: str
+    bundle: str
+    layers: int
+    def __init__(self, clip: _Optional[str] = ..., bundle: _Optional[str] = ..., layers: _Optional[int] = ...) -> None: ...
+
+class ClassifyStreamRequest(_message.Message):
+    __slots__ = ("request",)
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    request: ClassifyRequest
+    def __init__(self, request: _Optional[_Union[ClassifyRequest, _Mapping]] = ...) -> None: ...
+
+class ClassifyStreamResponse(_message.Message):
+    __slots__ = ("frame_id", "result", "error")
+    FRAME_ID_FIELD_NUMBER: _ClassVar[int]
+    RESULT_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    frame_id: int
+    result: ClassifyResponse
+    error: FrameError
+    def __init__(self, frame_id: _Optional[int] = ..., result: _Optional[_Union[ClassifyResponse, _Mapping]] = ..., error: _Optional[_Union[FrameError, _Mapping]] = ...) -> None: ...
+
+class FrameError(_message.Message):
+    __slots__ = ("code", "reason", "message", "retry_after_ms")
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    RETRY_AFTER_MS_FIELD_NUMBER: _ClassVar[int]
+    code: int
+    reason: str
+    message: str
+    retry_after_ms: int
+    def __init__(self, code: _Optional[int] = ..., reason: _Optional[str] = ..., message: _Optional[str] = ..., retry_after_ms: _Optional[int] = ...) -> None: ...
+
+class EmbedRequest(_message.Message):
+    __slots__ = ("image", "frame_id")
+    IMAGE_FIELD_NUMBER: _ClassVar[int]
+    FRAME_ID_FIELD_NUMBER: _ClassVar[int]
+    image: ImageInput
+    frame_id: int
+    def __init__(self, image: _Optional[_Union[ImageInput, _Mapping]] = ..., frame_id: _Optional[int] = ...) -> None: ...
+
+class EmbedResponse(_message.Message):
+    __slots__ = ("embedding", "timing", "model", "frame_id")
+    EMBEDDING_FIELD_NUMBER: _ClassVar[int]
+    TIMING_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    FRAME_ID_FIELD_NUMBER: _ClassVar[int]
+    embedding: Embedding
+    timing: Timing
+    model: ModelInfo
+    frame_id: int
+    def __init__(self, embedding: _Optional[_Union[Embedding, _Mapping]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., model: _Optional[_Union[ModelInfo, _Mapping]] = ..., frame_id: _Optional[int] = ...) -> None: ...
+
+class Embedding(_message.Message):
+    __slots__ = ("values",)
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    values: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, values: _Optional[_Iterable[float]] = ...) -> None: ...
+
+class EncodeTextRequest(_message.Message):
+    __slots__ = ("texts", "prompt_set", "templates")
+    TEXTS_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_SET_FIELD_NUMBER: _ClassVar[int]
+    TEMPLATES_FIELD_NUMBER: _ClassVar[int]
+    texts: _containers.RepeatedScalarFieldContainer[str]
+    prompt_set: str
+    templates: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, texts: _Optional[_Iterable[str]] = ..., prompt_set: _Optional[str] = ..., templates: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class EncodeTextResponse(_message.Message):
+    __slots__ = ("embeddings", "model")
+    EMBEDDINGS_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    embeddings: _containers.RepeatedCompositeFieldContainer[Embedding]
+    model: ModelInfo
+    def __init__(self, embeddings: _Optional[_Iterable[_Union[Embedding, _Mapping]]] = ..., model: _Optional[_Union[ModelInfo, _Mapping]] = ...) -> None: ...
