@@ -1,0 +1,1 @@
+"""The service: turns packets (or image files) into CLIP answers. `engine` knows no transport, `server` knows no tensors."""

@@ -1,0 +1,93 @@
+"""What goes through the engine: limits, one accepted item with its bookkeeping, and the answer that comes out."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from cloud.batching import BatchLimits
+from cloud.head import Head
+from cloud.runner import Prepared
+
+
+@dataclass(frozen=True)
+class EngineLimits:
+    """How much the engine holds at once. What goes beyond is refused with `QueueFull` rather than kept waiting."""
+
+    queue_items: int = 256  # accepted and unanswered
+    queue_bytes: int = 64 << 20  # input bytes of these
+    batch: BatchLimits = field(default_factory=BatchLimits)
+    decode_threads: int = 2
+    device_threads: int | None = None  # torch's CPU threads for the device thread; None leaves torch's own choice
+    pending_head_builds: int = 16
+    max_prompts: int = 200_000  # labels x templates of one request
+    default_deadline_s: float = 60.0  # for callers that give none
+
+
+@dataclass(frozen=True)
+class Prediction:
+    label: str
+    index: int  # among the labels given
+    probability: float  # softmax over the request's labels
+    similarity: float  # cosine of image and class vector
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Where the milliseconds of one reply went. Batch stages count in full for every item of the batch."""
+
+    queue_ms: float  # waiting for a decode thread and for the device
+    decode_ms: float  # parse and range-decode, or decoding an image file
+    synthesis_ms: float
+    clip_ms: float
+    head_ms: float  # waiting for the text head (a cache hit: near 0) and applying it
+    total_ms: float
+    batch_size: int
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """embedding: float32 (D,) unit vector; predictions: best first, empty where no labels were given."""
+
+    embedding: np.ndarray
+    predictions: tuple[Prediction, ...]
+    timing: Timing
+    bundle: str | None  # None for an image file
+    layers: int
+
+
+@dataclass(eq=False)
+class Item:
+    packet: bytes | None
+    image_file: bytes | None
+    labels: tuple[str, ...]
+    templates: tuple[str, ...]
+    top_k: int
+    due: float  # monotonic seconds
+    size_bytes: int
+    accepted: float
+    future: Future
+    prepared: Prepared | None = None
+    head: Head | None = None
+    ready: float = 0.0
+    queue_s: float = 0.0
+    decode_s: float = 0.0
+    head_s: float = 0.0
+
+
+def top_predictions(head: Head, embeddings: np.ndarray, counts: list[int]) -> list[tuple[Prediction, ...]]:
+    """Unit vectors (B, D) and a count for each → that many labels each, best first; equal ones in the order given."""
+    similarities = head.similarities(embeddings)  # (B, L)
+    probabilities = head.probabilities(similarities)
+    out = []
+    for row, count in enumerate(counts):
+        order = np.argsort(-similarities[row], kind="stable")[:count]
+        out.append(
+            tuple(
+                Prediction(head.labels[i], int(i), float(probabilities[row, i]), float(similarities[row, i]))
+                for i in order
+            )
+        )
+    return out
