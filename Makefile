@@ -1,0 +1,50 @@
+# thinwire: two commands matter, `make demo` and `make test`; both do all set-up themselves.
+# The environment lies outside the clone under a hash of the lock, so that every clone of the same lock shares it.
+PYTHON ?= python3
+LOCK := requirements.lock
+KEY := $(shell cat $(LOCK) | sha256sum | cut -c1-12)-$(shell $(PYTHON) -c 'import sys; print("py%d.%d" % sys.version_info[:2])')
+ENV ?= $(or $(THINWIRE_ENV),$(HOME)/.cache/thinwire/env-$(KEY))
+PY := PYTHONPATH="$(CURDIR)" "$(ENV)/bin/python"
+.DEFAULT_GOAL := help
+
+.PHONY: help setup demo test lint format stubs edge-size clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+setup: $(ENV)/.ready ## install the locked environment and write .venv/bin/thinwire-* for this clone
+	@"$(ENV)/bin/python" scripts/link_env.py "$(ENV)"
+
+$(ENV)/.ready: $(LOCK)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "thinwire needs Python 3.11+: make PYTHON=python3.12 ..."; exit 1; }
+	@mkdir -p "$(dir $(ENV))"
+	@echo "installing the locked environment into $(ENV) (about 6 GB, 2 minutes)"
+	@if [ ! -f "$@" ]; then rm -rf "$(ENV)"; fi
+	$(PYTHON) -m venv "$(ENV)"
+	"$(ENV)/bin/python" -m pip install --quiet --disable-pip-version-check -r $(LOCK)
+	@touch "$@"
+
+demo: setup ## server up, edge classifies real photographs, table and report
+	@$(PY) -m benchmarks.demo
+
+test: setup ## all tests
+	@$(PY) -m pytest -p no:cacheprovider -n 2 --dist loadscope
+
+lint: setup ## ruff, import contracts, buf lint, stubs as generated
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@PATH="$(ENV)/bin:$$PATH" PYTHONPATH="$(CURDIR)" lint-imports --no-cache
+	@cd proto && "$(ENV)/bin/buf" lint
+	@$(PY) scripts/generate_stubs.py --check
+
+format: setup ## rewrite the code in the house format
+	@$(PY) -m ruff check --fix . && $(PY) -m ruff format .
+
+stubs: setup ## regenerate thinwire/v1 from proto/
+	@$(PY) scripts/generate_stubs.py
+
+edge-size: setup ## install the edge extra alone, print its size, classify with it
+	@$(PY) scripts/edge_size.py
+
+clean: ## remove what builds left in the clone
+	rm -rf .venv build dist reports .ruff_cache .hypothesis
