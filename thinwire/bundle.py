@@ -1,0 +1,290 @@
+"""Bundles: a trained codec as a folder that both ends load, checked file by file.
+
+    card.json                             what follows, and the hash of every file
+    tables.npz                            integer probability tables (both ends)
+    encoder.onnx [, encoder.int8.onnx]    edge: uint8 (B, H, W, 3) view → int32 (B, C, h, w) symbols
+    decoder.safetensors                   cloud: weights of the net that the card's `cloud.synthesis` describes
+
+A bundle loads with the files that are there: an edge need not carry the decoder, a cloud not the encoder. Asking for the
+path of a file that is not there raises `MissingFile`; nothing ever falls back to something else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from thinwire.card import Card, canonical_wire, check_card
+from thinwire.entropy import SymbolCoder
+from thinwire.errors import (
+    AlteredFile,
+    BadCard,
+    BadTables,
+    BundleError,
+    MissingFile,
+    RateError,
+    UnknownBundle,
+    UnknownModel,
+)
+from thinwire.imaging import canonical_view
+from thinwire.packet import MODEL_ID_BYTES, Packet
+from thinwire.tables import Tables
+
+CARD, TABLES, DECODER = "card.json", "tables.npz", "decoder.safetensors"
+ENCODERS = {"fp32": "encoder.onnx", "int8": "encoder.int8.onnx"}
+MAX_CARD_BYTES = 1 << 20
+MAX_TABLES_BYTES = 16 << 20
+MODELS = Path(__file__).resolve().parent / "models"
+
+
+@dataclass(frozen=True, eq=False)
+class Bundle:
+    """A loaded bundle. Its files had the hashes that the card states when it was loaded.
+
+    path: its folder; card: see `thinwire.card.Card`; model_id: the 4 bytes that its packets carry; coder: its entropy
+    coder; rates: name → number of layers, from low to high. Immutable; may be used by several threads.
+    """
+
+    path: Path
+    card: Card
+    model_id: bytes
+    coder: SymbolCoder
+    rates: dict[str, int]
+
+    @property
+    def name(self) -> str:
+        return self.card.name
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """(height, width) of the canonical view, pixels."""
+        return self.card.wire["input"]["height"], self.card.wire["input"]["width"]
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, h, w) of the symbols."""
+        return self.coder.shape
+
+    def view(self, image: Image.Image | np.ndarray) -> np.ndarray:
+        """The canonical view that this bundle's encoder takes: uint8 (H, W, 3)."""
+        return canonical_view(image, *self.input_size)
+
+    def n_layers(self, rate: str) -> int:
+        """Layers that `rate` sends. Raises `RateError` for a name that the bundle does not have."""
+        try:
+            return self.rates[rate]
+        except KeyError:
+            raise RateError(f"bundle {self.name!r} has no rate {rate!r}: use one of {', '.join(self.rates)}") from None
+
+    def encode(self, symbols: np.ndarray, rate: str) -> Packet:
+        """int (C, h, w) symbols → the packet of a rate. Raises `RateError`, `SymbolError` or `PacketTooLarge`."""
+        return Packet(self.model_id, tuple(self.coder.encode(symbols, self.n_layers(rate))))
+
+    def decode(self, packet: Packet) -> np.ndarray:
+        """A packet of this model → int32 (C, h, w), zeros in absent layers.
+
+        Raises `UnknownModel` when another model made it, `BadPayload` or `MalformedPacket` when it cannot be read.
+        """
+        if packet.model_id != self.model_id:
+            raise UnknownModel(
+                f"the packet was made with model {packet.model_id.hex()}, bundle {self.name!r} is {self.model_id.hex()}: "
+                "use the same bundle on both ends"
+            )
+        return self.coder.decode(packet.layers)
+
+    def encoder_path(self, precision: str = "auto") -> Path:
+        """The ONNX encoder: "fp32", "int8", or "auto" (what the card's `edge.precision` names, else fp32)."""
+        if precision == "auto":
+            precision = self.card.edge.get("precision", "fp32")
+        if precision not in ENCODERS:
+            raise BundleError(f"precision {precision!r} is unknown: use auto, {' or '.join(ENCODERS)}")
+        return self._file("edge", ENCODERS[precision])
+
+    @property
+    def decoder_path(self) -> Path:
+        """The decoder's weights (safetensors)."""
+        return self._file("cloud", DECODER)
+
+    def _file(self, section: str, file: str) -> Path:
+        path = self.path / file
+        if file not in getattr(self.card, section)["files"]:
+            raise MissingFile(f"{path}: bundle {self.name!r} was written without this file")
+        if not path.is_file():
+            raise MissingFile(f"{path}: file is missing; copy the whole bundle, or install thinwire again")
+        return path
+
+
+def load_bundle(source: str | os.PathLike[str]) -> Bundle:
+    """The bundle in a folder, or the shipped bundle of that name; the hash of every file that is there is checked.
+
+    Raises `UnknownBundle`, `MissingFile` (card or tables), `AlteredFile`, `BadCard` or `BadTables`; each names the file.
+    """
+    folder = resolve_bundle(source)
+    card = _read_card(folder / CARD)
+    for section in (card.edge, card.cloud):
+        for file, entry in section["files"].items():
+            if (folder / file).exists():
+                _check_hash(folder / file, entry["sha256"])
+    if not (folder / TABLES).is_file():
+        raise MissingFile(f"{folder / TABLES}: file is missing; copy the whole bundle, or install thinwire again")
+    if (folder / TABLES).stat().st_size > MAX_TABLES_BYTES:
+        raise BadTables(f"{folder / TABLES}: is larger than {MAX_TABLES_BYTES >> 20} MiB")
+    _check_hash(folder / TABLES, card.wire["tables_sha256"])
+    try:
+        tables = Tables.from_bytes((folder / TABLES).read_bytes())
+        coder = _coder(card, tables)
+    except BadTables as error:
+        raise BadTables(f"{folder / TABLES}: {error}") from error
+    rates = {rate["name"]: rate["layers"] for rate in card.wire["rates"]}
+    return Bundle(folder, card, model_id(card.wire), coder, rates)
+
+
+def write_bundle(
+    folder: str | os.PathLike[str],
+    *,
+    name: str,
+    wire: Mapping[str, Any],
+    tables: Tables,
+    encoder: str | os.PathLike[str] | bytes,
+    encoder_int8: str | os.PathLike[str] | bytes | None = None,
+    decoder: str | os.PathLike[str] | bytes | None = None,
+    edge: Mapping[str, Any] | None = None,
+    cloud: Mapping[str, Any] | None = None,
+    about: Mapping[str, Any] | None = None,
+) -> Bundle:
+    """Writes a bundle, in the place of an older one, and loads it back.
+
+    wire holds family, input, latent, layers, rates and context (see `thinwire.card`); the symbol range and the tables'
+    hash are filled in. encoder, encoder_int8 and decoder are files or their bytes. The folder appears whole or not at all.
+    Raises `BadCard` or `BadTables` when the parts do not fit each other, `BundleError` when `folder` holds other things.
+    """
+    folder = Path(folder)
+    if folder.exists() and not (folder / CARD).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise BundleError(f"{folder}: exists and is no bundle; name another folder")
+    packed = tables.to_bytes()
+    latent = {**wire["latent"], "low": int(tables.low), "high": int(tables.high)}
+    for key in ("low", "high"):
+        if wire["latent"].get(key, latent[key]) != latent[key]:
+            raise BadCard(f"latent.{key} is {wire['latent'][key]} in the card, {latent[key]} in the tables")
+    on_edge = {ENCODERS["fp32"]: _bytes(encoder)}
+    if encoder_int8 is not None:
+        on_edge[ENCODERS["int8"]] = _bytes(encoder_int8)
+    in_cloud = {} if decoder is None else {DECODER: _bytes(decoder)}
+    card = {
+        "format": 1,
+        "name": name,
+        "wire": {**wire, "latent": latent, "tables_sha256": hashlib.sha256(packed).hexdigest()},
+        "edge": {**(edge or {}), "files": _entries(on_edge)},
+        "cloud": {"output": "pixels", "synthesis": {}, "clip": None, **(cloud or {}), "files": _entries(in_cloud)},
+        "about": dict(about or {}),
+    }
+    text = json.dumps(card, indent=1, ensure_ascii=False, allow_nan=False, default=_plain) + "\n"
+    checked = check_card(json.loads(text), str(folder / CARD))
+    _coder(checked, tables)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        partial.chmod(0o755)
+        for file, data in {**on_edge, **in_cloud, TABLES: packed, CARD: text.encode()}.items():
+            (partial / file).write_bytes(data)
+        load_bundle(partial)
+        if folder.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
+            folder.rename(old / folder.name)
+            partial.rename(folder)
+            shutil.rmtree(old)
+        else:
+            partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return load_bundle(folder)
+
+
+def shipped_bundles() -> dict[str, Path]:
+    """Name → folder of every bundle that ships with thinwire, sorted by name."""
+    return {path.parent.name: path.parent for path in sorted(MODELS.glob(f"*/{CARD}"))}
+
+
+def resolve_bundle(source: str | os.PathLike[str]) -> Path:
+    """The folder of a shipped bundle's name or of a path. Raises `UnknownBundle` when there is none."""
+    shipped = shipped_bundles()
+    if isinstance(source, str) and source in shipped:
+        return shipped[source]
+    path = Path(source)
+    if path.is_dir():
+        return path
+    raise UnknownBundle(
+        f"{os.fspath(source)!r} is neither a folder nor a bundle that ships with thinwire ({', '.join(shipped) or 'none'})"
+    )
+
+
+def model_id(wire: Mapping[str, Any]) -> bytes:
+    """The first 4 bytes of SHA-256 over the card's `wire` section in canonical JSON.
+
+    It holds everything that the meaning of a packet depends on (the tables by their hash), and nothing else: new metrics
+    or a decoder trained further leave it as it is.
+    """
+    return hashlib.sha256(canonical_wire(wire)).digest()[:MODEL_ID_BYTES]
+
+
+def _read_card(path: Path) -> Card:
+    try:
+        if path.stat().st_size > MAX_CARD_BYTES:
+            raise BadCard(f"{path}: is larger than {MAX_CARD_BYTES >> 20} MiB")
+        data = json.loads(path.read_bytes(), parse_constant=_refuse_constant)
+    except FileNotFoundError:
+        raise MissingFile(f"{path}: file is missing; a bundle is a folder that holds one") from None
+    except OSError as error:
+        raise BadCard(f"{path}: cannot be read ({error.strerror or error})") from error
+    except (ValueError, RecursionError) as error:  # json and unicode errors are ValueErrors
+        raise BadCard(f"{path}: is not JSON ({error})") from error
+    return check_card(data, str(path))
+
+
+def _coder(card: Card, tables: Tables) -> SymbolCoder:
+    latent = card.wire["latent"]
+    if (tables.low, tables.high) != (latent["low"], latent["high"]):
+        raise BadTables(f"symbols are {tables.low}..{tables.high}, the card says {latent['low']}..{latent['high']}")
+    spans = [tuple(layer["channels"]) for layer in card.wire["layers"]]
+    return SymbolCoder(tables, (latent["channels"], latent["height"], latent["width"]), spans, card.wire["context"])
+
+
+def _check_hash(path: Path, wanted: str) -> None:
+    try:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise MissingFile(f"{path}: cannot be read ({error.strerror or error})") from error
+    if found != wanted:
+        raise AlteredFile(f"{path}: is not the file that card.json describes (SHA-256 {found[:12]}, not {wanted[:12]})")
+
+
+def _entries(files: Mapping[str, bytes]) -> dict[str, dict[str, Any]]:
+    return {file: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)} for file, data in files.items()}
+
+
+def _bytes(source: str | os.PathLike[str] | bytes) -> bytes:
+    return source if isinstance(source, bytes) else Path(source).read_bytes()
+
+
+def _plain(value: object) -> object:
+    """numpy and torch numbers and arrays as JSON has them."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    raise BadCard(f"{type(value).__name__} values do not belong in a card")
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
