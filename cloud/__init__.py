@@ -1,1 +1,1 @@
-"""The service: turns packets (or image files) into CLIP answers. `engine` knows no transport, `server` knows no tensors."""
+"""The service: packets (or image files) → CLIP answers. `engine` knows no transport, `server` knows no tensors."""

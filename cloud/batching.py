@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class BatchLimits:
-    """What one device batch may hold. `items` >= 1; `bytes` bounds the decoded arrays (a lone larger item still goes)."""
+    """What one device batch may hold: items, and bytes of decoded arrays (a lone larger item still goes)."""
 
     items: int = 32
     bytes: int = 64 << 20
@@ -45,7 +45,7 @@ class DeadlineQueue(Generic[T]):
             self._ready.notify()
 
     def take(self, limits: BatchLimits) -> list[T] | None:
-        """Waits for work, then returns whatever waits, up to `limits`, without waiting for more. None once closed and empty."""
+        """Waits for work, then returns what waits, up to `limits`, at once; None when closed and empty."""
         while True:
             with self._ready:
                 while not self._heap:

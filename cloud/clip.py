@@ -108,7 +108,7 @@ class Clip:
             return F.normalize(self.model.encode_image(x).float(), dim=-1)
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Texts → unit vectors (N, embed_dim) float32. Texts beyond the tower's context length are cut by its tokenizer."""
+        """Texts → unit vectors (N, embed_dim) float32. The tokenizer cuts texts beyond the tower's context length."""
         import torch
         from torch.nn import functional as F
 
@@ -168,7 +168,7 @@ def load_clip(spec: str = SHIPPED, device: str = "cpu") -> Clip:
         folder = shipped_clip_path()
         if not (folder / "open_clip_config.json").is_file():
             raise ClipUnavailable(
-                f"the shipped CLIP is missing at {folder}: reinstall thinwire, or train it with `thinwire-export clip-lite`"
+                f"the shipped CLIP is missing at {folder}: reinstall thinwire, or run `thinwire-export clip-lite`"
             )
         return _finish(SHIPPED, _create(f"local-dir:{folder}", spec), f"local-dir:{folder}", device)
     if Path(spec).is_dir():
@@ -184,8 +184,8 @@ def load_clip(spec: str = SHIPPED, device: str = "cpu") -> Clip:
     name, colon, tag = spec.partition(":")
     if not colon or not tag or "/" in name or name.startswith("."):
         raise ClipUnavailable(
-            f"--clip {spec!r}: no such file or folder; expected `{SHIPPED}`, `NAME:TAG` (like ViT-B-32:laion2b_s34b_b79k), "
-            "`NAME:/path/to/checkpoint`, or a folder with open_clip_config.json"
+            f"--clip {spec!r}: no such file or folder; expected `{SHIPPED}`, "
+            "`NAME:TAG` (like ViT-B-32:laion2b_s34b_b79k), `NAME:/path/to/checkpoint`, or an open_clip folder"
         )
     _check_hub_spec(name, tag)
     return _finish(spec, _create(name, spec, tag), name, device)

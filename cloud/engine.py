@@ -9,6 +9,7 @@ works, the decode threads prepare the next batch.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -120,7 +121,7 @@ class Engine:
         return item.future
 
     def close(self, timeout_s: float | None = None) -> bool:
-        """Refuses new work, finishes what was accepted, then stops the threads. Says whether all was answered in time."""
+        """Refuses new work, finishes what was accepted, stops the threads. Says whether all was answered in time."""
         with self._lock:
             self._closing = True
             drained = self._lock.wait_for(lambda: not self._items, timeout_s)
@@ -211,17 +212,13 @@ class Engine:
     def _resolve(self, item: Item, value: object) -> None:
         # The place is given back first: a caller who sees its answer may submit the next one at once.
         self._release(item, "answered")
-        try:
+        with contextlib.suppress(InvalidStateError):  # the caller cancelled at this very moment
             item.future.set_result(value)
-        except InvalidStateError:
-            pass  # the caller cancelled at this very moment
 
     def _fail(self, item: Item, error: Exception, outcome: str = "failed") -> None:
         self._release(item, outcome)
-        try:
+        with contextlib.suppress(InvalidStateError):  # as above
             item.future.set_exception(error)
-        except InvalidStateError:
-            pass  # as above
 
     def _start(self, pool: ThreadPoolExecutor, stage: Callable[[Item], None], item: Item) -> None:
         try:
@@ -236,7 +233,7 @@ class Engine:
                 stage(item)
         except ThinwireError as error:
             self._fail(item, error)
-        except Exception as error:  # noqa: BLE001 - a worker thread must outlive any single item
+        except Exception as error:
             self._fail(item, self._unexpected(error))
 
     def _unexpected(self, error: Exception) -> InferenceFailed:
@@ -289,7 +286,7 @@ class Engine:
             # A build that has begun is finished even when its callers leave: its result is there for their next try.
             try:
                 head = self.heads.load(labels, templates)
-            except Exception as error:  # noqa: BLE001 - as in _guard
+            except Exception as error:
                 failure = self._unexpected(error)
             with self._lock:
                 waiting = self._builds.pop(key)
@@ -335,7 +332,7 @@ class Engine:
             result = self._runner.run([item.prepared for item in batch])
             if len(result.embeddings) != len(batch):
                 raise RuntimeError(f"{len(batch)} inputs gave {len(result.embeddings)} vectors")
-        except Exception as error:  # noqa: BLE001 - as in _guard
+        except Exception as error:
             result = None
             if len(batch) == 1:
                 self._fail(batch[0], error if isinstance(error, ThinwireError) else self._unexpected(error))
@@ -347,7 +344,8 @@ class Engine:
         with self._lock:
             self.counts["batches"] += 1
             self.counts["batched_items"] += len(batch)
-        self._finisher.submit(self._finish, batch, result.embeddings, result.synthesis_ms, result.clip_ms)
+        with contextlib.suppress(RuntimeError):  # `close` gave up on this batch and has failed its items already
+            self._finisher.submit(self._finish, batch, result.embeddings, result.synthesis_ms, result.clip_ms)
 
     def _finish(self, batch: list[Item], embeddings: np.ndarray, synthesis_ms: float, clip_ms: float) -> None:
         finite = np.isfinite(embeddings).all(axis=1)
@@ -366,7 +364,7 @@ class Engine:
                     if head
                     else [()] * len(rows)
                 )
-            except Exception as error:  # noqa: BLE001 - as in _guard
+            except Exception as error:
                 for row in rows:
                     self._fail(batch[row], self._unexpected(error))
                 continue

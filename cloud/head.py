@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -168,10 +169,8 @@ class HeadCache:
             self.counts["bad_files"] += 1
             log.warning("text-head cache file %s is damaged; building it anew", path)
             return None
-        try:
+        with contextlib.suppress(OSError):
             os.utime(path)  # its age decides what is dropped first
-        except OSError:
-            pass
         return np.frombuffer(payload, "<f4").reshape(n_labels, self.clip.embed_dim).astype(np.float32)
 
     def _write(self, key: str, classes: np.ndarray) -> None:

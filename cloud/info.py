@@ -52,7 +52,7 @@ def server_info(engine: Engine, options: ServerOptions) -> pb.GetServerInfoRespo
         ),
     )
     for bundle in engine.intake.bundles.values():
-        entry = info.bundles.add(name=bundle.card.name, model_id=bundle.model_id, family=bundle.card.wire["family"])
+        entry = info.bundles.add(name=bundle.name, model_id=bundle.model_id, family=bundle.card.wire["family"])
         for name, layers in bundle.rates.items():
             entry.rates.add(name=name, layers=layers)
     return info

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from cloud.runner import Prepared
-from thinwire.errors import MalformedPacket, ThinwireError, UnknownModel
+from thinwire.errors import ThinwireError, UnknownModel
 from thinwire.imaging import canonical_view, open_image
 from thinwire.packet import Packet
 
@@ -41,12 +41,9 @@ class Intake:
             raise type(error)(str(error))  # a fresh one: exceptions collect tracebacks of every raise
         bundle = self.bundles.get(parsed.model_id)
         if bundle is None:
-            known = ", ".join(f"{b.card.name} ({b.model_id.hex()})" for b in self.bundles.values()) or "none"
+            known = ", ".join(f"{b.name} ({b.model_id.hex()})" for b in self.bundles.values()) or "none"
             raise UnknownModel(
                 f"the packet was made with model {parsed.model_id.hex()}, which this server does not have "
                 f"(it has: {known}); encode with one of these, or start the server with the right --bundle"
             )
-        n_layers = len(parsed.layers)
-        if n_layers > len(bundle.card.wire["layers"]):
-            raise MalformedPacket(f"the packet holds {n_layers} layers, model {bundle.card.name!r} has fewer")
-        return Prepared(bundle.coder.decode(parsed.layers), bundle.card.name, n_layers)
+        return Prepared(bundle.decode(parsed), bundle.name, len(parsed.layers), parsed.model_id)

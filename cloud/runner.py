@@ -23,11 +23,15 @@ Loader = Callable[["Bundle", str], "nn.Module"]  # `synthesis.load`, or a test's
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """One decoded input. With `bundle`, `array` is its symbols int32 (C, h, w); without, an RGB view uint8 (H, W, 3)."""
+    """One decoded input: with a bundle, `array` is its symbols int32 (C, h, w); without, a view uint8 RGB (H, W, 3).
+
+    Bundles are told apart by `model_id`; two generations of one codec may share a name.
+    """
 
     array: np.ndarray
     bundle: str | None = None
     n_layers: int = 0
+    model_id: bytes = b""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,9 +63,9 @@ class TorchRunner:
         if load is None:
             from synthesis import load
         self.clip = clip
-        self._nets: dict[str, tuple[nn.Module, bool]] = {}
+        self._nets: dict[bytes, tuple[nn.Module, bool]] = {}
         for bundle in bundles:
-            self._nets[bundle.card.name] = self._load(bundle, load)
+            self._nets[bundle.model_id] = self._load(bundle, load)
             self._canary(bundle)
 
     def _load(self, bundle: Bundle, load: Loader) -> tuple[nn.Module, bool]:
@@ -70,23 +74,22 @@ class TorchRunner:
         return load(bundle, self.clip.device), is_embedding
 
     def _canary(self, bundle: Bundle) -> None:
+        symbols = np.zeros(bundle.latent_shape, np.int32)
         layers = len(bundle.card.wire["layers"])
-        latent = bundle.card.wire["latent"]
-        symbols = np.zeros((latent["channels"], latent["height"], latent["width"]), np.int32)
         try:
-            got = self.run([Prepared(symbols, bundle.card.name, layers)]).embeddings
+            got = self.run([Prepared(symbols, bundle.name, layers, bundle.model_id)]).embeddings
         except Exception as error:
-            raise InferenceFailed(f"bundle {bundle.card.name!r} failed its canary run: {error}") from error
+            raise InferenceFailed(f"bundle {bundle.name!r} failed its canary run: {error}") from error
         if got.shape != (1, self.clip.embed_dim):
             raise ClipMismatch(
-                f"bundle {bundle.card.name!r} gives vectors of {got.shape[1]} values, "
+                f"bundle {bundle.name!r} gives vectors of {got.shape[1]} values, "
                 f"CLIP {self.clip.name!r} has {self.clip.embed_dim}: serve it with the CLIP it was trained for"
             )
 
     def run(self, batch: Sequence[Prepared]) -> Embedded:
         """A mixed batch (several bundles, layer counts, image files) → embeddings in its order.
 
-        One synthesis call per bundle, then one CLIP call over all images; bundles whose output is an embedding skip CLIP.
+        One synthesis call per bundle, then one CLIP call over all images; embeddings from bundles skip CLIP.
         """
         import torch
 
@@ -94,15 +97,15 @@ class TorchRunner:
             clock = _Clock(self.clip.device)
             groups: dict[object, list[int]] = {}
             for index, item in enumerate(batch):
-                groups.setdefault(item.bundle if item.bundle else item.array.shape, []).append(index)
+                groups.setdefault(item.model_id or item.array.shape, []).append(index)
             images, image_rows, vectors, vector_rows = [], [], [], []
             for rows in groups.values():
                 items = [batch[row] for row in rows]
-                if items[0].bundle is None:
+                if not items[0].model_id:
                     pixels = self._upload([item.array for item in items], torch.uint8)  # (n, H, W, 3)
                     out, is_vector = pixels.permute(0, 3, 1, 2).float().div_(255), False
                 else:
-                    net, is_vector = self._nets[items[0].bundle]
+                    net, is_vector = self._nets[items[0].model_id]
                     symbols = self._upload([item.array for item in items], torch.int32).float()  # (n, C, h, w)
                     counts = torch.tensor([item.n_layers for item in items], device=self.clip.device)
                     out = net(symbols.contiguous(memory_format=torch.channels_last), counts).float()
@@ -139,7 +142,7 @@ def check_clip(bundle: Bundle, clip: Clip) -> None:
     wanted = bundle.card.cloud.get("clip")
     if bundle.card.cloud["output"] == "embedding" and wanted and not clip.matches(wanted):
         raise ClipMismatch(
-            f"bundle {bundle.card.name!r} decodes into the embedding space of CLIP {wanted!r}, this server runs "
+            f"bundle {bundle.name!r} decodes into the embedding space of CLIP {wanted!r}, this server runs "
             f"{clip.name!r}: serve it with --clip {wanted.partition('#')[0]}"
         )
 

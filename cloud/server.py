@@ -135,7 +135,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         """One frame's answer or error: nothing that a frame holds ends its stream."""
         try:
             result = await self._classify(request, deadline)
-        except Exception as caught:  # noqa: BLE001 - whatever it is, it belongs to this frame alone
+        except Exception as caught:
             error = _typed(caught)
             return pb.ClassifyStreamResponse(
                 frame_id=request.frame_id,
@@ -243,7 +243,7 @@ def _typed(error: Exception) -> ThinwireError:
 async def _or_abort(context: grpc.aio.ServicerContext, answer: Awaitable[T]) -> T:
     try:
         return await answer
-    except Exception as error:  # noqa: BLE001 - every failure leaves as a status with a reason
+    except Exception as error:
         await _abort(context, _typed(error))
         raise
 
@@ -291,7 +291,7 @@ class Server:
         return port
 
     async def stop(self, grace_s: float | None = None) -> bool:
-        """NOT_SERVING, no new calls, answers what was accepted within the grace, closes the engine. True: all answered."""
+        """NOT_SERVING; no new calls; what was accepted is answered within the grace; True when all of it was."""
         grace_s = self.options.grace_s if grace_s is None else grace_s
         end = time.monotonic() + grace_s
         await self._health.enter_graceful_shutdown()
@@ -302,7 +302,7 @@ class Server:
 
 @contextlib.contextmanager
 def background_server(engine: Engine, address: str = "127.0.0.1:0", options: ServerOptions | None = None):
-    """A real server on a thread of its own, for notebooks, tests and benchmarks: yields "HOST:PORT", stops at the end."""
+    """A real server on its own thread, for notebooks, tests and benchmarks: yields "HOST:PORT", stops at the end."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="thinwire-server", daemon=True)
     thread.start()

@@ -2,9 +2,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.cloud.tiny_clip import write_tiny_clip
+from tests.cloud.tiny_codec import write_tiny_codec
+from thinwire.packet import Packet
 
 
 @pytest.fixture(scope="session")
@@ -21,3 +24,20 @@ def tiny_clip(tiny_clip_dir):
 
     torch.set_num_threads(1)
     return load_clip(str(tiny_clip_dir))
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory):
+    """A codec of random weights, 96x96 views, two layers of 2 and 4 channels, with real tables and a real decoder."""
+    return write_tiny_codec(tmp_path_factory.mktemp("bundles") / "tiny-codec")
+
+
+@pytest.fixture(scope="session")
+def make_packet(tiny_bundle):
+    """Returns (seed, n_layers) → the bytes of a real packet of `tiny_bundle`."""
+
+    def make(seed: int = 0, n_layers: int | None = None) -> bytes:
+        symbols = np.random.default_rng(seed).integers(-3, 4, tiny_bundle.latent_shape).astype(np.int32)
+        return Packet(tiny_bundle.model_id, tuple(tiny_bundle.coder.encode(symbols, n_layers))).to_bytes()
+
+    return make

@@ -1,4 +1,4 @@
-"""CLIP loading: one code path for shipped, local and hub models, typed errors that name the fix, never random weights."""
+"""CLIP loading: one path for shipped, local and hub models, typed errors that name the fix, never random weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ def test_a_local_folder_loads_with_its_own_preprocessing(tiny_clip):
     assert (tiny_clip.image_height, tiny_clip.image_width) == (64, 64)
     assert tiny_clip.mean.flatten().tolist() == pytest.approx([0.5, 0.4, 0.3])
     assert tiny_clip.embed_dim == 32
-    assert tiny_clip.matches(tiny_clip.name) and tiny_clip.matches(tiny_clip.id)
+    assert tiny_clip.matches(tiny_clip.name)
+    assert tiny_clip.matches(tiny_clip.id)
     assert not tiny_clip.matches(f"{tiny_clip.name}#0000")
 
 
@@ -53,14 +54,16 @@ def test_fit_gives_the_input_size_in_every_resize_mode(tiny_clip, mode, size):
 
     out = replace(tiny_clip, resize_mode=mode).fit(torch.rand(2, 3, *size))
     assert out.shape == (2, 3, 64, 64)
-    assert 0 <= out.min() and out.max() <= 1
+    assert out.min() >= 0
+    assert out.max() <= 1
 
 
 def test_the_fingerprint_follows_the_weights_not_the_folder(tiny_clip, tiny_clip_dir, tmp_path):
     same = load_clip(str(shutil.copytree(tiny_clip_dir, tmp_path / tiny_clip_dir.name)))
     other = load_clip(str(write_tiny_clip(tmp_path / "other" / tiny_clip_dir.name, seed=1)))
     assert same.id == tiny_clip.id
-    assert other.name == tiny_clip.name and other.id != tiny_clip.id
+    assert other.name == tiny_clip.name
+    assert other.id != tiny_clip.id
 
 
 def test_a_named_architecture_takes_a_local_checkpoint(tmp_path):

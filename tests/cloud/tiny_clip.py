@@ -22,7 +22,7 @@ PREPROCESS_CFG = {
 
 
 def write_tiny_clip(folder: Path, seed: int = 0, **vision: object) -> Path:
-    """Writes `open_clip_config.json` and `open_clip_model.safetensors` into `folder`. `vision` changes its vision_cfg."""
+    """Writes open_clip_config.json and open_clip_model.safetensors into `folder`; `vision` changes its vision_cfg."""
     import open_clip
     import torch
     from safetensors.torch import save_file

@@ -1,0 +1,172 @@
+"""`thinwire-cloud` as a process: start line, ports, signals, exit codes, and what it refuses."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import grpc
+import pytest
+
+from cloud.assemble import open_engine
+from cloud.errors import ClipMismatch
+from tests.cloud.tiny_codec import write_tiny_codec
+from thinwire.errors import BundleError, UnknownBundle
+from thinwire.packet import Packet
+from thinwire.v1 import inference_pb2 as pb
+from thinwire.v1 import inference_pb2_grpc
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def command(*args: str, cache: Path | None = None) -> dict:
+    """Arguments for subprocess: the command line from a checkout, one torch thread."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    if cache:
+        env["THINWIRE_CACHE"] = str(cache)
+    return {"args": [sys.executable, "-m", "cloud.cli", *args], "env": env, "cwd": ROOT, "text": True}
+
+
+@pytest.fixture
+def process(tiny_clip_dir, tiny_bundle, tmp_path):
+    """A server process on a free port, and its address."""
+    args = ("serve", "--port", "0", "--clip", str(tiny_clip_dir), "--bundle", str(tiny_bundle.path), "--threads", "1")
+    running = subprocess.Popen(
+        **command(*args, "--device", "cpu", "--reflection", cache=tmp_path), stderr=subprocess.PIPE
+    )
+    lines = []
+    for line in running.stderr:
+        lines.append(line)
+        if match := re.fullmatch(r"listening on (127\.0\.0\.1:\d+)\n", line):
+            break
+    else:
+        pytest.fail(f"the server did not start: {lines}")
+    yield running, match[1], lines
+    if running.poll() is None:
+        running.kill()
+    running.wait(10)
+    running.stderr.close()
+
+
+def test_it_serves_says_what_and_where_and_stops_in_good_order(process, make_packet, tmp_path):
+    running, address, lines = process
+    assert "tiny-random-clip on cpu" in "".join(lines)
+    assert "tiny-codec" in "".join(lines)
+    request = pb.ClassifyRequest(image=pb.ImageInput(packet=make_packet()), labels=["cat", "dog"])
+    with grpc.insecure_channel(address) as channel:
+        stub = inference_pb2_grpc.InferenceServiceStub(channel)
+        assert len(stub.Classify(request, timeout=10).predictions) == 2
+        assert list((tmp_path / "heads").glob("*.head"))
+        busy = subprocess.run(
+            **command("serve", "--port", address.rpartition(":")[2], "--clip", "nope"), capture_output=True
+        )
+        assert busy.returncode == 1
+        running.send_signal(signal.SIGTERM)
+        assert running.wait(15) == 0
+    rest = running.stderr.read()
+    assert "stopping" in rest
+    assert rest.endswith("thinwire-cloud: stopped\n")
+
+
+def test_a_taken_port_is_an_error_not_half_the_traffic(process, tiny_clip_dir, tiny_bundle):
+    _, address, _ = process
+    args = (
+        "serve",
+        "--port",
+        address.rpartition(":")[2],
+        "--clip",
+        str(tiny_clip_dir),
+        "--bundle",
+        str(tiny_bundle.path),
+    )
+    second = subprocess.run(**command(*args), capture_output=True, timeout=60)
+    assert second.returncode == 1
+    assert "is the port taken?" in second.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["--clip", "/nowhere/clip"], "expected `clip-lite`"),
+        (["--device", "tpu"], "auto, cpu or cuda"),
+        (["--bundle", "nonesuch"], "nonesuch"),
+    ],
+)
+def test_wrong_models_and_devices_exit_1_with_one_line(args, says, tiny_clip_dir, capsys):
+    from cloud.cli import main
+
+    full = ["serve", "--port", "0", *([] if "--clip" in args else ["--clip", str(tiny_clip_dir)]), *args]
+    assert main(full) == 1
+    err = capsys.readouterr().err
+    assert says in err
+    assert err.count("\n") == 1
+
+
+def test_cuda_by_name_without_cuda_is_an_error(capsys, tiny_clip_dir):
+    import torch
+
+    from cloud.cli import main
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has CUDA")
+    assert main(["serve", "--device", "cuda", "--clip", str(tiny_clip_dir)]) == 1
+    assert "sees no CUDA device" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("args", [["serve", "--port", "70000"], ["serve", "--threads", "0"], [], ["fly"]])
+def test_wrong_use_exits_2(args, capsys):
+    from cloud.cli import main
+
+    with pytest.raises(SystemExit) as caught:
+        main(args)
+    assert caught.value.code == 2
+
+
+def test_help_needs_no_torch_and_is_fast():
+    code = "import sys, cloud.cli as c\ntry: c.main(['serve', '--help'])\nfinally: assert 'torch' not in sys.modules"
+    start = time.monotonic()
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=20)
+    assert run.returncode == 0, run.stderr
+    assert "listening on" in run.stdout
+    assert time.monotonic() - start < 3
+
+
+def test_open_engine_answers_refuses_and_explains(tiny_clip_dir, tiny_bundle, make_packet, tmp_path):
+    vectors = write_tiny_codec(tmp_path / "vectors", seed=4, output="embedding", clip="ViT-B-32:openai")
+    again = write_tiny_codec(tmp_path / tiny_bundle.name)
+    missing = write_tiny_codec(tmp_path / "missing", seed=5)
+    missing.decoder_path.unlink()
+
+    def open_with(*bundles):
+        return open_engine(str(tiny_clip_dir), list(bundles), "cpu", 1, cache_dir=tmp_path / "heads")
+
+    with open_with(tiny_bundle.path) as engine:
+        answer = engine.submit(packet=make_packet(), labels=("cat", "dog")).result(10)
+        assert answer.bundle == tiny_bundle.name
+        assert {p.label for p in answer.predictions} == {"cat", "dog"}
+    with pytest.raises(ClipMismatch, match="ViT-B-32:openai"):
+        open_with(tiny_bundle.path, vectors.path)
+    with pytest.raises(BundleError, match="one model id"):
+        open_with(tiny_bundle.path, again.path)
+    with pytest.raises(BundleError, match=r"decoder\.safetensors"):
+        open_with(missing.path)
+    with pytest.raises(UnknownBundle):
+        open_with("nonesuch")
+
+
+def test_a_shipped_bundle_for_another_clip_is_refused_packet_by_packet(
+    tiny_clip_dir, tiny_bundle, make_packet, tmp_path, monkeypatch
+):
+    vectors = write_tiny_codec(tmp_path / "vectors", seed=4, output="embedding", clip="ViT-B-32:openai")
+    shipped = {"tiny-codec": tiny_bundle.path, "vectors": vectors.path}
+    monkeypatch.setattr("cloud.assemble.shipped_bundles", lambda: shipped)
+    packet = Packet(vectors.model_id, (b"", b"")).to_bytes()
+    with open_engine(str(tiny_clip_dir), None, "cpu", 1, cache_dir=tmp_path / "heads") as engine:
+        with pytest.raises(ClipMismatch, match="ViT-B-32:openai"):
+            engine.submit(packet=packet).result(10)
+        assert engine.submit(packet=make_packet()).result(10)

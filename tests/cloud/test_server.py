@@ -1,0 +1,481 @@
+"""The gRPC front against a real server on a free port: answers, refusals with reasons, streams, overload, health."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import queue
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import google_crc32c
+import grpc
+import numpy as np
+import pytest
+from google.rpc import error_details_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_status import rpc_status
+from PIL import Image
+
+from cloud.engine import Engine
+from cloud.head import HeadCache
+from cloud.intake import Intake
+from cloud.requests import EngineLimits
+from cloud.runner import TorchRunner
+from cloud.server import ServerOptions, background_server
+from thinwire.packet import MAX_PACKET_BYTES, Packet
+from thinwire.v1 import inference_pb2 as pb
+from thinwire.v1 import inference_pb2_grpc
+
+LABELS = ["cat", "dog", "  car ", "", "cat"]
+
+
+class HeldRunner:
+    """The real runner behind a gate, so that tests decide when the device is free."""
+
+    def __init__(self, runner):
+        self.runner = runner
+        self.gate = threading.Event()
+        self.gate.set()
+        self.busy = threading.Event()
+
+    def run(self, batch):
+        self.busy.set()
+        self.gate.wait(10)
+        return self.runner.run(batch)
+
+
+class Served:
+    """A running server with its client stub and its insides."""
+
+    def __init__(self, clip, bundle, limits=None, options=None):
+        self.runner = HeldRunner(TorchRunner(clip, [bundle]))
+        intake = Intake([bundle], clip.image_height, clip.image_width)
+        self.engine = Engine(self.runner, intake, HeadCache(clip), limits, log_errors=False)
+        self._serving = background_server(self.engine, options=options)
+        self.address = self._serving.__enter__()
+        self.channel = grpc.insecure_channel(self.address, options=[("grpc.max_send_message_length", -1)])
+        self.stub = inference_pb2_grpc.InferenceServiceStub(self.channel)
+
+    def close_server(self):
+        """Stops gracefully; a second time does nothing."""
+        serving, self._serving = self._serving, contextlib.nullcontext()
+        serving.__exit__(None, None, None)
+
+    def close(self):
+        self.runner.gate.set()
+        self.close_server()
+        self.channel.close()
+
+    def hold(self, request):
+        """Closes the gate and occupies the device with `request`; returns its call."""
+        self.runner.gate.clear()
+        self.runner.busy.clear()
+        call = self.stub.Classify.future(request, timeout=20)
+        assert self.runner.busy.wait(5)
+        return call
+
+
+@pytest.fixture
+def serve(tiny_clip, tiny_bundle):
+    running = []
+
+    def start(**kwargs):
+        running.append(Served(tiny_clip, tiny_bundle, **kwargs))
+        return running[-1]
+
+    yield start
+    for served in running:
+        served.close()
+
+
+@pytest.fixture(scope="module")
+def served(tiny_clip, tiny_bundle):
+    """One server for all tests that leave it as they found it."""
+    server = Served(tiny_clip, tiny_bundle)
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def packet(make_packet):
+    return make_packet(seed=0)
+
+
+def classify(packet: bytes | None = None, labels=LABELS, image_file=b"", **fields) -> pb.ClassifyRequest:
+    image = pb.ImageInput(packet=packet) if packet is not None else pb.ImageInput(image_file=image_file)
+    return pb.ClassifyRequest(image=image, labels=labels, **fields)
+
+
+def refused(call) -> tuple[grpc.StatusCode, str, grpc.RpcError]:
+    """(status code, ErrorInfo reason, error) of a call that must fail."""
+    with pytest.raises(grpc.RpcError) as caught:
+        call()
+    info = error_details_pb2.ErrorInfo()
+    status = rpc_status.from_call(caught.value)
+    assert status is not None, f"no details: {caught.value.code()} {caught.value.details()}"
+    assert status.details[0].Unpack(info)
+    assert info.domain == "thinwire"
+    return caught.value.code(), info.reason, caught.value
+
+
+def jpeg(size=(300, 200), **save) -> bytes:
+    out = io.BytesIO()
+    rng = np.random.default_rng(3)
+    Image.fromarray(rng.integers(0, 255, (*size[::-1], 3), dtype=np.uint8)).save(out, "JPEG", **save)
+    return out.getvalue()
+
+
+def resealed(data: bytearray) -> bytes:
+    """The packet's bytes with a fitting CRC, so that deeper checks are reached."""
+    data[-4:] = google_crc32c.value(bytes(data[:-4])).to_bytes(4, "little")
+    return bytes(data)
+
+
+# ---------------------------------------------------------------- answers
+
+
+def test_server_info_names_models_and_limits(served, tiny_clip, tiny_bundle):
+    info = served.stub.GetServerInfo(pb.GetServerInfoRequest(), timeout=5)
+    assert (info.clip.name, info.clip.embed_dim, info.clip.image_size) == (tiny_clip.name, 32, 64)
+    assert info.device == tiny_clip.device
+    assert [(b.name, b.model_id) for b in info.bundles] == [(tiny_bundle.card.name, tiny_bundle.model_id)]
+    assert {rate.name: rate.layers for rate in info.bundles[0].rates} == tiny_bundle.rates
+    assert list(info.prompt_sets) == ["1", "7", "80"]
+    assert info.limits.max_packet_bytes == MAX_PACKET_BYTES
+
+
+def test_classify_is_synthesis_then_clip_then_head(served, tiny_clip, tiny_bundle, make_packet):
+    import torch
+
+    import synthesis
+
+    n_layers = 1
+    data = make_packet(seed=5, n_layers=n_layers)
+    got = served.stub.Classify(classify(data, prompt_set="1", top_k=2, frame_id=77), timeout=10)
+    symbols = torch.from_numpy(tiny_bundle.coder.decode(Packet.from_bytes(data).layers))[None].float()
+    with torch.inference_mode():
+        image = synthesis.load(tiny_bundle, "cpu")(symbols, torch.tensor([n_layers]))
+    vector = tiny_clip.encode_images(image).numpy()[0]
+    cosines = HeadCache(tiny_clip).load(("cat", "dog", "car"), ("a photo of a {}.",)).classes @ vector
+    assert got.predictions[0].similarity == pytest.approx(float(cosines.max()), abs=1e-4)
+    best = int(cosines.argmax())
+    assert (got.predictions[0].label, got.predictions[0].index) == (["cat", "dog", "car"][best], best)
+    assert len(got.predictions) == 2
+    assert sum(p.probability for p in got.predictions) <= 1.0001
+    assert (got.frame_id, got.model.bundle, got.model.layers) == (77, tiny_bundle.card.name, n_layers)
+    assert got.model.clip == tiny_clip.name
+    assert got.timing.batch_size == 1
+    assert got.timing.total_ms > 0
+
+
+def test_an_index_is_the_place_in_the_request_with_its_empty_and_repeated_labels(served, packet):
+    got = served.stub.Classify(classify(packet, labels=["", "cat", "cat", " dog"]), timeout=5)
+    assert {p.label: p.index for p in got.predictions} == {"cat": 1, "dog": 3}
+
+
+def test_an_image_file_takes_the_same_way(served, tiny_clip):
+    got = served.stub.Embed(pb.EmbedRequest(image=pb.ImageInput(image_file=jpeg()), frame_id=9), timeout=5)
+    assert np.linalg.norm(got.embedding.values) == pytest.approx(1, abs=1e-5)
+    assert (got.model.bundle, got.model.layers, got.frame_id) == ("", 0, 9)
+    assert served.stub.Classify(classify(image_file=jpeg()), timeout=5).predictions
+
+
+def test_every_prefix_of_a_packet_is_answered(served, tiny_bundle, make_packet):
+    whole = Packet.from_bytes(make_packet(seed=1))
+    for n in range(1, len(whole.layers) + 1):
+        got = served.stub.Classify(classify(whole.prefix(n).to_bytes()), timeout=5)
+        assert got.model.layers == n
+
+
+def test_encode_text_raw_and_with_templates(served, tiny_clip):
+    raw = served.stub.EncodeText(pb.EncodeTextRequest(texts=["a cat", "a cat"]), timeout=5)
+    np.testing.assert_allclose(raw.embeddings[1].values, tiny_clip.encode_texts(["a cat"])[0], atol=1e-5)
+    mixed = served.stub.EncodeText(pb.EncodeTextRequest(texts=["cat"], prompt_set="7"), timeout=5)
+    assert np.linalg.norm(mixed.embeddings[0].values) == pytest.approx(1, abs=1e-5)
+    for texts in ([], ["fine", " "], ["x" * 5000], ["x"] * 2000):
+        request = pb.EncodeTextRequest(texts=texts)
+        code, reason, _ = refused(lambda request=request: served.stub.EncodeText(request, timeout=5))
+        assert (code, reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
+
+
+# ---------------------------------------------------------------- bad input
+
+
+def _bad_packets(good: bytes) -> dict[str, tuple[bytes, str]]:
+    flipped, version, model = (bytearray(good) for _ in range(3))
+    flipped[len(good) // 2] ^= 4
+    version[2] = 9
+    model[4:8] = b"\xde\xad\xbe\xef"
+    return {
+        "empty": (b"", "BAD_PACKET"),
+        "not a packet": (b"hello, world, this is no packet", "BAD_PACKET"),
+        "truncated": (good[:-3], "BAD_PACKET"),
+        "header only": (good[:8], "BAD_PACKET"),
+        "bit flipped": (bytes(flipped), "BAD_PACKET"),
+        "longer": (good + b"\0", "BAD_PACKET"),
+        "unknown version": (resealed(version), "BAD_PACKET"),
+        "garbage payload with a right CRC": (Packet(good[4:8], (b"\xff" * 500,)).to_bytes(), "BAD_PACKET"),
+        "more layers than the model has": (Packet(good[4:8], (b"", b"", b"")).to_bytes(), "BAD_PACKET"),
+        "unknown model": (resealed(model), "UNKNOWN_MODEL"),
+        "oversize": (good + bytes(MAX_PACKET_BYTES), "TOO_LARGE"),
+    }
+
+
+@pytest.mark.parametrize("name", list(_bad_packets(bytes(40))))
+def test_bad_packets_are_refused_with_a_reason(served, packet, name):
+    data, reason = _bad_packets(packet)[name]
+    code, got, error = refused(lambda: served.stub.Classify(classify(data), timeout=5))
+    assert got == reason
+    assert code is (grpc.StatusCode.NOT_FOUND if reason == "UNKNOWN_MODEL" else grpc.StatusCode.INVALID_ARGUMENT)
+    assert error.details()
+
+
+def test_every_single_bit_flip_is_refused_and_hurts_nobody(served, packet):
+    def flip(bit):
+        data = bytearray(packet)
+        data[bit // 8] ^= 1 << bit % 8
+        return refused(lambda: served.stub.Classify(classify(bytes(data)), timeout=10))[1]
+
+    bits = range(0, len(packet) * 8, max(1, len(packet) * 8 // 150))
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(flip, bits)) <= {"BAD_PACKET", "TOO_LARGE"}
+    assert served.stub.Classify(classify(packet), timeout=5).predictions
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"labels": []}, "BAD_LABELS"),
+        ({"labels": ["", "  "]}, "BAD_LABELS"),
+        ({"labels": [f"label {n}" for n in range(20_001)]}, "BAD_LABELS"),
+        ({"labels": [f"label {n}" for n in range(3000)], "prompt_set": "80"}, "BAD_LABELS"),
+        ({"labels": ["x" * 10_000]}, "BAD_LABELS"),
+        ({"labels": ["bell \x07"]}, "BAD_LABELS"),
+        ({"prompt_set": "8"}, "BAD_LABELS"),
+        ({"templates": ["no place for a label"]}, "BAD_LABELS"),
+    ],
+)
+def test_bad_labels_and_prompts_are_refused(served, packet, fields, reason):
+    code, got, _ = refused(lambda: served.stub.Classify(classify(packet, **fields), timeout=5))
+    assert (code, got) == (grpc.StatusCode.INVALID_ARGUMENT, reason)
+
+
+@pytest.mark.parametrize("data", [b"", b"no image", jpeg()[:500], b"\xff\xd8\xff" + bytes(100)])
+def test_bad_image_files_are_refused(served, data):
+    code, reason, _ = refused(lambda: served.stub.Classify(classify(image_file=data), timeout=5))
+    assert (code, reason) == (grpc.StatusCode.INVALID_ARGUMENT, "BAD_IMAGE")
+
+
+def test_a_request_without_an_image_is_refused(served):
+    code, reason, _ = refused(lambda: served.stub.Classify(pb.ClassifyRequest(labels=["cat"]), timeout=5))
+    assert (code, reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
+    assert refused(lambda: served.stub.Embed(pb.EmbedRequest(), timeout=5))[1] == "INVALID_REQUEST"
+
+
+def test_over_size_image_files_are_refused_by_us_and_over_size_messages_by_grpc(serve):
+    small = serve(options=ServerOptions(max_image_file_bytes=1000))
+    assert refused(lambda: small.stub.Classify(classify(image_file=bytes(2000)), timeout=5))[1] == "TOO_LARGE"
+    with pytest.raises(grpc.RpcError) as caught:
+        small.stub.Classify(classify(image_file=bytes(6 << 20)), timeout=5)
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+# ---------------------------------------------------------------- load
+
+
+def test_requests_that_wait_are_answered_in_one_batch(serve, make_packet):
+    held = serve()
+    first = held.hold(classify(make_packet(seed=0)))
+    rest = [held.stub.Classify.future(classify(make_packet(seed=n), frame_id=n), timeout=20) for n in range(6)]
+    deadline = time.monotonic() + 5
+    while len(held.engine._queue) < 6 and time.monotonic() < deadline:
+        time.sleep(0.005)
+    held.runner.gate.set()
+    assert first.result().timing.batch_size == 1
+    assert [call.result().timing.batch_size for call in rest] == [6] * 6
+    assert [call.result().frame_id for call in rest] == list(range(6))
+
+
+def test_overload_is_refused_at_once_with_pushback(serve, packet):
+    held = serve(limits=EngineLimits(queue_items=3))
+    calls = [held.hold(classify(packet))] + [held.stub.Classify.future(classify(packet), timeout=20) for _ in range(2)]
+    deadline = time.monotonic() + 5
+    while held.engine.load[0] < 3 and time.monotonic() < deadline:
+        time.sleep(0.005)
+    start = time.monotonic()
+    code, reason, error = refused(lambda: held.stub.Classify(classify(packet), timeout=5))
+    assert time.monotonic() - start < 0.5
+    assert (code, reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL")
+    assert int(dict(error.trailing_metadata())["grpc-retry-pushback-ms"]) > 0
+    retry = error_details_pb2.RetryInfo()
+    assert rpc_status.from_call(error).details[1].Unpack(retry)
+    held.runner.gate.set()
+    assert all(call.result().predictions for call in calls)
+    assert held.stub.Classify(classify(packet), timeout=5).predictions
+
+
+def test_cancelled_and_expired_calls_cost_no_device_time(serve, packet):
+    held = serve()
+    first = held.hold(classify(packet))
+    cancelled = held.stub.Classify.future(classify(packet), timeout=20)
+    expired = held.stub.Classify.future(classify(packet), timeout=0.15)
+    deadline = time.monotonic() + 5
+    while len(held.engine._queue) < 2 and time.monotonic() < deadline:
+        time.sleep(0.005)
+    cancelled.cancel()
+    assert expired.exception().code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    time.sleep(0.1)
+    held.runner.gate.set()
+    assert first.result().predictions
+    assert held.stub.Classify(classify(packet), timeout=5).timing.batch_size == 1
+    assert held.engine.counts["cancelled"] + held.engine.counts["expired"] == 2
+    assert held.engine.counts["batched_items"] == 2
+
+
+def test_one_poison_item_fails_alone(serve, make_packet, monkeypatch):
+    held = serve()
+    bad = make_packet(seed=99)
+    poison = held.engine.intake.prepare(bad, None).array
+    run = held.runner.runner.run
+
+    def fragile(batch):
+        if any(np.array_equal(item.array, poison) for item in batch):
+            raise RuntimeError("this one breaks the device")
+        return run(batch)
+
+    monkeypatch.setattr(held.runner.runner, "run", fragile)
+    first = held.hold(classify(make_packet(seed=0)))
+    good = [held.stub.Classify.future(classify(make_packet(seed=n)), timeout=20) for n in range(1, 6)]
+    broken = held.stub.Classify.future(classify(bad), timeout=20)
+    deadline = time.monotonic() + 5
+    while len(held.engine._queue) < 6 and time.monotonic() < deadline:
+        time.sleep(0.005)
+    held.runner.gate.set()
+    assert all(call.result().predictions for call in [first, *good])
+    code, reason, error = refused(broken.result)
+    assert (code, reason) == (grpc.StatusCode.INTERNAL, "INFERENCE_FAILED")
+    assert "breaks the device" not in error.details()  # the server's insides stay in its log
+
+
+# ---------------------------------------------------------------- streams
+
+
+def frames(*requests):
+    return iter([pb.ClassifyStreamRequest(request=request) for request in requests])
+
+
+def test_a_bad_frame_is_answered_by_its_error_and_the_stream_goes_on(served, packet):
+    answers = served.stub.ClassifyStream(
+        frames(
+            classify(packet, frame_id=1, top_k=1),
+            classify(b"broken", frame_id=2),
+            pb.ClassifyRequest(frame_id=3),
+            classify(packet, labels=["x" * 9999], frame_id=4),
+            classify(packet, labels=["cat"], frame_id=5),
+        ),
+        timeout=10,
+    )
+    by_id = {answer.frame_id: answer for answer in answers}
+    assert sorted(by_id) == [1, 2, 3, 4, 5]
+    assert by_id[1].result.frame_id == 1
+    assert [by_id[n].error.reason for n in (2, 3, 4)] == ["BAD_PACKET", "INVALID_REQUEST", "BAD_LABELS"]
+    assert by_id[2].error.code == grpc.StatusCode.INVALID_ARGUMENT.value[0]
+    assert by_id[5].result.predictions[0].label == "cat"
+
+
+def test_frames_without_labels_take_the_last_ones(served, packet):
+    answers = served.stub.ClassifyStream(
+        frames(
+            classify(packet, labels=[], frame_id=1),
+            classify(packet, labels=["only"], frame_id=2, top_k=1),
+            classify(packet, labels=[], frame_id=3),
+            classify(packet, labels=["new", "ones"], frame_id=4),
+            classify(packet, labels=[], frame_id=5),
+        ),
+        timeout=10,
+    )
+    by_id = {answer.frame_id: answer for answer in answers}
+    assert by_id[1].error.reason == "BAD_LABELS"
+    assert [p.label for p in by_id[3].result.predictions] == ["only"]
+    assert {p.label for p in by_id[5].result.predictions} == {"new", "ones"}
+
+
+def test_a_stream_holds_at_most_its_window(serve, packet):
+    held = serve(options=ServerOptions(stream_window=4))
+    held.hold(classify(packet))
+    answers = held.stub.ClassifyStream(frames(*[classify(packet, frame_id=n) for n in range(12)]), timeout=20)
+    time.sleep(0.3)
+    assert held.engine.load[0] == 1 + 4
+    held.runner.gate.set()
+    assert sorted(answer.frame_id for answer in answers) == list(range(12))
+
+
+def test_a_stream_that_breaks_off_leaves_nothing_behind(serve, packet):
+    held = serve()
+    held.hold(classify(packet))
+    requests = queue.SimpleQueue()
+    call = held.stub.ClassifyStream(iter(requests.get, None), timeout=20)
+    for n in range(3):
+        requests.put(pb.ClassifyStreamRequest(request=classify(packet, frame_id=n)))
+    deadline = time.monotonic() + 5
+    while held.engine.load[0] < 4 and time.monotonic() < deadline:
+        time.sleep(0.005)
+    call.cancel()
+    requests.put(None)
+    time.sleep(0.1)
+    held.runner.gate.set()
+    assert held.stub.Classify(classify(packet), timeout=5).predictions
+    deadline = time.monotonic() + 5
+    while held.engine.load[0] and time.monotonic() < deadline:
+        time.sleep(0.005)
+    assert held.engine.load == (0, 0)
+    assert held.engine.counts["cancelled"] == 3
+
+
+# ---------------------------------------------------------------- stopping
+
+
+def health_of(channel, service=""):
+    request = health_pb2.HealthCheckRequest(service=service)
+    return health_pb2_grpc.HealthStub(channel).Check(request, timeout=5).status
+
+
+def test_health_says_serving(served):
+    for service in ("", "thinwire.v1.InferenceService"):
+        assert health_of(served.channel, service) == health_pb2.HealthCheckResponse.SERVING
+
+
+def test_a_graceful_stop_loses_nothing_accepted(serve, packet):
+    held = serve()
+    calls = [held.hold(classify(packet))]
+    calls += [held.stub.Classify.future(classify(packet), timeout=20) for _ in range(5)]
+    requests = queue.SimpleQueue()
+    stream = held.stub.ClassifyStream(iter(requests.get, None), timeout=20)
+    for n in range(3):
+        requests.put(pb.ClassifyStreamRequest(request=classify(packet, frame_id=n)))
+    deadline = time.monotonic() + 5
+    while held.engine.load[0] < 9 and time.monotonic() < deadline:
+        time.sleep(0.005)
+    watch = health_pb2_grpc.HealthStub(held.channel).Watch(health_pb2.HealthCheckRequest(), timeout=20)
+    assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+    stopper = threading.Thread(target=held.close_server)
+    stopper.start()
+    assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
+    watch.cancel()
+    time.sleep(0.1)
+    with pytest.raises(grpc.RpcError) as caught, grpc.insecure_channel(held.address) as late:
+        inference_pb2_grpc.InferenceServiceStub(late).Classify(classify(packet), timeout=2)
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    held.runner.gate.set()
+    assert all(call.result().predictions for call in calls)
+    got = []
+    with pytest.raises(grpc.RpcError) as caught:
+        got.extend(answer.frame_id for answer in stream)
+    requests.put(None)
+    assert sorted(got) == [0, 1, 2]
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    stopper.join(10)
+    assert not stopper.is_alive()
+    assert held.engine.counts["answered"] == held.engine.counts["accepted"] == 9
