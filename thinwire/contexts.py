@@ -1,18 +1,23 @@
 """Contexts: integer functions of what both ends already hold, which choose the probability table of each symbol.
 
-No floats anywhere: a probability computed at run time in floating point differs between machines and corrupts the stream.
-All functions take leading batch axes, so that counting tables over thousands of images uses the coder's own code.
+No floats anywhere: a probability computed at run time in floating point differs between machines and corrupts the
+stream. All functions take leading batch axes, so that counting tables over thousands of images uses the coder's own code.
 
-`none`         one bucket: a channel has one table.
-`checkerboard` a layer is coded in two passes over its cells (i, j): i + j even, then odd. Two magnitudes choose the bucket:
-               past = sum of |symbol| over all channels of earlier layers, at the cell (twice) and its 4 neighbours;
-               near = sum of |symbol| over the 4 neighbours in the same channel (second pass only: they are then known).
-               Bucket = past bucket x (near buckets + 1) + (0 in the first pass, 1 + near bucket in the second).
+`none`: one bucket; a channel has one table.
+
+`checkerboard`: a layer is coded in two passes over its cells (i, j), first i + j even, then odd. Three whole numbers
+choose the bucket:
+    past  sum of |symbol| over all channels of earlier layers, at the cell (twice) and at its 4 neighbours
+    lean  sum of the symbols of the 4 neighbours in the same channel, with sign: where smooth channels go
+    near  sum of |symbol| of the same neighbours: how busy sparse channels are
+Each is compared with shipped edges. Neighbours are known in the second pass only. Bucket = past bucket x 16 + (0 in the
+first pass; 1 + lean bucket x 3 + near bucket in the second).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -20,14 +25,16 @@ from thinwire.errors import BadTables
 
 CONTEXTS = ("none", "checkerboard")
 PAST_BUCKETS = 4
-NEAR_BUCKETS = 5
+LEAN_BUCKETS = 5
+NEAR_BUCKETS = 3
+_STRIDE = 1 + LEAN_BUCKETS * NEAR_BUCKETS
 
 
 def bucket_count(context: str) -> int:
     """K, the buckets of a channel. Raises `BadTables` for an unknown context."""
     if context not in CONTEXTS:
         raise BadTables(f"context {context!r} is unknown; this release knows {', '.join(CONTEXTS)}")
-    return 1 if context == "none" else PAST_BUCKETS * (1 + NEAR_BUCKETS)
+    return 1 if context == "none" else PAST_BUCKETS * _STRIDE
 
 
 def pass_cells(context: str, height: int, width: int) -> list[np.ndarray]:
@@ -61,39 +68,62 @@ def digitise(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
     return bucket
 
 
-def past_base(earlier: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """First-pass buckets int16 (..., h, w) of a layer: earlier int32 (..., h, w) as in `past_magnitude`, edges (3,)."""
-    return digitise(past_magnitude(earlier), edges) * np.int16(1 + NEAR_BUCKETS)
+@dataclass(frozen=True, eq=False)
+class Edges:
+    """Bucket edges, counted offline: past int32 (L, 3) of each layer, lean (C, 4) and near (C, 2) of each channel.
 
-
-def near_bucket(layer: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """What the second pass adds: layer int32 (..., c, h, w), right in its even cells, edges (c, 4) → int16, 1..5."""
-    return digitise(around(np.abs(layer)), edges[:, None, None, :]) + np.int16(1)
-
-
-def fit_edges(
-    symbols: np.ndarray, layers: Sequence[tuple[int, int]], context: str
-) -> tuple[np.ndarray, np.ndarray]:
-    """Bucket edges of int32 symbols (N, C, h, w): past (L, 3) and near (C, 4) int32, at quantiles of the magnitudes.
-
-    For `none` both have no columns. Edges are whole numbers, counted offline and shipped with the tables.
+    A value's bucket is the number of edges that it reaches. Without contexts the matrices have no columns.
     """
+
+    past: np.ndarray
+    lean: np.ndarray
+    near: np.ndarray
+
+
+def past_bucket(earlier: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """First-pass buckets int16 (..., h, w) of a layer: earlier int32 (..., h, w) as in `past_magnitude`, edges (3,)."""
+    return digitise(past_magnitude(earlier), edges) * np.int16(_STRIDE)
+
+
+def neighbour_bucket(layer: np.ndarray, lean: np.ndarray, near: np.ndarray) -> np.ndarray:
+    """What the second pass adds: layer int32 (..., c, h, w), right in its even cells, edges (c, 4), (c, 2) → int16."""
+    leaning = digitise(around(layer), lean[:, None, None, :])
+    return leaning * np.int16(NEAR_BUCKETS) + digitise(around(np.abs(layer)), near[:, None, None, :]) + np.int16(1)
+
+
+def edge_shapes(context: str, layers: int, channels: int) -> tuple[tuple[int, int], ...]:
+    """The shapes of `Edges.past`, `.lean` and `.near` under a context."""
+    if context == "none":
+        return (layers, 0), (channels, 0), (channels, 0)
+    return (layers, PAST_BUCKETS - 1), (channels, LEAN_BUCKETS - 1), (channels, NEAR_BUCKETS - 1)
+
+
+def fit_edges(symbols: np.ndarray, layers: Sequence[tuple[int, int]], context: str) -> Edges:
+    """Edges at quantiles of int32 symbols (N, C, h, w), over at most some 500 of the images."""
     channels = symbols.shape[1]
     if context == "none":
-        return np.zeros((len(layers), 0), np.int32), np.zeros((channels, 0), np.int32)
+        return Edges(*(np.zeros(shape, np.int32) for shape in edge_shapes(context, len(layers), channels)))
     sample = symbols[:: max(1, len(symbols) // 500)]
     earlier = np.zeros((len(sample), *sample.shape[2:]), np.int32)
     past = []
     for start, stop in layers:
-        past.append(_spread(past_magnitude(earlier), [0.25, 0.5, 0.8]))
+        past.append(_rising(_quantiles(past_magnitude(earlier), [0.25, 0.5, 0.75]), 1))
         earlier += np.abs(sample[:, start:stop]).sum(1, dtype=np.int32)
-    near = [_spread(around(np.abs(sample[:, channel])), [0.3, 0.55, 0.75, 0.92]) for channel in range(channels)]
-    return np.array(past, np.int32), np.array(near, np.int32)
+    lean, near = [], []
+    for channel in range(channels):
+        q = _quantiles(around(sample[:, channel]), [0.2, 0.4, 0.6, 0.8])
+        lean.append([min(q[0], q[1] - 1), *_rising(q[1:], q[1])])  # for a sparse channel: -1, 0, 1, 2
+        near.append(_rising(_quantiles(around(np.abs(sample[:, channel])), [0.33, 0.67]), 1))
+    return Edges(np.array(past, np.int32), np.array(lean, np.int32), np.array(near, np.int32))
 
 
-def _spread(values: np.ndarray, quantiles: list[float]) -> list[int]:
-    """Strictly rising edges, at least 1, nearest to the quantiles."""
-    edges: list[int] = []
-    for value in np.quantile(values, quantiles):
-        edges.append(max(int(np.ceil(value)), edges[-1] + 1 if edges else 1))
-    return edges
+def _quantiles(values: np.ndarray, shares: list[float]) -> list[int]:
+    return [int(np.ceil(value)) for value in np.quantile(values, shares)]
+
+
+def _rising(edges: list[int], least: int) -> list[int]:
+    """The edges, raised where needed so that they start at `least` and rise strictly: no bucket is empty by rule."""
+    out: list[int] = []
+    for edge in edges:
+        out.append(max(edge, out[-1] + 1 if out else least))
+    return out

@@ -36,7 +36,6 @@ class SymbolCoder:
         """shape: (C, h, w); layers: channel spans (start, stop) that cover 0..C in order. Raises `BadTables`."""
         buckets = contexts.bucket_count(context)
         channels, height, width = shape
-        edges = (0, 0) if context == "none" else (contexts.PAST_BUCKETS - 1, contexts.NEAR_BUCKETS - 1)
         if min(shape) < 1 or channels * height * width > MAX_SYMBOLS:
             raise BadTables(f"a latent of {shape} is empty or has more than {MAX_SYMBOLS} symbols")
         if [start for start, _ in layers] + [channels] != [0] + [stop for _, stop in layers]:
@@ -45,7 +44,8 @@ class SymbolCoder:
             raise BadTables(f"layers {list(layers)} hold an empty one")
         if tables.table_of.shape != (channels, buckets):
             raise BadTables(f"tables are for {tables.table_of.shape} channels x buckets, not {(channels, buckets)}")
-        if (tables.past_edges.shape, tables.near_edges.shape) != ((len(layers), edges[0]), (channels, edges[1])):
+        edges = (tables.edges.past.shape, tables.edges.lean.shape, tables.edges.near.shape)
+        if edges != contexts.edge_shapes(context, len(layers), channels):
             raise BadTables(f"tables have bucket edges of another context or layer count than {context!r}, {len(layers)}")
         self.tables = tables
         self.shape = (channels, height, width)
@@ -148,11 +148,12 @@ class SymbolCoder:
         if self._fixed is not None:
             return self._fixed[index]
         start, stop = self.layers[index]
-        bucket = contexts.past_base(earlier, self.tables.past_edges[index])  # (h, w)
+        edges = self.tables.edges
+        bucket = contexts.past_bucket(earlier, edges.past[index])  # (h, w)
         if number == 0:
             bucket = np.broadcast_to(bucket, layer.shape)
         else:
-            bucket = bucket + contexts.near_bucket(layer, self.tables.near_edges[start:stop])  # (c, h, w)
+            bucket = bucket + contexts.neighbour_bucket(layer, edges.lean[start:stop], edges.near[start:stop])  # (c, h, w)
         bucket = bucket.reshape(stop - start, -1)[:, self._cells[number]]
         rows = np.take_along_axis(self.tables.table_of[start:stop], bucket.astype(np.intp), axis=1)
         return _plan(rows.ravel(), self._positions[index][number])

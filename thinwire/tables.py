@@ -19,6 +19,7 @@ TOTAL = 1 << PRECISION
 MAX_TABLES = 1024
 MAX_ALPHABET = 1 << 16
 MAX_CHANNELS = 4096
+_EDGES = ("past", "lean", "near")
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,8 +29,7 @@ class Tables:
     freqs      uint32 (T, A)  each row sums to exactly 2**24 and has no zero; column a is symbol low + a
     table_of   uint16 (C, K)  the row that codes a channel in a context bucket
     low        int            the smallest symbol
-    past_edges int32 (L, P)   bucket edges of `contexts.past_magnitude` for each layer (P = 0 without contexts)
-    near_edges int32 (C, N)   bucket edges of the neighbours' magnitude for each channel (N = 0 without contexts)
+    edges      contexts.Edges the context's bucket edges
 
     Guarantees: an existing object obeys all of the above. Construction raises `BadTables` otherwise.
     """
@@ -37,18 +37,18 @@ class Tables:
     freqs: np.ndarray
     table_of: np.ndarray
     low: int
-    past_edges: np.ndarray
-    near_edges: np.ndarray
+    edges: contexts.Edges
 
     def __post_init__(self) -> None:
-        kinds = {"freqs": np.uint32, "table_of": np.uint16, "past_edges": np.int32, "near_edges": np.int32}
-        for name, kind in kinds.items():
-            array = getattr(self, name)
+        matrices = {"freqs": (self.freqs, np.uint32), "table_of": (self.table_of, np.uint16)}
+        matrices |= {f"{name}_edges": (getattr(self.edges, name), np.int32) for name in _EDGES}
+        for name, (array, kind) in matrices.items():
             if array.ndim != 2 or array.dtype != kind:
                 raise BadTables(f"tables: {name} must be a matrix of {kind.__name__}, is {array.dtype} {array.shape}")
         rows, alphabet = self.freqs.shape
         if not (1 <= rows <= MAX_TABLES and 2 <= alphabet <= MAX_ALPHABET):
-            raise BadTables(f"tables: {rows} rows of {alphabet} symbols, allowed are 1..{MAX_TABLES} of 2..{MAX_ALPHABET}")
+            allowed = f"1..{MAX_TABLES} of 2..{MAX_ALPHABET}"
+            raise BadTables(f"tables: {rows} rows of {alphabet} symbols, allowed are {allowed}")
         if not 1 <= len(self.table_of) <= MAX_CHANNELS or self.table_of.shape[1] < 1:
             raise BadTables(f"tables: table_of has shape {self.table_of.shape}, allowed are 1..{MAX_CHANNELS} channels")
         if not (self.freqs > 0).all() or not (self.freqs.sum(1, dtype=np.uint64) == TOTAL).all():
@@ -76,8 +76,7 @@ class Tables:
             freqs=self.freqs,
             table_of=self.table_of,
             low=np.int32(self.low),
-            past_edges=self.past_edges,
-            near_edges=self.near_edges,
+            **{f"{name}_edges": getattr(self.edges, name) for name in _EDGES},
         )
         return buffer.getvalue()
 
@@ -86,11 +85,11 @@ class Tables:
         """Reads `tables.npz`. Raises `BadTables` when it is not one."""
         try:
             with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-                parts = {name: arrays[name] for name in ("freqs", "table_of", "past_edges", "near_edges")}
-                low = int(arrays["low"])
+                freqs, table_of, low = arrays["freqs"], arrays["table_of"], int(arrays["low"])
+                edges = contexts.Edges(*(arrays[f"{name}_edges"] for name in _EDGES))
         except (ValueError, TypeError, KeyError, OSError, EOFError, AttributeError, zipfile.BadZipFile) as error:
             raise BadTables(f"tables.npz cannot be read: {error}") from error
-        return cls(low=low, **parts)
+        return cls(freqs, table_of, low, edges)
 
 
 def count_tables(
@@ -116,20 +115,19 @@ def count_tables(
     if alphabet < 2 or not 1 <= max_tables <= MAX_TABLES:
         raise BadTables(f"symbols {low}..{high} and {max_tables} tables: need two symbols and 1..{MAX_TABLES} tables")
     k = contexts.bucket_count(context)
-    chunks = range(0, len(symbols), 64)
-    past_edges, near_edges = contexts.fit_edges(np.clip(symbols, low, high).astype(np.int32), layers, context)
+    edges = contexts.fit_edges(np.clip(symbols, low, high).astype(np.int32), layers, context)
     counts = np.zeros(channels * k * alphabet, np.int64)
-    for first in chunks:
+    for first in range(0, len(symbols), 64):
         chunk = np.clip(symbols[first : first + 64], low, high).astype(np.int32)
-        bucket = _buckets(chunk, layers, context, past_edges, near_edges)
+        bucket = _buckets(chunk, layers, context, edges)
         row = np.arange(channels)[:, None, None] * k + bucket  # (n, C, h, w)
         counts += np.bincount((row * alphabet + (chunk - low)).ravel(), minlength=len(counts))
     freqs, table_of = share(counts.reshape(channels, k, alphabet), max_tables)
-    return Tables(freqs, table_of, low, past_edges, near_edges)
+    return Tables(freqs, table_of, low, edges)
 
 
 def _buckets(
-    symbols: np.ndarray, layers: Sequence[tuple[int, int]], context: str, past_edges: np.ndarray, near_edges: np.ndarray
+    symbols: np.ndarray, layers: Sequence[tuple[int, int]], context: str, edges: contexts.Edges
 ) -> np.ndarray:
     """The context bucket in which each symbol of int32 (N, C, h, w) is coded: intp, same shape."""
     bucket = np.zeros(symbols.shape, np.intp)
@@ -139,8 +137,8 @@ def _buckets(
     earlier = np.zeros((len(symbols), *symbols.shape[2:]), np.int32)
     for index, (start, stop) in enumerate(layers):
         layer = symbols[:, start:stop]
-        near = contexts.near_bucket(layer, near_edges[start:stop])
-        bucket[:, start:stop] = contexts.past_base(earlier, past_edges[index])[:, None] + np.where(odd, near, 0)
+        second = contexts.neighbour_bucket(layer, edges.lean[start:stop], edges.near[start:stop])
+        bucket[:, start:stop] = contexts.past_bucket(earlier, edges.past[index])[:, None] + np.where(odd, second, 0)
         earlier += np.abs(layer).sum(1, dtype=np.int32)
     return bucket
 
@@ -156,29 +154,40 @@ def share(counts: np.ndarray, max_tables: int) -> tuple[np.ndarray, np.ndarray]:
     smooth = (counts + 4 * channel / channel.sum(2, keepdims=True)).reshape(channels * k, alphabet)
     weight = smooth.sum(1)
     entropy = -(smooth * np.log2(smooth)).sum(1) / weight + np.log2(weight)
-    order = np.argsort(entropy, kind="stable")
-    # Start: rows of like entropy together, each group with an equal part of the symbols and at least one row of its own
-    index = np.empty(len(smooth), np.intp)
-    index[order] = np.minimum((np.cumsum(weight[order]) / weight.sum() * max_tables).astype(np.intp), max_tables - 1)
     if len(smooth) <= max_tables:
         index = np.arange(len(smooth))
-    for _ in range(60):
-        used, index = np.unique(index, return_inverse=True)
-        centres = _with_tails(_sums(smooth, index, len(used)))
-        if len(smooth) <= max_tables:
-            break
-        cost = smooth @ -np.log2(centres / centres.sum(1, keepdims=True)).T  # (C*K, T) bits
-        nearest = cost.argmin(1)
-        # An unused table goes to the row that loses most by sharing
-        loss = cost[np.arange(len(cost)), nearest] - entropy * weight
-        for spare, row in zip(range(len(used), max_tables), np.argsort(-loss, kind="stable"), strict=False):
-            nearest[row] = spare
-        if (nearest == index).all():
-            break
-        index = nearest
+    else:
+        index = _start(smooth, entropy * weight, max_tables)
+        for _ in range(60):
+            used, index = np.unique(index, return_inverse=True)
+            cost = _cost(smooth, _with_tails(_sums(smooth, index, len(used))))  # (C*K, T) bits
+            nearest = cost.argmin(1)
+            # An unused table goes to the row that loses most by sharing
+            loss = cost[np.arange(len(cost)), nearest] - entropy * weight
+            for spare, row in zip(range(len(used), max_tables), np.argsort(-loss, kind="stable"), strict=False):
+                nearest[row] = spare
+            if (nearest == index).all():
+                break
+            index = nearest
     used, index = np.unique(index, return_inverse=True)
     centres = _with_tails(_sums(smooth, index, len(used)))
     return quantise(centres), index.reshape(channels, k).astype(np.uint16)
+
+
+def _start(rows: np.ndarray, own_bits: np.ndarray, count: int) -> np.ndarray:
+    """First assignment: the row that the tables so far serve worst becomes the next table, until there are `count`."""
+    best = _cost(rows, rows.sum(0, keepdims=True))[:, 0]
+    index = np.zeros(len(rows), np.intp)
+    for table in range(1, count):
+        cost = _cost(rows, _with_tails(rows[(best - own_bits).argmax()][None]))[:, 0]
+        index[cost < best] = table
+        best = np.minimum(best, cost)
+    return index
+
+
+def _cost(rows: np.ndarray, centres: np.ndarray) -> np.ndarray:
+    """Bits (M, T) of coding histograms (M, A) with the distributions of histograms (T, A)."""
+    return rows @ -np.log2(centres / centres.sum(1, keepdims=True)).T
 
 
 def quantise(weights: np.ndarray) -> np.ndarray:

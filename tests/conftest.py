@@ -1,0 +1,20 @@
+"""Fixtures that tests of several rooms share."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.tiny_bundle import make_tiny_bundle
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory):
+    """A valid bundle for 64x64 views, without a decoder; see tests/tiny_bundle.py. Do not alter its files."""
+    return make_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle_with_decoder(tmp_path_factory):
+    """The same with a random, test-only decoder (needs torch)."""
+    pytest.importorskip("torch")
+    return make_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny", with_decoder=True)
