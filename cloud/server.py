@@ -104,6 +104,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
                 await window.acquire()
                 # Never a timeout around a read: cancelling one cancels the whole call. A stop leaves it pending.
                 read = asyncio.ensure_future(context.read())
+                read.add_done_callback(_seen)
                 await asyncio.wait({read, stopping}, return_when=asyncio.FIRST_COMPLETED)
                 if not read.done() or read.result() is grpc.aio.EOF:
                     break
@@ -120,6 +121,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
                 frame = asyncio.ensure_future(answer(request))
                 frames.add(frame)
                 frame.add_done_callback(frames.discard)
+                frame.add_done_callback(_seen)
             if frames:
                 await asyncio.gather(*frames)
             if not read.done():
@@ -238,6 +240,12 @@ def _typed(error: Exception) -> ThinwireError:
         return error
     log.error("a request failed unexpectedly", exc_info=error)
     return InferenceFailed("an internal error; the server's log has more")
+
+
+def _seen(task: asyncio.Task) -> None:
+    """Reads and writes of a call that ended fail; nobody waits for them, and asyncio would log that."""
+    if not task.cancelled():
+        task.exception()
 
 
 async def _or_abort(context: grpc.aio.ServicerContext, answer: Awaitable[T]) -> T:

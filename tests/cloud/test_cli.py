@@ -35,10 +35,9 @@ def command(*args: str, cache: Path | None = None) -> dict:
 @pytest.fixture
 def process(tiny_clip_dir, tiny_bundle, tmp_path):
     """A server process on a free port, and its address."""
-    args = ("serve", "--port", "0", "--clip", str(tiny_clip_dir), "--bundle", str(tiny_bundle.path), "--threads", "1")
-    running = subprocess.Popen(
-        **command(*args, "--device", "cpu", "--reflection", cache=tmp_path), stderr=subprocess.PIPE
-    )
+    args = ["serve", "--port", "0", "--clip", str(tiny_clip_dir), "--bundle", str(tiny_bundle.path), "--threads", "1"]
+    args += ["--device", "cpu", "--reflection"]
+    running = subprocess.Popen(**command(*args, cache=tmp_path), stderr=subprocess.PIPE)
     lines = []
     for line in running.stderr:
         lines.append(line)
@@ -62,10 +61,6 @@ def test_it_serves_says_what_and_where_and_stops_in_good_order(process, make_pac
         stub = inference_pb2_grpc.InferenceServiceStub(channel)
         assert len(stub.Classify(request, timeout=10).predictions) == 2
         assert list((tmp_path / "heads").glob("*.head"))
-        busy = subprocess.run(
-            **command("serve", "--port", address.rpartition(":")[2], "--clip", "nope"), capture_output=True
-        )
-        assert busy.returncode == 1
         running.send_signal(signal.SIGTERM)
         assert running.wait(15) == 0
     rest = running.stderr.read()
@@ -75,15 +70,8 @@ def test_it_serves_says_what_and_where_and_stops_in_good_order(process, make_pac
 
 def test_a_taken_port_is_an_error_not_half_the_traffic(process, tiny_clip_dir, tiny_bundle):
     _, address, _ = process
-    args = (
-        "serve",
-        "--port",
-        address.rpartition(":")[2],
-        "--clip",
-        str(tiny_clip_dir),
-        "--bundle",
-        str(tiny_bundle.path),
-    )
+    port = address.rpartition(":")[2]
+    args = ("serve", "--port", port, "--clip", str(tiny_clip_dir), "--bundle", str(tiny_bundle.path))
     second = subprocess.run(**command(*args), capture_output=True, timeout=60)
     assert second.returncode == 1
     assert "is the port taken?" in second.stderr

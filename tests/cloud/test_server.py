@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import queue
 import threading
@@ -447,7 +448,7 @@ def test_health_says_serving(served):
         assert health_of(served.channel, service) == health_pb2.HealthCheckResponse.SERVING
 
 
-def test_a_graceful_stop_loses_nothing_accepted(serve, packet):
+def test_a_graceful_stop_loses_nothing_accepted(serve, packet, caplog):
     held = serve()
     calls = [held.hold(classify(packet))]
     calls += [held.stub.Classify.future(classify(packet), timeout=20) for _ in range(5)]
@@ -479,3 +480,5 @@ def test_a_graceful_stop_loses_nothing_accepted(serve, packet):
     stopper.join(10)
     assert not stopper.is_alive()
     assert held.engine.counts["answered"] == held.engine.counts["accepted"] == 9
+    gc.collect()
+    assert not caplog.records  # asyncio logs tasks whose end nobody looked at
