@@ -97,8 +97,8 @@ class Packet:
         if len(data) > MAX_PACKET_BYTES:
             raise PacketTooLarge(f"the packet has {len(data)} bytes, the limit is {MAX_PACKET_BYTES}: send fewer layers")
         data = bytes(data)
-        if data[: len(MAGIC)] != MAGIC[: len(data)] or not data:
-            raise BadMagic(f"not a thinwire packet: it begins with {data[:4].hex() or 'nothing'}, not {MAGIC.hex()}")
+        if data[: len(MAGIC)] != MAGIC[: len(data)]:
+            raise BadMagic(f"not a thinwire packet: it begins with {data[:4].hex()}, not {MAGIC.hex()}")
         if len(data) > 2 and data[2] != VERSION:
             raise UnknownVersion(
                 f"packet version {data[2]} is unknown, this release reads version {VERSION}: "
