@@ -19,7 +19,7 @@ from typing import Self
 
 import numpy as np
 
-from cloud.batching import DeadlineQueue
+from cloud.batching import BatchLimits, DeadlineQueue
 from cloud.errors import DeadlinePassed, InferenceFailed, InvalidRequest, QueueFull, ShuttingDown
 from cloud.head import HeadCache
 from cloud.intake import Intake
@@ -55,6 +55,7 @@ class Engine:
         self._lock = threading.Condition()
         self._items: set[Item] = set()  # accepted and unanswered
         self._bytes = 0
+        self._batch = self.limits.batch or BatchLimits()
         self._closing = False
         self._builds: dict[str, list[Item]] = {}
         self._item_s = 0.01  # moving average of device seconds per item, for the retry hint
@@ -319,7 +320,7 @@ class Engine:
 
     def _device_loop(self) -> None:
         self._limit_torch_threads()
-        while (batch := self._queue.take(self.limits.batch)) is not None:
+        while (batch := self._queue.take(self._batch)) is not None:
             start = time.monotonic()
             for item in batch:
                 item.queue_s += start - item.ready

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -18,7 +18,7 @@ class EngineLimits:
 
     queue_items: int = 256  # accepted and unanswered
     queue_bytes: int = 64 << 20  # input bytes of these
-    batch: BatchLimits = field(default_factory=BatchLimits)
+    batch: BatchLimits | None = None  # None: what suits the device
     decode_threads: int = 2
     device_threads: int | None = None  # torch's CPU threads for the device thread; None leaves torch's own choice
     pending_head_builds: int = 16

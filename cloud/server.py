@@ -299,7 +299,10 @@ class Server:
         return port
 
     async def stop(self, grace_s: float | None = None) -> bool:
-        """NOT_SERVING; no new calls; what was accepted is answered within the grace; True when all of it was."""
+        """NOT_SERVING; no new calls; what was accepted is answered within the grace; the engine is closed.
+
+        Says whether everything that had been accepted was answered.
+        """
         grace_s = self.options.grace_s if grace_s is None else grace_s
         end = time.monotonic() + grace_s
         await self._health.enter_graceful_shutdown()
@@ -310,7 +313,10 @@ class Server:
 
 @contextlib.contextmanager
 def background_server(engine: Engine, address: str = "127.0.0.1:0", options: ServerOptions | None = None):
-    """A real server on its own thread, for notebooks, tests and benchmarks: yields "HOST:PORT", stops at the end."""
+    """A real server on its own thread, for notebooks, tests and benchmarks: yields "HOST:PORT".
+
+    At the end it stops as `Server.stop` does, which closes the engine too.
+    """
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="thinwire-server", daemon=True)
     thread.start()

@@ -27,17 +27,17 @@ def tiny_clip(tiny_clip_dir):
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle(tmp_path_factory):
+def tiny_codec(tmp_path_factory):
     """A codec of random weights, 96x96 views, two layers of 2 and 4 channels, with real tables and a real decoder."""
     return write_tiny_codec(tmp_path_factory.mktemp("bundles") / "tiny-codec")
 
 
 @pytest.fixture(scope="session")
-def make_packet(tiny_bundle):
-    """Returns (seed, n_layers) → the bytes of a real packet of `tiny_bundle`."""
+def make_packet(tiny_codec):
+    """Returns (seed, n_layers) → the bytes of a real packet of `tiny_codec`."""
 
     def make(seed: int = 0, n_layers: int | None = None) -> bytes:
-        symbols = np.random.default_rng(seed).integers(-3, 4, tiny_bundle.latent_shape).astype(np.int32)
-        return Packet(tiny_bundle.model_id, tuple(tiny_bundle.coder.encode(symbols, n_layers))).to_bytes()
+        symbols = np.random.default_rng(seed).integers(-3, 4, tiny_codec.latent_shape).astype(np.int32)
+        return Packet(tiny_codec.model_id, tuple(tiny_codec.coder.encode(symbols, n_layers))).to_bytes()
 
     return make

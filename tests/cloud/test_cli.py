@@ -33,9 +33,9 @@ def command(*args: str, cache: Path | None = None) -> dict:
 
 
 @pytest.fixture
-def process(tiny_clip_dir, tiny_bundle, tmp_path):
+def process(tiny_clip_dir, tiny_codec, tmp_path):
     """A server process on a free port, and its address."""
-    args = ["serve", "--port", "0", "--clip", str(tiny_clip_dir), "--bundle", str(tiny_bundle.path), "--threads", "1"]
+    args = ["serve", "--port", "0", "--clip", str(tiny_clip_dir), "--bundle", str(tiny_codec.path), "--threads", "1"]
     args += ["--device", "cpu", "--reflection"]
     running = subprocess.Popen(**command(*args, cache=tmp_path), stderr=subprocess.PIPE)
     lines = []
@@ -68,10 +68,10 @@ def test_it_serves_says_what_and_where_and_stops_in_good_order(process, make_pac
     assert rest.endswith("thinwire-cloud: stopped\n")
 
 
-def test_a_taken_port_is_an_error_not_half_the_traffic(process, tiny_clip_dir, tiny_bundle):
+def test_a_taken_port_is_an_error_not_half_the_traffic(process, tiny_clip_dir, tiny_codec):
     _, address, _ = process
     port = address.rpartition(":")[2]
-    args = ("serve", "--port", port, "--clip", str(tiny_clip_dir), "--bundle", str(tiny_bundle.path))
+    args = ("serve", "--port", port, "--clip", str(tiny_clip_dir), "--bundle", str(tiny_codec.path))
     second = subprocess.run(**command(*args), capture_output=True, timeout=60)
     assert second.returncode == 1
     assert "is the port taken?" in second.stderr
@@ -124,23 +124,23 @@ def test_help_needs_no_torch_and_is_fast():
     assert time.monotonic() - start < 3
 
 
-def test_open_engine_answers_refuses_and_explains(tiny_clip_dir, tiny_bundle, make_packet, tmp_path):
+def test_open_engine_answers_refuses_and_explains(tiny_clip_dir, tiny_codec, make_packet, tmp_path):
     vectors = write_tiny_codec(tmp_path / "vectors", seed=4, output="embedding", clip="ViT-B-32:openai")
-    again = write_tiny_codec(tmp_path / tiny_bundle.name)
+    again = write_tiny_codec(tmp_path / tiny_codec.name)
     missing = write_tiny_codec(tmp_path / "missing", seed=5)
     missing.decoder_path.unlink()
 
     def open_with(*bundles):
         return open_engine(str(tiny_clip_dir), list(bundles), "cpu", 1, cache_dir=tmp_path / "heads")
 
-    with open_with(tiny_bundle.path) as engine:
+    with open_with(tiny_codec.path) as engine:
         answer = engine.submit(packet=make_packet(), labels=("cat", "dog")).result(10)
-        assert answer.bundle == tiny_bundle.name
+        assert answer.bundle == tiny_codec.name
         assert {p.label for p in answer.predictions} == {"cat", "dog"}
     with pytest.raises(ClipMismatch, match="ViT-B-32:openai"):
-        open_with(tiny_bundle.path, vectors.path)
+        open_with(tiny_codec.path, vectors.path)
     with pytest.raises(BundleError, match="one model id"):
-        open_with(tiny_bundle.path, again.path)
+        open_with(tiny_codec.path, again.path)
     with pytest.raises(BundleError, match=r"decoder\.safetensors"):
         open_with(missing.path)
     with pytest.raises(UnknownBundle):
@@ -148,10 +148,10 @@ def test_open_engine_answers_refuses_and_explains(tiny_clip_dir, tiny_bundle, ma
 
 
 def test_a_shipped_bundle_for_another_clip_is_refused_packet_by_packet(
-    tiny_clip_dir, tiny_bundle, make_packet, tmp_path, monkeypatch
+    tiny_clip_dir, tiny_codec, make_packet, tmp_path, monkeypatch
 ):
     vectors = write_tiny_codec(tmp_path / "vectors", seed=4, output="embedding", clip="ViT-B-32:openai")
-    shipped = {"tiny-codec": tiny_bundle.path, "vectors": vectors.path}
+    shipped = {"tiny-codec": tiny_codec.path, "vectors": vectors.path}
     monkeypatch.setattr("cloud.assemble.shipped_bundles", lambda: shipped)
     packet = Packet(vectors.model_id, (b"", b"")).to_bytes()
     with open_engine(str(tiny_clip_dir), None, "cpu", 1, cache_dir=tmp_path / "heads") as engine:

@@ -25,10 +25,10 @@ class ToVector(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def codecs(tiny_bundle, tmp_path_factory):
+def codecs(tiny_codec, tmp_path_factory):
     root = tmp_path_factory.mktemp("more")
     return {
-        "pixels": tiny_bundle,
+        "pixels": tiny_codec,
         "other": write_tiny_codec(root / "other", seed=1),
         "vector": write_tiny_codec(root / "vector", seed=2, output="embedding", clip="tiny-random-clip"),
     }

@@ -79,11 +79,11 @@ class Served:
 
 
 @pytest.fixture
-def serve(tiny_clip, tiny_bundle):
+def serve(tiny_clip, tiny_codec):
     running = []
 
     def start(**kwargs):
-        running.append(Served(tiny_clip, tiny_bundle, **kwargs))
+        running.append(Served(tiny_clip, tiny_codec, **kwargs))
         return running[-1]
 
     yield start
@@ -92,9 +92,9 @@ def serve(tiny_clip, tiny_bundle):
 
 
 @pytest.fixture(scope="module")
-def served(tiny_clip, tiny_bundle):
+def served(tiny_clip, tiny_codec):
     """One server for all tests that leave it as they found it."""
-    server = Served(tiny_clip, tiny_bundle)
+    server = Served(tiny_clip, tiny_codec)
     yield server
     server.close()
 
@@ -137,17 +137,17 @@ def resealed(data: bytearray) -> bytes:
 # ---------------------------------------------------------------- answers
 
 
-def test_server_info_names_models_and_limits(served, tiny_clip, tiny_bundle):
+def test_server_info_names_models_and_limits(served, tiny_clip, tiny_codec):
     info = served.stub.GetServerInfo(pb.GetServerInfoRequest(), timeout=5)
     assert (info.clip.name, info.clip.embed_dim, info.clip.image_size) == (tiny_clip.name, 32, 64)
     assert info.device == tiny_clip.device
-    assert [(b.name, b.model_id) for b in info.bundles] == [(tiny_bundle.card.name, tiny_bundle.model_id)]
-    assert {rate.name: rate.layers for rate in info.bundles[0].rates} == tiny_bundle.rates
+    assert [(b.name, b.model_id) for b in info.bundles] == [(tiny_codec.card.name, tiny_codec.model_id)]
+    assert {rate.name: rate.layers for rate in info.bundles[0].rates} == tiny_codec.rates
     assert list(info.prompt_sets) == ["1", "7", "80"]
     assert info.limits.max_packet_bytes == MAX_PACKET_BYTES
 
 
-def test_classify_is_synthesis_then_clip_then_head(served, tiny_clip, tiny_bundle, make_packet):
+def test_classify_is_synthesis_then_clip_then_head(served, tiny_clip, tiny_codec, make_packet):
     import torch
 
     import synthesis
@@ -155,9 +155,9 @@ def test_classify_is_synthesis_then_clip_then_head(served, tiny_clip, tiny_bundl
     n_layers = 1
     data = make_packet(seed=5, n_layers=n_layers)
     got = served.stub.Classify(classify(data, prompt_set="1", top_k=2, frame_id=77), timeout=10)
-    symbols = torch.from_numpy(tiny_bundle.coder.decode(Packet.from_bytes(data).layers))[None].float()
+    symbols = torch.from_numpy(tiny_codec.coder.decode(Packet.from_bytes(data).layers))[None].float()
     with torch.inference_mode():
-        image = synthesis.load(tiny_bundle, "cpu")(symbols, torch.tensor([n_layers]))
+        image = synthesis.load(tiny_codec, "cpu")(symbols, torch.tensor([n_layers]))
     vector = tiny_clip.encode_images(image).numpy()[0]
     cosines = HeadCache(tiny_clip).load(("cat", "dog", "car"), ("a photo of a {}.",)).classes @ vector
     assert got.predictions[0].similarity == pytest.approx(float(cosines.max()), abs=1e-4)
@@ -165,7 +165,7 @@ def test_classify_is_synthesis_then_clip_then_head(served, tiny_clip, tiny_bundl
     assert (got.predictions[0].label, got.predictions[0].index) == (["cat", "dog", "car"][best], best)
     assert len(got.predictions) == 2
     assert sum(p.probability for p in got.predictions) <= 1.0001
-    assert (got.frame_id, got.model.bundle, got.model.layers) == (77, tiny_bundle.card.name, n_layers)
+    assert (got.frame_id, got.model.bundle, got.model.layers) == (77, tiny_codec.card.name, n_layers)
     assert got.model.clip == tiny_clip.name
     assert got.timing.batch_size == 1
     assert got.timing.total_ms > 0
@@ -183,7 +183,7 @@ def test_an_image_file_takes_the_same_way(served, tiny_clip):
     assert served.stub.Classify(classify(image_file=jpeg()), timeout=5).predictions
 
 
-def test_every_prefix_of_a_packet_is_answered(served, tiny_bundle, make_packet):
+def test_every_prefix_of_a_packet_is_answered(served, tiny_codec, make_packet):
     whole = Packet.from_bytes(make_packet(seed=1))
     for n in range(1, len(whole.layers) + 1):
         got = served.stub.Classify(classify(whole.prefix(n).to_bytes()), timeout=5)
