@@ -2,7 +2,8 @@
 
     python scripts/generate_stubs.py [--check]
 
-Needs grpcio-tools 1.80: code of later generators refuses older protobuf runtimes, and another generator gives other bytes.
+Needs grpcio-tools 1.80: code of later generators refuses older protobuf runtimes, and another generator gives other
+bytes.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def generate(out: Path) -> list[Path]:
     version = importlib.metadata.version("grpcio-tools")
     if not version.startswith(GENERATOR + "."):
         raise SystemExit(
-            f"stubs are generated with grpcio-tools {GENERATOR}, found {version}: pip install 'grpcio-tools=={GENERATOR}.*'"
+            f"stubs are made with grpcio-tools {GENERATOR}, found {version}: pip install 'grpcio-tools=={GENERATOR}.*'"
         )
     sources = sorted(path.relative_to(ROOT / "proto").as_posix() for path in (ROOT / "proto").rglob("*.proto"))
     includes = [f"-I{ROOT / 'proto'}", f"-I{Path(grpc_tools.__file__).parent / '_proto'}"]

@@ -58,7 +58,14 @@ def filters() -> np.ndarray:
     blue = np.array([-0.25, -0.25, 0.5])[:, None, None] * np.ones((PATCH, PATCH)) / PATCH**2
     red = np.array([0.5, -0.25, -0.25])[:, None, None] * np.ones((PATCH, PATCH)) / PATCH**2
     side = np.where(np.arange(PATCH) < PATCH // 2, -1.0, 1.0)
-    stack = [12 * luma, 12 * blue, 12 * red, 12 * luma * side, 12 * luma * side[:, None], 12 * luma * side * side[:, None]]
+    stack = [
+        12 * luma,
+        12 * blue,
+        12 * red,
+        12 * luma * side,
+        12 * luma * side[:, None],
+        12 * luma * side * side[:, None],
+    ]
     return np.stack(stack).astype(np.float32)
 
 
@@ -98,7 +105,9 @@ def encoder_onnx(size: int) -> bytes:
         helper.make_node("Div", ["pixels", "half"], ["divided"]),
         helper.make_node("Sub", ["divided", "one"], ["scaled"]),
         helper.make_node("Transpose", ["scaled"], ["planes"], perm=[0, 3, 1, 2]),
-        helper.make_node("Conv", ["planes", "filters"], ["latents"], strides=[PATCH, PATCH], kernel_shape=[PATCH, PATCH]),
+        helper.make_node(
+            "Conv", ["planes", "filters"], ["latents"], strides=[PATCH, PATCH], kernel_shape=[PATCH, PATCH]
+        ),
         helper.make_node("Round", ["latents"], ["whole"]),
         helper.make_node("Clip", ["whole", "low", "high"], ["clipped"]),
         helper.make_node("Cast", ["clipped"], ["symbols"], to=TensorProto.INT32),

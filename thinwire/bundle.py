@@ -5,8 +5,8 @@
     encoder.onnx [, encoder.int8.onnx]    edge: uint8 (B, H, W, 3) view → int32 (B, C, h, w) symbols
     decoder.safetensors                   cloud: weights of the net that the card's `cloud.synthesis` describes
 
-A bundle loads with the files that are there: an edge need not carry the decoder, a cloud not the encoder. Asking for the
-path of a file that is not there raises `MissingFile`; nothing ever falls back to something else.
+A bundle loads with the files that are there: an edge need not carry the decoder, a cloud not the encoder. Asking for
+the path of a file that is not there raises `MissingFile`; nothing ever falls back to something else.
 """
 
 from __future__ import annotations
@@ -97,8 +97,8 @@ class Bundle:
         """
         if packet.model_id != self.model_id:
             raise UnknownModel(
-                f"the packet was made with model {packet.model_id.hex()}, bundle {self.name!r} is {self.model_id.hex()}: "
-                "use the same bundle on both ends"
+                f"the packet was made with model {packet.model_id.hex()}, bundle {self.name!r} is {self.model_id.hex()}"
+                ": use the same bundle on both ends"
             )
         return self.coder.decode(packet.layers)
 
@@ -127,7 +127,8 @@ class Bundle:
 def load_bundle(source: str | os.PathLike[str]) -> Bundle:
     """The bundle in a folder, or the shipped bundle of that name; the hash of every file that is there is checked.
 
-    Raises `UnknownBundle`, `MissingFile` (card or tables), `AlteredFile`, `BadCard` or `BadTables`; each names the file.
+    Raises `UnknownBundle`, `MissingFile` (card or tables), `AlteredFile`, `BadCard` or `BadTables`; each names the
+    file.
     """
     folder = resolve_bundle(source)
     card = _read_card(folder / CARD)
@@ -165,8 +166,9 @@ def write_bundle(
     """Writes a bundle, in the place of an older one, and loads it back.
 
     wire holds family, input, latent, layers, rates and context (see `thinwire.card`); the symbol range and the tables'
-    hash are filled in. encoder, encoder_int8 and decoder are files or their bytes. The folder appears whole or not at all.
-    Raises `BadCard` or `BadTables` when the parts do not fit each other, `BundleError` when `folder` holds other things.
+    hash are filled in. encoder, encoder_int8 and decoder are files or their bytes. The folder appears whole or not at
+    all. Raises `BadCard` or `BadTables` when the parts do not fit each other, `BundleError` when `folder` holds other
+    things.
     """
     folder = Path(folder)
     if folder.exists() and not (folder / CARD).is_file() and (not folder.is_dir() or any(folder.iterdir())):
@@ -223,16 +225,15 @@ def resolve_bundle(source: str | os.PathLike[str]) -> Path:
     path = Path(source)
     if path.is_dir():
         return path
-    raise UnknownBundle(
-        f"{os.fspath(source)!r} is neither a folder nor a bundle that ships with thinwire ({', '.join(shipped) or 'none'})"
-    )
+    names = ", ".join(shipped) or "none"
+    raise UnknownBundle(f"{os.fspath(source)!r} is neither a folder nor a bundle that ships with thinwire ({names})")
 
 
 def model_id(wire: Mapping[str, Any]) -> bytes:
     """The first 4 bytes of SHA-256 over the card's `wire` section in canonical JSON.
 
-    It holds everything that the meaning of a packet depends on (the tables by their hash), and nothing else: new metrics
-    or a decoder trained further leave it as it is.
+    It holds everything that the meaning of a packet depends on (the tables by their hash), and nothing else: new
+    metrics or a decoder trained further leave it as it is.
     """
     return hashlib.sha256(canonical_wire(wire)).digest()[:MODEL_ID_BYTES]
 

@@ -1,7 +1,8 @@
 """Contexts: integer functions of what both ends already hold, which choose the probability table of each symbol.
 
 No floats anywhere: a probability computed at run time in floating point differs between machines and corrupts the
-stream. All functions take leading batch axes, so that counting tables over thousands of images uses the coder's own code.
+stream. All functions take leading batch axes, so that counting tables over thousands of images uses the coder's own
+code.
 
 `none`: one bucket; a channel has one table.
 

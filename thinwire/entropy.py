@@ -22,9 +22,9 @@ MAX_SYMBOLS = 1 << 22
 class SymbolCoder:
     """Codes the symbols of one image, layer by layer.
 
-    Guarantees: `decode(encode(s, n))` is the first n layers of `s` and zeros for the others, on every machine. A payload
-    decodes only if it is exactly what `encode` writes for the symbols returned; any other raises `BadPayload`, in time
-    bounded by the latent's size. Objects are immutable and may be used by several threads.
+    Guarantees: `decode(encode(s, n))` is the first n layers of `s` and zeros for the others, on every machine. A
+    payload decodes only if it is exactly what `encode` writes for the symbols returned; any other raises
+    `BadPayload`, in time bounded by the latent's size. Objects are immutable and may be used by several threads.
     Requirements: symbols int (C, h, w) for the shape given; values outside [low, high] are clipped before coding.
 
     Symbols that share a table are coded by one call: a layer costs at most (passes x tables) calls.
@@ -46,7 +46,9 @@ class SymbolCoder:
             raise BadTables(f"tables are for {tables.table_of.shape} channels x buckets, not {(channels, buckets)}")
         edges = (tables.edges.past.shape, tables.edges.lean.shape, tables.edges.near.shape)
         if edges != contexts.edge_shapes(context, len(layers), channels):
-            raise BadTables(f"tables have bucket edges of another context or layer count than {context!r}, {len(layers)}")
+            raise BadTables(
+                f"tables have bucket edges of another context or layer count than {context!r}, {len(layers)}"
+            )
         self.tables = tables
         self.shape = (channels, height, width)
         self.layers = tuple((start, stop) for start, stop in layers)
@@ -106,7 +108,9 @@ class SymbolCoder:
                     try:
                         part = decoder.decode(model, stop - start)
                     except (AssertionError, ValueError) as error:
-                        raise BadPayload(f"layer {index + 1} holds bytes that its model's tables cannot read") from error
+                        raise BadPayload(
+                            f"layer {index + 1} holds bytes that its model's tables cannot read"
+                        ) from error
                     again.encode(part, model)
                     values[start:stop] = part
                 flat[order] = values + self.tables.low
@@ -115,7 +119,7 @@ class SymbolCoder:
         return symbols
 
     def ideal_bits(self, symbols: np.ndarray) -> list[float]:
-        """Cross-entropy of int (C, h, w) under the tables, in bits, for each layer: what a perfect coder would spend."""
+        """What a perfect coder would spend on int (C, h, w): cross-entropy under the tables, bits for each layer."""
         symbols, count = self._checked(symbols, None)
         bits = self.tables.bits
         spent = [0.0] * count
@@ -153,7 +157,9 @@ class SymbolCoder:
         if number == 0:
             bucket = np.broadcast_to(bucket, layer.shape)
         else:
-            bucket = bucket + contexts.neighbour_bucket(layer, edges.lean[start:stop], edges.near[start:stop])  # (c, h, w)
+            bucket = bucket + contexts.neighbour_bucket(
+                layer, edges.lean[start:stop], edges.near[start:stop]
+            )  # (c, h, w)
         bucket = bucket.reshape(stop - start, -1)[:, self._cells[number]]
         rows = np.take_along_axis(self.tables.table_of[start:stop], bucket.astype(np.intp), axis=1)
         return _plan(rows.ravel(), self._positions[index][number])
@@ -175,9 +181,9 @@ def _plan(rows: np.ndarray, positions: np.ndarray) -> _Plan:
 def _exact_model(freqs: np.ndarray) -> constriction.stream.model.Categorical:
     """constriction's table with exactly the integer probabilities freqs / 2**24.
 
-    constriction scales floats so that they fill 2**24 - A and then adds 1 to each. Given freqs - 1, which already sum to
-    2**24 - A and are whole, its scale is exactly 1 and every product and partial sum is a whole number below 2**53: exact
-    in IEEE double precision, therefore the same on every machine.
+    constriction scales floats so that they fill 2**24 - A and then adds 1 to each. Given freqs - 1, which already sum
+    to 2**24 - A and are whole, its scale is exactly 1 and every product and partial sum is a whole number below
+    2**53: exact in IEEE double precision, therefore the same on every machine.
     """
     return constriction.stream.model.Categorical(freqs.astype(np.float64) - 1, perfect=False)
 
@@ -209,5 +215,5 @@ _WORDS_64 = (1 << 64) - 1
 
 
 def _words(payload: bytes) -> np.ndarray:
-    """Payload → the decoder's words, with the zeros that `_seal` cut off (at least the two words that it reads first)."""
+    """Payload → the decoder's words, with the zeros that `_seal` cut off (at least the two that it reads first)."""
     return np.frombuffer(payload + bytes(-len(payload) % 4 + 8), ">u4").astype(np.uint32)

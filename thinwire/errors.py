@@ -1,4 +1,4 @@
-"""Typed errors of both ends. `reason` travels to clients as `google.rpc.ErrorInfo.reason` and is part of the contract."""
+"""Typed errors of both ends. `reason` travels to clients as `google.rpc.ErrorInfo.reason`: part of the contract."""
 
 from __future__ import annotations
 

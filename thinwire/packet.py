@@ -1,13 +1,13 @@
 """The packet: what one image becomes on the wire. WIRE.md states the layout and the reason for each rule.
 
-    offset  size  field
-    0       2     magic, "TW"
-    2       1     version, 1
-    3       1     layer count n, 1..16
-    4       4     model id
-    8       1..3  n layer lengths, canonical unsigned LEB128, each at most 65535
-    ...           n layer payloads
-    end-4   4     CRC-32C of every byte before it, little endian
+offset  size  field
+0       2     magic, "TW"
+2       1     version, 1
+3       1     layer count n, 1..16
+4       4     model id
+8       1..3  n layer lengths, canonical unsigned LEB128, each at most 65535
+...           n layer payloads
+end-4   4     CRC-32C of every byte before it, little endian
 """
 
 from __future__ import annotations
@@ -68,7 +68,9 @@ class Packet:
             if len(layer) > MAX_LAYER_BYTES:
                 raise PacketTooLarge(f"layer {index + 1} has {len(layer)} bytes, the limit is {MAX_LAYER_BYTES}")
         if len(self) > MAX_PACKET_BYTES:
-            raise PacketTooLarge(f"the packet has {len(self)} bytes, the limit is {MAX_PACKET_BYTES}: send fewer layers")
+            raise PacketTooLarge(
+                f"the packet has {len(self)} bytes, the limit is {MAX_PACKET_BYTES}: send fewer layers"
+            )
 
     def __len__(self) -> int:
         """Bytes of the whole packet."""
@@ -95,7 +97,9 @@ class Packet:
         `MalformedPacket` or `ChecksumMismatch` (all of them `PacketError`).
         """
         if len(data) > MAX_PACKET_BYTES:
-            raise PacketTooLarge(f"the packet has {len(data)} bytes, the limit is {MAX_PACKET_BYTES}: send fewer layers")
+            raise PacketTooLarge(
+                f"the packet has {len(data)} bytes, the limit is {MAX_PACKET_BYTES}: send fewer layers"
+            )
         data = bytes(data)
         if data[: len(MAGIC)] != MAGIC[: len(data)]:
             raise BadMagic(f"not a thinwire packet: it begins with {data[:4].hex()}, not {MAGIC.hex()}")
@@ -117,7 +121,9 @@ class Packet:
             lengths.append(length)
         missing = position + sum(lengths) - end
         if missing > 0:
-            raise TruncatedPacket(f"the packet lacks {missing} bytes of the {len(data) + missing} that its header states")
+            raise TruncatedPacket(
+                f"the packet lacks {missing} bytes of the {len(data) + missing} that its header states"
+            )
         if missing < 0:
             raise MalformedPacket(f"the packet has {-missing} bytes more than its header states")
         if _CRC.unpack_from(data, end)[0] != google_crc32c.value(data[:end]):

@@ -1,7 +1,8 @@
 """Prompt sets: sentence templates into which a label is put before the text tower sees it.
 
-Sources: the single template is CLIP's default (Radford et al. 2021, section 3.1.4); the 7 are the subset that its authors
-found sufficient (notebooks/Prompt_Engineering_for_ImageNet.ipynb); the 80 are OpenAI's ImageNet ensemble, MIT licence.
+Sources: the single template is CLIP's default (Radford et al. 2021, section 3.1.4); the 7 are the subset that its
+authors found sufficient (notebooks/Prompt_Engineering_for_ImageNet.ipynb); the 80 are OpenAI's ImageNet ensemble, MIT
+licence.
 """
 
 from __future__ import annotations

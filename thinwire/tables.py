@@ -126,9 +126,7 @@ def count_tables(
     return Tables(freqs, table_of, low, edges)
 
 
-def _buckets(
-    symbols: np.ndarray, layers: Sequence[tuple[int, int]], context: str, edges: contexts.Edges
-) -> np.ndarray:
+def _buckets(symbols: np.ndarray, layers: Sequence[tuple[int, int]], context: str, edges: contexts.Edges) -> np.ndarray:
     """The context bucket in which each symbol of int32 (N, C, h, w) is coded: intp, same shape."""
     bucket = np.zeros(symbols.shape, np.intp)
     if context == "none":

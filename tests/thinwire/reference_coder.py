@@ -47,5 +47,9 @@ class ReferenceDecoder:
         self.size = step * freqs[symbol]
         if self.size < 1 << 32:
             word = self.payload[self.next : self.next + 4].ljust(4, b"\0")
-            self.point, self.size, self.next = self.point << 32 | int.from_bytes(word, "big"), self.size << 32, self.next + 4
+            self.point, self.size, self.next = (
+                self.point << 32 | int.from_bytes(word, "big"),
+                self.size << 32,
+                self.next + 4,
+            )
         return symbol

@@ -41,12 +41,16 @@ both = pytest.mark.parametrize("context", contexts.CONTEXTS)
 
 def fixed_coder(context: str, height: int = 2, width: int = 3) -> SymbolCoder:
     """A coder whose tables are written out here, so that golden bytes depend on nothing that is fitted."""
-    freqs = np.array([[3 << 22, 1 << 21, 1 << 20, 1 << 20], [1 << 22] * 4, [1 << 23, 1 << 22, 1 << 21, 1 << 21]], np.uint32)
+    freqs = np.array(
+        [[3 << 22, 1 << 21, 1 << 20, 1 << 20], [1 << 22] * 4, [1 << 23, 1 << 22, 1 << 21, 1 << 21]], np.uint32
+    )
     k = contexts.bucket_count(context)
     table_of = (np.arange(3 * k).reshape(3, k) % 3).astype(np.uint16)
     shapes = contexts.edge_shapes(context, 2, 3)
     edges = [np.tile(np.arange(1, shape[1] + 1, dtype=np.int32), (shape[0], 1)) for shape in shapes]
-    return SymbolCoder(Tables(freqs, table_of, -1, contexts.Edges(*edges)), (3, height, width), ((0, 2), (2, 3)), context)
+    return SymbolCoder(
+        Tables(freqs, table_of, -1, contexts.Edges(*edges)), (3, height, width), ((0, 2), (2, 3)), context
+    )
 
 
 GOLDEN_SYMBOLS = np.array(
@@ -64,7 +68,9 @@ LONG_CHECKERBOARD = [
 ]
 
 
-@pytest.mark.parametrize(("context", "expected"), [("none", ["dd7c4288", "fa58"]), ("checkerboard", ["d25d6a", "f5d8"])])
+@pytest.mark.parametrize(
+    ("context", "expected"), [("none", ["dd7c4288", "fa58"]), ("checkerboard", ["d25d6a", "f5d8"])]
+)
 def test_golden_payloads(context, expected):
     coder = fixed_coder(context)
     assert [payload.hex() for payload in coder.encode(GOLDEN_SYMBOLS)] == expected
@@ -152,8 +158,7 @@ def test_carries_into_earlier_words_are_those_of_the_specification():
 @settings(deadline=None)
 @given(freqs=rows)
 def test_probabilities_are_the_integers_exactly(freqs):
-    # The first symbol decoded from word w is the one whose interval holds (w * 2**32) // ((2**64 - 1) >> 24): probe both
-    # sides of every boundary of the cumulative table.
+    # The first symbol is the one whose interval holds point // ((2**64 - 1) >> 24): probe both sides of each boundary
     step = ((1 << 64) - 1) >> 24
     model, edges = _exact_model(freqs), np.cumsum(freqs.astype(np.int64)).tolist()
     for symbol, edge in enumerate(edges):

@@ -1,7 +1,7 @@
 """Writes the hostile packets beside this file: `python -m tests.thinwire.hostile.make`.
 
-The part of a name before the first dash is the error that `Packet.from_bytes` must raise. Files named BadPayload hold not
-a packet but the payload of a layer, which every entropy coder must refuse.
+The part of a name before the first dash is the error that `Packet.from_bytes` must raise. Files named BadPayload hold
+not a packet but the payload of a layer, which every entropy coder must refuse.
 """
 
 from __future__ import annotations
