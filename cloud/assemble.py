@@ -42,7 +42,7 @@ def open_engine(
     device = pick_device(device)
     limits = limits or EngineLimits()
     if limits.batch is None:
-        # A GPU fills up with items; on a CPU EfficientNet-Lite0 took 19 ms an image in batches of 8 and 25 ms in batches
+        # A GPU fills up with items; on a CPU EfficientNet-Lite0 took 19 ms an image in batches of 8 and 25 ms in those
         # of 32, whose activations no longer fit the caches.
         limits = replace(limits, batch=BatchLimits(items=64 if device.startswith("cuda") else 8))
     if threads:
