@@ -1,0 +1,148 @@
+"""`thinwire-bench`: the benchmarks' command line."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from thinwire.errors import ThinwireError
+from thinwire.prompts import PROMPT_SETS
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="thinwire-bench", description="Accuracy, bytes and time over the real wire.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    run = commands.add_parser(
+        "eval",
+        help="classify a labelled data set uncompressed and at each rate",
+        description="Sends every image through the edge client to a server, as lossless PNG and as packets. Starts its "
+        "own server unless --server names one. The last line on stdout is one JSON document.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    run.add_argument("--data", required=True, metavar="TAR|DIR", help="tar or folder with labels.csv, or class folders")
+    run.add_argument("--bundle", default="conv", metavar="NAME|PATH", help="codec to measure")
+    run.add_argument("--rates", metavar="A,B", help="rates to measure (default: all of the bundle)")
+    run.add_argument("--clip", default="clip-lite", help="CLIP of the server that is started; see thinwire-cloud serve")
+    run.add_argument("--prompt-set", default="7", choices=list(PROMPT_SETS), help="prompt templates")
+    run.add_argument("--limit", type=int, metavar="N", help="use N images, drawn by --seed (default: all)")
+    run.add_argument("--seed", type=int, default=0, help="seed of the sample and of the bootstrap")
+    run.add_argument("--server", metavar="HOST:PORT", help="measure against this server instead of starting one")
+    run.add_argument("--threads", type=int, default=1, help="CPU threads of the edge's encoder")
+    run.add_argument("--json", nargs="?", const="", metavar="PATH", help="also write the JSON document to PATH")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs `thinwire-bench`; returns the exit code: 0 measured, 1 failed, 2 wrong use, 3 some images failed."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    args = _parser().parse_args(words)
+    try:
+        document = _eval(args, words)
+    except ThinwireError as error:
+        print(f"thinwire-bench: {error}", file=sys.stderr)
+        return 1
+    except ModuleNotFoundError as error:
+        print(
+            f"thinwire-bench: {error}: install the benchmarks with `pip install 'thinwire[bench,cloud]'`",
+            file=sys.stderr,
+        )
+        return 1
+    except KeyboardInterrupt:
+        print("thinwire-bench: interrupted", file=sys.stderr)
+        return 130
+    line = json.dumps(document, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    if args.json:
+        try:
+            Path(args.json).parent.mkdir(parents=True, exist_ok=True)
+            Path(args.json).write_text(line + "\n", encoding="utf-8")
+        except OSError as error:
+            print(f"thinwire-bench: {error}", file=sys.stderr)
+            print(line, flush=True)  # the measurement took long; a bad path must not lose it
+            return 1
+    print(line, flush=True)
+    return 3 if any(result["failed"] for result in document["results"]) else 0
+
+
+def _eval(args: argparse.Namespace, words: list[str]) -> dict[str, object]:
+    from tqdm import tqdm
+
+    from benchmarks.data import load_dataset
+    from benchmarks.evaluate import evaluate
+    from benchmarks.service import running_service
+    from benchmarks.testbed import describe
+    from edge.client import Client
+    from thinwire.bundle import load_bundle, resolve_bundle
+
+    data = load_dataset(args.data, args.limit, args.seed)
+    path = resolve_bundle(args.bundle)
+    bundle = load_bundle(path)
+    rates = [rate.strip() for rate in args.rates.split(",") if rate.strip()] if args.rates else list(bundle.rates)
+    for rate in rates:
+        bundle.n_layers(rate)  # before a server is started for nothing
+    started = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        server = args.server or stack.enter_context(running_service(args.clip, path))
+        client = stack.enter_context(Client(server, bundle, rate=rates[0], threads=args.threads))
+        clip = client.uplink.info().clip.name
+        bar = stack.enter_context(tqdm(total=len(data.items), desc=data.name, unit="image", file=sys.stderr))
+        results = evaluate(client, data, rates, args.prompt_set, args.seed, lambda: bar.update())
+    _print_table(
+        results, f"{data.name}: {len(data.items)} of {data.total} images, {clip}, prompt set {args.prompt_set}"
+    )
+    height, width = bundle.input_size
+    return {
+        "benchmark": "eval",
+        "command": shlex.join(["thinwire-bench", *words]),
+        "testbed": describe(),
+        "seed": args.seed,
+        "n": len(data.items),
+        "data": {"name": data.name, "sha256": data.sha256, "images": data.total, "labels": len(data.labels)},
+        "clip": clip,
+        "prompt_set": args.prompt_set,
+        "bundle": {"name": bundle.name, "model_id": bundle.model_id.hex(), "view": [height, width]},
+        "wall_s": round(time.monotonic() - started, 1),
+        "results": results,
+    }
+
+
+def _print_table(results: list[dict[str, object]], title: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title)
+    for name in ("codec", "rate", "bytes", "bits/pixel", "top-1", "top-5", "relative (95%)", "class recall"):
+        table.add_column(name, justify="left" if name in ("codec", "rate") else "right")
+    table.add_column("encode ms", justify="right")
+    table.add_column("round trip ms", justify="right")
+    table.add_column("failed", justify="right")
+    for row in results:
+        interval = row["top1_relative_ci95"]
+        relative = "-" if interval is None else f"{row['top1_relative']:.3f} ({interval[0]:.3f}-{interval[1]:.3f})"
+        table.add_row(
+            row["codec"],
+            row["rate"] or "-",
+            _cell(row["bytes_mean"], ".1f"),
+            _cell(row["bits_per_pixel"], ".4f"),
+            _cell(row["top1"], ".4f"),
+            _cell(row["top5"], ".4f"),
+            relative,
+            _cell(row["mean_per_class_recall"], ".4f"),
+            _cell(row["encode_ms_p50"], ".1f"),
+            _cell(row["round_trip_ms_p50"], ".1f"),
+            str(row["failed"]),
+        )
+    Console(stderr=True).print(table)
+
+
+def _cell(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,200 @@
+"""Every image through the real edge and the real server, and what that says about accuracy, bytes and time."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from PIL import Image
+
+from benchmarks.data import Dataset
+from edge.client import Client, Result
+from edge.errors import ServerUnreachable
+from thinwire.errors import ThinwireError
+from thinwire.imaging import open_image
+
+BOOTSTRAP_RESAMPLES = 2000
+TOP_K = 5
+MAX_MESSAGES = 5
+UNCOMPRESSED = "uncompressed"
+
+
+@dataclass
+class Record:
+    """What one way of sending did over all images, in the order of the data set. A failed image holds () and NaN."""
+
+    codec: str
+    rate: str | None
+    predictions: list[tuple[str, ...]] = field(default_factory=list)
+    sent_bytes: list[float] = field(default_factory=list)
+    encode_ms: list[float] = field(default_factory=list)
+    round_trip_ms: list[float] = field(default_factory=list)
+    messages: list[str] = field(default_factory=list)
+
+    def add(self, result: Result, encode_ms: float) -> None:
+        self.predictions.append(tuple(prediction.label for prediction in result.predictions))
+        self.sent_bytes.append(result.packet_bytes)
+        self.encode_ms.append(encode_ms)
+        self.round_trip_ms.append(result.round_trip_ms)
+
+    def add_failure(self, message: str) -> None:
+        self.predictions.append(())
+        for values in (self.sent_bytes, self.encode_ms, self.round_trip_ms):
+            values.append(float("nan"))
+        self.messages.append(message)
+
+
+def hits(predictions: Sequence[Sequence[str]], targets: Sequence[str], k: int) -> np.ndarray:
+    """bool (N,): whether the true label is among the first k predicted. An image without an answer is a miss."""
+    if len(predictions) != len(targets):
+        raise ValueError(f"{len(predictions)} predictions for {len(targets)} targets")
+    return np.array([target in ranked[:k] for ranked, target in zip(predictions, targets)], dtype=bool)
+
+
+def mean_per_class_recall(correct: np.ndarray, targets: Sequence[str]) -> float | None:
+    """Mean over the classes that occur of the share of their images that is right, 0 to 1; None without images."""
+    names = np.asarray(targets)
+    recalls = [correct[names == name].mean() for name in np.unique(names)]
+    return float(np.mean(recalls)) if recalls else None
+
+
+def relative_top1(
+    correct: np.ndarray, reference: np.ndarray, seed: int = 0, resamples: int = BOOTSTRAP_RESAMPLES
+) -> tuple[float | None, tuple[float, float] | None]:
+    """top-1 over the reference's top-1, with its 95% interval from a paired bootstrap over images.
+
+    correct, reference: bool (N,), the same images in the same order. Each resample draws images, not results, so that
+    what both find hard cancels out. None where the reference gets nothing right (resamples like that are left out).
+    """
+    if correct.shape != reference.shape:
+        raise ValueError(f"a paired comparison needs the same images: {correct.shape} and {reference.shape}")
+    if not reference.any():
+        return None, None
+    draw = np.random.default_rng(seed)
+    ratios = []
+    for _ in range(resamples):
+        picked = draw.integers(0, len(correct), len(correct))
+        base = reference[picked].sum()
+        if base:
+            ratios.append(correct[picked].sum() / base)
+    low, high = np.percentile(ratios, [2.5, 97.5])
+    return float(correct.sum() / reference.sum()), (float(low), float(high))
+
+
+def summarise(
+    record: Record, targets: Sequence[str], reference: Record, pixels: int, seed: int = 0
+) -> dict[str, object]:
+    """One entry of the result list. Failed images count as wrong in every accuracy and are left out of bytes and times.
+
+    `pixels` of the view turn bytes into bits per pixel; `reference` is the uncompressed record of the same images.
+    """
+    top1 = hits(record.predictions, targets, 1)
+    ratio, interval = relative_top1(top1, hits(reference.predictions, targets, 1), seed)
+    sent = _finite(record.sent_bytes)
+    return {
+        "codec": record.codec,
+        "rate": record.rate,
+        "bytes_mean": _rounded(sent.mean(), 2) if sent.size else None,
+        "bits_per_pixel": _rounded(8 * sent.mean() / pixels, 5) if sent.size else None,
+        "top1": _rounded(top1.mean(), 5) if top1.size else None,
+        "top5": _rounded(hits(record.predictions, targets, TOP_K).mean(), 5) if top1.size else None,
+        "top1_relative": _rounded(ratio, 5),
+        "top1_relative_ci95": None if interval is None else [_rounded(end, 5) for end in interval],
+        "mean_per_class_recall": _rounded(mean_per_class_recall(top1, targets), 5),
+        "psnr_db": None,  # the server answers labels, not pixels
+        "encode_ms_p50": _median(record.encode_ms),
+        "round_trip_ms_p50": _median(record.round_trip_ms),
+        "n": len(targets),
+        "failed": len(targets) - int(sent.size),
+        "failure_messages": record.messages[:MAX_MESSAGES],
+    }
+
+
+def evaluate(
+    client: Client,
+    data: Dataset,
+    rates: Sequence[str],
+    prompt_set: str = "7",
+    seed: int = 0,
+    progress: Callable[[], None] = lambda: None,
+) -> list[dict[str, object]]:
+    """Sends every image once as a lossless PNG of its view and once at each rate; one summary each, PNG first.
+
+    `progress` is called after each image. encode_ms is the network plus range coding (or writing the PNG).
+    Raises `ServerUnreachable` when there is no server to ask; whatever else befalls an image is counted as its failure.
+    """
+    for rate in rates:
+        client.encoder.layers_of(rate)  # a misspelt rate is the caller's error, not a failure of every image
+    codec = client.bundle.name
+    uncompressed = Record(UNCOMPRESSED, None)
+    records = [Record(codec, rate) for rate in rates]
+    height, width = client.bundle.input_size
+    _warm_up(client, data.labels, rates, prompt_set)
+    for item in data.items:
+        try:
+            view = client.bundle.view(open_image(data.read(item), item.name))
+        except ThinwireError as error:
+            for record in (uncompressed, *records):
+                record.add_failure(str(error))
+            progress()
+            continue
+
+        def as_png(view: np.ndarray = view) -> tuple[Result, float]:
+            started = time.perf_counter()
+            png = png_bytes(view)
+            encode_ms = 1000 * (time.perf_counter() - started)
+            return client.classify_file(png, data.labels, TOP_K, prompt_set), encode_ms
+
+        _try(uncompressed, item.name, as_png)
+        for record in records:
+
+            def as_packet(view: np.ndarray = view, rate: str = record.rate) -> tuple[Result, float]:
+                result = client.classify(view, data.labels, TOP_K, prompt_set, rate)
+                return result, result.encode_ms + result.code_ms
+
+            _try(record, item.name, as_packet)
+        progress()
+    targets = [data.labels[item.target] for item in data.items]
+    return [summarise(record, targets, uncompressed, height * width, seed) for record in (uncompressed, *records)]
+
+
+def png_bytes(view: np.ndarray) -> bytes:
+    """The view, uint8 (H, W, 3), as a PNG file: lossless, so the server's CLIP sees exactly these pixels."""
+    file = io.BytesIO()
+    Image.fromarray(view).save(file, "PNG")
+    return file.getvalue()
+
+
+def _warm_up(client: Client, labels: Sequence[str], rates: Sequence[str], prompt_set: str) -> None:
+    """Label vectors and lazily built kernels are made once for each list of labels; no image should pay for them."""
+    height, width = client.bundle.input_size
+    grey = np.full((height, width, 3), 128, np.uint8)
+    client.classify_file(png_bytes(grey), labels, 1, prompt_set)
+    for rate in rates:
+        client.classify(grey, labels, 1, prompt_set, rate)
+
+
+def _try(record: Record, name: str, send: Callable[[], tuple[Result, float]]) -> None:
+    try:
+        record.add(*send())
+    except ServerUnreachable:
+        raise  # a thousand more timeouts would measure nothing
+    except ThinwireError as error:
+        record.add_failure(f"{name}: {error}")
+
+
+def _finite(values: Sequence[float]) -> np.ndarray:
+    array = np.asarray(values, dtype=float)
+    return array[np.isfinite(array)]
+
+
+def _median(values: Sequence[float]) -> float | None:
+    finite = _finite(values)
+    return _rounded(np.median(finite), 3) if finite.size else None
+
+
+def _rounded(value: float | None, digits: int) -> float | None:
+    return None if value is None else round(float(value), digits)
