@@ -1,0 +1,129 @@
+"""`AsyncClient`: the same as `edge.client.Client` for programs that run on asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Sequence
+
+import grpc
+
+from edge.client import (
+    DEFAULT_BUNDLE,
+    DEFAULT_SERVER,
+    DEFAULT_TOP_K,
+    Prepared,
+    Question,
+    check_server,
+    prepare,
+    prepare_file,
+)
+from edge.encoder import Encoder, ImageLike, default_rate
+from edge.errors import ClientClosed, Refused
+from edge.result import Result
+from edge.uplink import CHECK_TIMEOUT_S, Line, typed_error
+from thinwire.bundle import Bundle, load_bundle
+from thinwire.labels import DEFAULT_PROMPT_SET
+from thinwire.v1 import inference_pb2 as pb
+from thinwire.v1 import inference_pb2_grpc
+
+
+class AsyncClient:
+    """`Client` with awaitable calls; arguments, guarantees and errors are the same. Make and use it on one event loop.
+
+    Encoding runs on a thread, so the loop stays free; start several `classify` at once with `asyncio.gather` to keep
+    the link busy.
+
+    >>> async def main():                                               # doctest: +SKIP
+    ...     async with AsyncClient("127.0.0.1:50051") as client:
+    ...         print((await client.classify("cat.jpg", ["cat", "dog"])).best.label)
+    """
+
+    def __init__(
+        self,
+        server: str = DEFAULT_SERVER,
+        bundle: str | os.PathLike[str] | Bundle | None = None,
+        rate: str | None = None,
+        threads: int = 1,
+        precision: str = "auto",
+        provider: str = "cpu",
+        timeout_s: float = 30.0,
+        tls: bool = False,
+        root_certificate: str | os.PathLike[str] | None = None,
+        token: str | None = None,
+    ) -> None:
+        self.line = Line(server, timeout_s, tls, root_certificate, token)
+        self.bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle or DEFAULT_BUNDLE)
+        self.rate = rate or default_rate(self.bundle)
+        self.bundle.n_layers(self.rate)
+        self.encoder = Encoder(self.bundle, threads, precision, provider)
+        credentials = self.line.credentials()
+        if credentials is None:
+            self._channel = grpc.aio.insecure_channel(server, options=self.line.options)
+        else:
+            self._channel = grpc.aio.secure_channel(server, credentials, options=self.line.options)
+        self._stub = inference_pb2_grpc.InferenceServiceStub(self._channel)
+        self._closed = False
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        self._closed = True
+        await self._channel.close()
+
+    async def check(self) -> pb.GetServerInfoResponse:
+        """As `Client.check`."""
+        timeout_s = min(CHECK_TIMEOUT_S, self.line.timeout_s)
+        info = await self._call(self._stub.GetServerInfo, pb.GetServerInfoRequest(), timeout_s, asked_only_info=True)
+        check_server(info, self.bundle, self.line.server)
+        return info
+
+    async def classify(
+        self,
+        image: ImageLike,
+        labels: Sequence[str],
+        top_k: int = DEFAULT_TOP_K,
+        prompt_set: str = DEFAULT_PROMPT_SET,
+        rate: str | None = None,
+    ) -> Result:
+        """As `Client.classify`."""
+        question = Question.check(labels, top_k, prompt_set)
+        return await self._ask(await asyncio.to_thread(prepare, self.encoder, image, rate or self.rate, question))
+
+    async def classify_file(
+        self,
+        data: bytes,
+        labels: Sequence[str],
+        top_k: int = DEFAULT_TOP_K,
+        prompt_set: str = DEFAULT_PROMPT_SET,
+    ) -> Result:
+        """As `Client.classify_file`."""
+        return await self._ask(prepare_file(data, Question.check(labels, top_k, prompt_set)))
+
+    async def _ask(self, prepared: Prepared) -> Result:
+        started = time.perf_counter()
+        try:
+            reply = await self._call(self._stub.Classify, prepared.request, self.line.timeout_s)
+        except Refused as error:
+            if error.server_reason == "UNKNOWN_MODEL":
+                await self.check()  # raises with the server's bundles by name
+            raise
+        return prepared.result(reply, 1000 * (time.perf_counter() - started))
+
+    async def _call(self, method, request: object, timeout_s: float, asked_only_info: bool = False):
+        closed = ClientClosed(f"the client of {self.line.server} was closed: make a new one")
+        if self._closed:
+            raise closed
+        try:
+            return await method(request, timeout=timeout_s, metadata=self.line.metadata)
+        except grpc.RpcError as error:
+            raise typed_error(error, self.line, asked_only_info) from error
+        except asyncio.CancelledError:
+            if self._closed:  # the channel was closed under us; a cancelled task stays cancelled
+                raise closed from None
+            raise

@@ -1,0 +1,52 @@
+"""What can go wrong on the device beyond bad images and bundles."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from thinwire.errors import ThinwireError
+
+
+class EncoderError(ThinwireError):
+    """The ONNX encoder cannot run here, or does not keep the contract of its card."""
+
+    reason: ClassVar[str] = "BAD_ENCODER"
+
+
+class ConnectionOptionsError(ThinwireError):
+    """The server's address, certificate or token is of no use; nothing was sent."""
+
+    reason: ClassVar[str] = "BAD_CONNECTION_OPTIONS"
+
+
+class ServerUnreachable(ThinwireError):
+    """No server answers at the address."""
+
+    reason: ClassVar[str] = "UNREACHABLE"
+
+
+class ServerTimeout(ThinwireError):
+    """The deadline passed before the answer came."""
+
+    reason: ClassVar[str] = "DEADLINE"
+
+
+class ClientClosed(ThinwireError):
+    """The client was closed before, or while, this call was made."""
+
+    reason: ClassVar[str] = "CLIENT_CLOSED"
+
+
+class Refused(ThinwireError):
+    """The server answered with an error. `server_reason` is its ErrorInfo reason (QUEUE_FULL, UNKNOWN_MODEL, ...)."""
+
+    reason: ClassVar[str] = "REFUSED"
+
+    def __init__(self, message: str, server_reason: str) -> None:
+        super().__init__(message)
+        self.server_reason = server_reason
+
+
+def reason_of(error: ThinwireError) -> str:
+    """The upper-case word that names the trouble: the server's own where it refused, else the class's."""
+    return error.server_reason if isinstance(error, Refused) else error.reason

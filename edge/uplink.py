@@ -1,0 +1,234 @@
+"""The line to the cloud: one channel, a deadline on each call, retries by service config, errors that name the fix."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+from edge.errors import ClientClosed, ConnectionOptionsError, Refused, ServerTimeout, ServerUnreachable
+from thinwire import __version__
+from thinwire.errors import ThinwireError
+from thinwire.v1 import inference_pb2 as pb
+from thinwire.v1 import inference_pb2_grpc
+
+CHECK_TIMEOUT_S = 10.0
+MAX_REPLY_BYTES = 16 << 20  # 20,000 labels of 400 characters
+LOOPBACK = re.compile(r"localhost|127\.\d+\.\d+\.\d+|\[::1\]")
+
+SERVICE_CONFIG = {
+    "methodConfig": [
+        {
+            "name": [{"service": "thinwire.v1.InferenceService"}],
+            "retryPolicy": {
+                "maxAttempts": 4,
+                "initialBackoff": "0.2s",
+                "maxBackoff": "3s",
+                "backoffMultiplier": 2,
+                # No call has side effects, so a repeat is safe; a full queue names its own pause by pushback
+                "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"],
+            },
+        }
+    ]
+}
+
+
+@dataclass(frozen=True)
+class Line:
+    """Where the server is and how it is talked to; checked when made (`ConnectionOptionsError`).
+
+    server: HOST:PORT ([::1]:50051 for IPv6). timeout_s: deadline of each call, retries included. tls: encrypt, trusting
+    the certificate authorities that gRPC ships; root_certificate: encrypt, trusting those in this PEM file instead.
+    token: sent with each call as `authorization: Bearer TOKEN`, on an encrypted line or to this machine only.
+    """
+
+    server: str
+    timeout_s: float = 30.0
+    tls: bool = False
+    root_certificate: str | os.PathLike[str] | None = None
+    token: str | None = None
+
+    def __post_init__(self) -> None:
+        host, _, port = self.server.rpartition(":")
+        # A target without a port would silently go to port 443
+        if not re.fullmatch(r"\[[0-9A-Fa-f:.%\w]+\]|[^\s:/\[\]]+", host) or not re.fullmatch(r"\d{1,5}", port):
+            raise ConnectionOptionsError(f"{self.server!r} is no server address: write HOST:PORT, like 127.0.0.1:50051")
+        if not 1 <= int(port) <= 65535:
+            raise ConnectionOptionsError(f"{self.server!r} has no valid port: ports are 1 to 65535")
+        if not 0 < self.timeout_s < float("inf"):
+            raise ConnectionOptionsError(f"a timeout is a number of seconds above 0, not {self.timeout_s}")
+        if self.token is not None and not re.fullmatch(r"[\x21-\x7e]+", self.token):
+            raise ConnectionOptionsError("a token is printable ASCII without spaces: check the file it came from")
+        if self.token is not None and not self.encrypted and not self.local:
+            raise ConnectionOptionsError(f"a token must not cross the net to {self.server} unencrypted: switch TLS on")
+
+    @property
+    def encrypted(self) -> bool:
+        return self.tls or self.root_certificate is not None
+
+    @property
+    def local(self) -> bool:
+        return bool(LOOPBACK.fullmatch(self.server.rpartition(":")[0]))
+
+    @property
+    def metadata(self) -> tuple[tuple[str, str], ...] | None:
+        return None if self.token is None else (("authorization", f"Bearer {self.token}"),)
+
+    @property
+    def options(self) -> list[tuple[str, str | int]]:
+        """Channel options."""
+        options: list[tuple[str, str | int]] = [
+            ("grpc.service_config", json.dumps(SERVICE_CONFIG)),
+            ("grpc.service_config_disable_resolution", 1),  # a DNS TXT record must not change how often we retry
+            ("grpc.enable_retries", 1),
+            ("grpc.max_receive_message_length", MAX_REPLY_BYTES),
+            ("grpc.primary_user_agent", f"thinwire-edge/{__version__}"),
+            # Slower than any server's minimum (pings faster than that kill the channel), faster than most NAT timeouts
+            ("grpc.keepalive_time_ms", 120_000),
+            ("grpc.keepalive_timeout_ms", 20_000),
+            # After an outage, look again soon: the default's ceiling of two minutes outlives most deadlines
+            ("grpc.initial_reconnect_backoff_ms", 500),
+            ("grpc.max_reconnect_backoff_ms", 10_000),
+        ]
+        if self.local:
+            options.append(("grpc.enable_http_proxy", 0))  # a proxy in the environment cannot reach our loopback
+        return options
+
+    def credentials(self) -> grpc.ChannelCredentials | None:
+        """None for a plain line. Raises `ConnectionOptionsError` for a certificate file that cannot be read."""
+        if not self.encrypted:
+            return None
+        if self.root_certificate is None:
+            return grpc.ssl_channel_credentials()
+        try:
+            pem = Path(self.root_certificate).read_bytes()
+        except OSError as error:
+            raise ConnectionOptionsError(
+                f"{self.root_certificate}: the certificate cannot be read ({error.strerror or error})"
+            ) from error
+        if b"-----BEGIN CERTIFICATE-----" not in pem:
+            raise ConnectionOptionsError(f"{self.root_certificate}: holds no PEM certificate")
+        return grpc.ssl_channel_credentials(pem)
+
+
+class Uplink:
+    """One channel to one server; make one per process. Closing it ends the calls that are still running.
+
+    Guarantees: every call has the line's deadline, and fails only with the typed errors of `typed_error`. May be shared
+    by threads.
+    """
+
+    def __init__(self, line: Line) -> None:
+        self.line = line
+        credentials = line.credentials()
+        if credentials is None:
+            self._channel = grpc.insecure_channel(line.server, options=line.options)
+        else:
+            self._channel = grpc.secure_channel(line.server, credentials, options=line.options)
+        self._stub = inference_pb2_grpc.InferenceServiceStub(self._channel)
+
+    def __enter__(self) -> Uplink:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def info(self, timeout_s: float | None = None) -> pb.GetServerInfoResponse:
+        """What the server is and accepts. Silence within `timeout_s` (at most 10 s) counts as `ServerUnreachable`."""
+        timeout_s = min(CHECK_TIMEOUT_S, timeout_s or self.line.timeout_s)
+        try:
+            return self._call(self._stub.GetServerInfo, pb.GetServerInfoRequest(), timeout_s).result()
+        except grpc.RpcError as error:
+            raise typed_error(error, self.line, asked_only_info=True) from error
+        except grpc.FutureCancelledError as error:
+            raise _closed(self.line) from error
+
+    def classify(self, request: pb.ClassifyRequest) -> pb.ClassifyResponse:
+        """Raises `ServerUnreachable`, `ServerTimeout`, `Refused` or `ClientClosed`."""
+        return self.answer(self.send(request))
+
+    def send(self, request: pb.ClassifyRequest) -> grpc.Future:
+        """Starts a call and returns at once; `answer` waits for it."""
+        return self._call(self._stub.Classify, request, self.line.timeout_s)
+
+    def answer(self, call: grpc.Future) -> pb.ClassifyResponse:
+        """The reply of a call that `send` started. Raises as `classify` does."""
+        try:
+            return call.result()
+        except grpc.RpcError as error:
+            raise typed_error(error, self.line) from error
+        except grpc.FutureCancelledError as error:
+            raise _closed(self.line) from error
+
+    def _call(self, method: grpc.UnaryUnaryMultiCallable, request: object, timeout_s: float) -> grpc.Future:
+        try:
+            return method.future(request, timeout=timeout_s, metadata=self.line.metadata)
+        except ValueError as error:  # "Cannot invoke RPC on closed channel!"
+            raise _closed(self.line) from error
+
+
+def typed_error(error: grpc.RpcError, line: Line, asked_only_info: bool = False) -> ThinwireError:
+    """A failed call as an error that names what to do.
+
+    `ServerUnreachable` when nobody answers, `ServerTimeout` when the deadline passes, `Refused` for the server's own
+    errors. A server that is silent when asked only for its info counts as unreachable.
+    """
+    code, details = error.code(), " ".join((error.details() or "").split())
+    reason = error_reason(error)
+    who = line.server
+    if code == grpc.StatusCode.UNAVAILABLE and not reason:
+        hint = "start one with `thinwire-cloud serve`, or name another with --server HOST:PORT"
+        if re.search(r"handshake|certificate|\bSSL|\bTLS", details, re.IGNORECASE):
+            hint = "check that both ends use TLS, and that --tls-ca holds the authority of the server's certificate"
+        return ServerUnreachable(f"no thinwire server answers at {who} ({_cause(details) or code.name}): {hint}")
+    if code == grpc.StatusCode.DEADLINE_EXCEEDED and asked_only_info:
+        return ServerUnreachable(
+            f"no thinwire server answers at {who} (silence): check the address and the firewalls on the way, "
+            "or name another with --server HOST:PORT"
+        )
+    if code == grpc.StatusCode.DEADLINE_EXCEEDED:
+        return ServerTimeout(
+            f"{who} did not answer within {line.timeout_s:g} s: allow more with --timeout, or try later"
+        )
+    if code == grpc.StatusCode.CANCELLED and not reason:
+        return _closed(line)
+    if code == grpc.StatusCode.UNIMPLEMENTED and not reason:
+        return Refused(
+            f"{who} is a gRPC server, but no thinwire server of this release: check --server", "UNIMPLEMENTED"
+        )
+    hints = {
+        grpc.StatusCode.UNAUTHENTICATED: ": give a valid token with --token-file",
+        grpc.StatusCode.PERMISSION_DENIED: ": this token may not do that; ask the server's operator",
+    }
+    return Refused(f"{who} refused: {details or code.name}{hints.get(code, '')}", reason or code.name)
+
+
+def error_reason(error: grpc.RpcError) -> str:
+    """The ErrorInfo reason in the status details; "" where there is none."""
+    try:
+        status = rpc_status.from_call(error)
+    except (ValueError, AttributeError):  # the details contradict the status, or there is no call behind the error
+        return ""
+    for detail in status.details if status else ():
+        info = error_details_pb2.ErrorInfo()
+        if detail.Unpack(info):
+            return info.reason
+    return ""
+
+
+def _cause(details: str) -> str:
+    """gRPC's chain of connection errors, cut to its last link."""
+    return details.rpartition("last error: ")[2].removeprefix("UNKNOWN: ").removeprefix("UNAVAILABLE: ")[:300]
+
+
+def _closed(line: Line) -> ClientClosed:
+    return ClientClosed(f"the client of {line.server} was closed: make a new one")
