@@ -9,16 +9,8 @@ from collections.abc import Sequence
 
 import grpc
 
-from edge.client import (
-    DEFAULT_BUNDLE,
-    DEFAULT_SERVER,
-    DEFAULT_TOP_K,
-    Prepared,
-    Question,
-    check_server,
-    prepare,
-    prepare_file,
-)
+from edge.client import Prepared, Question, check_server, prepare, prepare_file
+from edge.defaults import DEFAULT_BUNDLE, DEFAULT_SERVER, DEFAULT_TIMEOUT_S, DEFAULT_TOP_K
 from edge.encoder import Encoder, ImageLike, default_rate
 from edge.errors import ClientClosed, Refused
 from edge.result import Result
@@ -48,7 +40,7 @@ class AsyncClient:
         threads: int = 1,
         precision: str = "auto",
         provider: str = "cpu",
-        timeout_s: float = 30.0,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
         tls: bool = False,
         root_certificate: str | os.PathLike[str] | None = None,
         token: str | None = None,

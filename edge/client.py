@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import grpc
 
+from edge.defaults import DEFAULT_BUNDLE, DEFAULT_IN_FLIGHT, DEFAULT_SERVER, DEFAULT_TIMEOUT_S, DEFAULT_TOP_K
 from edge.encoder import Encoder, ImageLike, default_rate
 from edge.errors import ConnectionOptionsError, Refused
 from edge.result import Prediction, Result, ServerTiming, read_reply
@@ -23,10 +24,6 @@ from thinwire.v1 import inference_pb2 as pb
 
 __all__ = ["Client", "Outcome", "Prediction", "Result", "ServerTiming"]
 
-DEFAULT_BUNDLE = "conv"
-DEFAULT_SERVER = "127.0.0.1:50051"
-DEFAULT_TOP_K = 5
-DEFAULT_IN_FLIGHT = 4
 NO_EDGE_MS = (0.0, 0.0, 0.0, 0.0)
 
 
@@ -131,7 +128,7 @@ class Client:
         threads: int = 1,
         precision: str = "auto",
         provider: str = "cpu",
-        timeout_s: float = 30.0,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
         tls: bool = False,
         root_certificate: str | os.PathLike[str] | None = None,
         token: str | None = None,

@@ -47,6 +47,12 @@ class Refused(ThinwireError):
         self.server_reason = server_reason
 
 
+class NothingToDo(ThinwireError):
+    """The paths given hold no image, or the outputs asked for make no sense."""
+
+    reason: ClassVar[str] = "NOTHING_TO_DO"
+
+
 def reason_of(error: ThinwireError) -> str:
     """The upper-case word that names the trouble: the server's own where it refused, else the class's."""
     return error.server_reason if isinstance(error, Refused) else error.reason

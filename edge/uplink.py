@@ -12,6 +12,7 @@ import grpc
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
+from edge.defaults import DEFAULT_TIMEOUT_S
 from edge.errors import ClientClosed, ConnectionOptionsError, Refused, ServerTimeout, ServerUnreachable
 from thinwire import __version__
 from thinwire.errors import ThinwireError
@@ -49,7 +50,7 @@ class Line:
     """
 
     server: str
-    timeout_s: float = 30.0
+    timeout_s: float = DEFAULT_TIMEOUT_S
     tls: bool = False
     root_certificate: str | os.PathLike[str] | None = None
     token: str | None = None

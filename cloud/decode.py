@@ -1,0 +1,126 @@
+"""`python -m cloud.decode PACKET... -o OUT`: packet files → the pictures that CLIP would see; no server, no CLIP.
+
+`thinwire-edge decode` runs this in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+from PIL import Image
+
+from thinwire.bundle import Bundle, load_bundle, shipped_bundles
+from thinwire.errors import ThinwireError, UnknownModel
+from thinwire.packet import MAX_PACKET_BYTES, Packet
+
+if TYPE_CHECKING:
+    from torch import nn
+
+PACKET_SUFFIX, PICTURE_SUFFIX = ".twp", ".png"
+
+
+class CannotDecode(ThinwireError):
+    """These packets cannot become pictures here; the message says why."""
+
+    reason: ClassVar[str] = "CANNOT_DECODE"
+
+
+class Decoder:
+    """Packets of any of some bundles → pictures, on the CPU. Each bundle's net is loaded when first needed."""
+
+    def __init__(self, bundles: Sequence[Bundle]) -> None:
+        self._bundles = {bundle.model_id: bundle for bundle in bundles}
+        self._nets: dict[bytes, nn.Module] = {}
+
+    def picture(self, data: bytes) -> np.ndarray:
+        """A packet's bytes → uint8 (H, W, 3) RGB. Raises `PacketError`, `BundleError` or `CannotDecode`."""
+        import torch
+
+        packet = Packet.from_bytes(data)
+        bundle = self._bundles.get(packet.model_id)
+        if bundle is None:
+            known = ", ".join(f"{each.name} ({each.model_id.hex()})" for each in self._bundles.values()) or "none"
+            raise UnknownModel(
+                f"the packet was made with model {packet.model_id.hex()}, known here: {known}; "
+                "name the bundle that made it with --bundle"
+            )
+        if bundle.card.cloud["output"] != "pixels":
+            raise CannotDecode(f"bundle {bundle.name!r} decodes into CLIP vectors: its packets hold no picture")
+        symbols = torch.from_numpy(bundle.decode(packet)).float()[None]  # (1, C, h, w)
+        with torch.inference_mode():
+            image = self._net(bundle)(symbols, torch.tensor([len(packet.layers)]))[0]  # (3, H, W) in [0, 1]
+        return image.mul(255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+
+    def _net(self, bundle: Bundle) -> nn.Module:
+        import synthesis
+
+        if bundle.model_id not in self._nets:
+            self._nets[bundle.model_id] = synthesis.load(bundle)
+        return self._nets[bundle.model_id]
+
+
+def picture_paths(packets: Sequence[str], output: str) -> list[Path]:
+    """`output` itself if it ends in .png, else photo.twp → photo.png below the folder `output`.
+
+    Raises `CannotDecode` when two packets would share one file.
+    """
+    if output.lower().endswith(PICTURE_SUFFIX):
+        if len(packets) > 1:
+            raise CannotDecode(f"{len(packets)} packets do not fit into one picture: give a folder with -o")
+        return [Path(output)]
+    taken: dict[Path, str] = {}
+    for packet in packets:
+        target = Path(output, Path(packet).name.removesuffix(PACKET_SUFFIX) + PICTURE_SUFFIX)
+        if target in taken:
+            raise CannotDecode(f"{taken[target]} and {packet} would both become {target}: decode them one by one")
+        taken[target] = packet
+    return list(taken)
+
+
+def decode_file(decoder: Decoder, packet: str, target: Path) -> tuple[int, int, int]:
+    """Decodes one file; returns bytes, width, height. Raises `ThinwireError` whose text begins with the file's name."""
+    try:
+        with open(packet, "rb") as file:
+            data = file.read(MAX_PACKET_BYTES + 1)
+        pixels = decoder.picture(data)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(target, "PNG")
+    except OSError as error:
+        raise CannotDecode(f"{error.filename or packet}: {error.strerror or error}") from error
+    except ThinwireError as error:
+        raise CannotDecode(f"{packet}: {error}") from error
+    return len(data), pixels.shape[1], pixels.shape[0]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit code: 0 every packet was decoded, 1 some were not, 2 wrong use."""
+    parser = argparse.ArgumentParser(prog="python -m cloud.decode", description="Makes pictures of packet files.")
+    parser.add_argument("packets", nargs="+", metavar="PACKET", help="packet files")
+    parser.add_argument("-o", "--output", required=True, metavar="OUT", help="OUT.png for one packet; else a folder")
+    parser.add_argument("--bundle", metavar="NAME|PATH", help="bundle that made them (default: the shipped one by id)")
+    args = parser.parse_args(argv)
+    try:
+        targets = picture_paths(args.packets, args.output)
+        names = shipped_bundles().values() if args.bundle is None else [args.bundle]
+        decoder = Decoder([load_bundle(name) for name in names])
+    except ThinwireError as error:
+        print(f"thinwire: {error}", file=sys.stderr)
+        return 2
+    failed = 0
+    for packet, target in zip(args.packets, targets, strict=True):
+        try:
+            size, width, height = decode_file(decoder, packet, target)
+            print(f"{packet} -> {target}: {width}x{height} pixels of {size} bytes", flush=True)
+        except ThinwireError as error:
+            failed += 1
+            print(f"thinwire: {error}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

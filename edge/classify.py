@@ -1,0 +1,205 @@
+"""`thinwire-edge classify`: images in, a table or JSON lines out."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from edge.cli import CANNOT_RUN, OK, SOME_FAILED
+from edge.client import Client, Outcome
+from edge.errors import ConnectionOptionsError, NothingToDo, ServerUnreachable, reason_of
+from edge.sources import Source, find_images
+from thinwire.errors import LabelError
+from thinwire.labels import parse_labels, read_labels, validate_labels
+
+
+class Tally:
+    """Counts of a run so far."""
+
+    def __init__(self) -> None:
+        self.answered = self.failed = self.packet_bytes = self.file_bytes = 0
+
+    def add(self, outcome: Outcome) -> None:
+        if outcome.result is None:
+            self.failed += 1
+            return
+        self.answered += 1
+        self.packet_bytes += outcome.result.packet_bytes
+        self.file_bytes += file_bytes(Path(outcome.image)) or 0
+
+    def text(self, total: int) -> str:
+        """One line for people."""
+        words = [f"{_count(total, 'image')}, {self.answered} answered"]
+        if self.failed:
+            words.append(f"{self.failed} failed")
+        if total > self.answered + self.failed:
+            words.append(f"{total - self.answered - self.failed} not tried")
+        if not self.answered:
+            return ", ".join(words)
+        sent = f"{_count(self.packet_bytes, 'byte')} sent, {self.packet_bytes / self.answered:,.1f} each"
+        files = (
+            f"their files have {_count(self.file_bytes, 'byte')}, {self.file_bytes / self.packet_bytes:,.0f}x as many"
+        )
+        return f"{', '.join(words)}; {sent}; {files}"
+
+
+def run(args: argparse.Namespace) -> int:
+    """Returns the exit code. Raises `ThinwireError` for what keeps the whole run from starting."""
+    labels = _labels(args)
+    sources = find_images(args.images)
+    if not sources:
+        raise NothingToDo(f"no image files in {', '.join(args.images)}: name files, or folders that hold some")
+    out, err = Console(width=_table_width()), Console(stderr=True)
+    tally, answers, lost = Tally(), [], False
+    with _client(args) as client:
+        client.check()
+        try:
+            with _progress(err, len(sources)) as advance:
+                for outcome in _outcomes(client, sources, labels, args):
+                    tally.add(outcome)
+                    if args.json:
+                        print(json.dumps(_record(client, outcome, args.rate or client.rate)), flush=True)
+                    elif outcome.ok:
+                        answers.append(outcome)
+                    if outcome.error is not None:
+                        err.print(Text(f"thinwire-edge: {_named(outcome)}", style="red"), soft_wrap=True)
+                        lost = isinstance(outcome.error, ServerUnreachable)
+                        if lost:  # every further image would wait for the same nothing
+                            break
+                    advance()
+        finally:  # what was answered before Ctrl-C has been paid for: show it
+            if answers:
+                out.print(_table(answers))
+            summary = Text(tally.text(len(sources)))
+            (err if args.json else out).print(summary, soft_wrap=True)
+    if lost:
+        return CANNOT_RUN
+    return SOME_FAILED if tally.failed else OK
+
+
+def _labels(args: argparse.Namespace) -> tuple[str, ...]:
+    if args.labels is None and args.labels_file is None:
+        raise LabelError(
+            'no labels: say what the images may show, for instance --labels "cat,dog" (or --labels-file F)'
+        )
+    named = parse_labels(args.labels) if args.labels is not None else ()
+    listed = read_labels(args.labels_file) if args.labels_file is not None else ()
+    return validate_labels([*named, *listed])
+
+
+def _client(args: argparse.Namespace) -> Client:
+    token = None
+    if args.token_file is not None:
+        try:
+            token = Path(args.token_file).read_text(encoding="ascii").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConnectionOptionsError(f"{args.token_file}: the token cannot be read ({error})") from error
+    return Client(
+        args.server,
+        args.bundle,
+        rate=args.rate,
+        threads=args.threads,
+        precision=args.precision,
+        provider=args.provider,
+        timeout_s=args.timeout,
+        tls=args.tls,
+        root_certificate=args.tls_ca,
+        token=token,
+    )
+
+
+def _outcomes(
+    client: Client, sources: Sequence[Source], labels: tuple[str, ...], args: argparse.Namespace
+) -> Iterator[Outcome]:
+    paths = (source.path for source in sources)
+    return client.classify_many(paths, labels, args.top_k, args.prompt_set, in_flight=args.in_flight)
+
+
+def _record(client: Client, outcome: Outcome, rate: str) -> dict[str, Any]:
+    """One JSON line. Numbers are rounded to what they mean: microseconds and parts in a million."""
+    record: dict[str, Any] = {"image": os.fspath(outcome.image), "ok": outcome.ok}
+    if outcome.result is None:
+        return {**record, "error": {"reason": reason_of(outcome.error), "message": str(outcome.error)}}
+    answer = _rounded(outcome.result.to_dict())
+    where = {"file_bytes": file_bytes(Path(outcome.image)), "rate": rate, "bundle": client.bundle.name}
+    return {**record, **answer, **where, "model_id": client.bundle.model_id.hex()}
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return round(value, 6)
+    if isinstance(value, dict):
+        return {key: round(each, 3) if key.endswith("_ms") else _rounded(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_rounded(each) for each in value]
+    return value
+
+
+def _table(outcomes: Sequence[Outcome]) -> Table:
+    table = Table()
+    table.add_column("image", overflow="fold")
+    table.add_column("label", overflow="fold")
+    for name in ("probability", "packet bytes", "edge ms", "round trip ms"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for outcome in outcomes:
+        result = outcome.result
+        labels = Text("\n").join(
+            Text(each.label, style="" if place else "bold") for place, each in enumerate(result.predictions)
+        )
+        table.add_row(
+            Text(shown(outcome.image)),
+            labels,
+            "\n".join(f"{100 * each.probability:.1f} %" for each in result.predictions),
+            f"{result.packet_bytes:,}",
+            f"{result.edge_ms:.1f}",
+            f"{result.round_trip_ms:.1f}",
+        )
+    return table
+
+
+@contextlib.contextmanager
+def _progress(console: Console, total: int):
+    """Yields a function to call after each image; draws a bar for several images where a person watches."""
+    columns = (TextColumn("classifying"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=total < 2 or not console.is_terminal) as progress:
+        task = progress.add_task("classifying", total=total)
+        yield lambda: progress.advance(task)
+
+
+def _table_width() -> int | None:
+    """None (the terminal's own) for people; wide for a file or pipe, where 80 columns would cut names."""
+    return None if sys.stdout.isatty() else 160
+
+
+def _named(outcome: Outcome) -> str:
+    """The error, with the image's name unless it begins with it."""
+    name, message = os.fspath(outcome.image), str(outcome.error)
+    return shown(message if message.startswith(name) else f"{name}: {message}")
+
+
+def shown(name: str | os.PathLike[str]) -> str:
+    """A file name as text that any terminal takes: bytes that are no UTF-8 become �."""
+    return os.fspath(name).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def file_bytes(path: Path) -> int | None:
+    """Size of a file; None where it has gone."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"

@@ -1,0 +1,243 @@
+"""`thinwire-edge`: the device's command line. Imports wait until a command needs them, so that help comes at once."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from edge.defaults import DEFAULT_BUNDLE, DEFAULT_IN_FLIGHT, DEFAULT_SERVER, DEFAULT_TIMEOUT_S
+
+OK, SOME_FAILED, CANNOT_RUN, INTERRUPTED = 0, 1, 2, 130
+
+EXAMPLES = """\
+examples:
+  thinwire-edge classify photo.jpg --labels "cat,dog,bicycle"
+  thinwire-edge classify holiday/ --labels-file labels.txt --rate low --json > answers.jsonl
+  thinwire-edge encode photo.jpg -o photo.twp      what would be sent, as a file
+  thinwire-edge inspect photo.twp                  what is in it
+  thinwire-edge decode photo.twp -o back.png       what the cloud makes of it (needs thinwire[cloud])
+
+The answers come from a server: start one with `thinwire-cloud serve`.
+`thinwire-edge COMMAND --help` tells more."""
+
+CLASSIFY_EXAMPLES = """\
+examples:
+  thinwire-edge classify photo.jpg --labels "cat,dog,bicycle"
+  thinwire-edge classify *.jpg --labels-file labels.txt --server 10.0.0.5:50051 --rate low
+  thinwire-edge classify holiday/ --labels "beach,mountain,city at night" --top-k 1 --json | jq .predictions[0].label
+
+Labels are any words that complete "a photo of a ...". Folders are searched below for image files.
+An image that fails does not stop the others.
+
+exit code: 0 every image has an answer, 1 some have none, 2 wrong use or no server to ask"""
+
+ENCODE_EXAMPLES = """\
+examples:
+  thinwire-edge encode photo.jpg -o photo.twp
+  thinwire-edge encode holiday/ -o packets/ --rate high
+
+exit code: 0 every image was encoded, 1 some were not, 2 wrong use"""
+
+DECODE_EXAMPLES = """\
+examples:
+  thinwire-edge decode photo.twp -o photo.png
+  thinwire-edge decode packets/*.twp -o pictures/
+
+Runs the decoder of the cloud, so it needs thinwire[cloud] installed beside the edge.
+
+exit code: 0 every packet was decoded, 1 some were not, 2 wrong use or no decoder installed"""
+
+INSPECT_EXAMPLES = """\
+examples:
+  thinwire-edge inspect photo.twp
+  thinwire-edge inspect conv               a bundle that ships with thinwire
+  thinwire-edge inspect ./my-bundle --json
+
+exit code: 0 sound, 1 damaged or unknown, 2 wrong use"""
+
+
+def _parser() -> argparse.ArgumentParser:
+    from thinwire import __version__
+
+    parser = argparse.ArgumentParser(
+        prog="thinwire-edge",
+        description="CLIP over a thin wire: the device. Turns images into packets of a few hundred bytes and asks a "
+        "server what they show.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"thinwire-edge {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_classify(commands)
+    _add_encode(commands)
+    _add_decode(commands)
+    _add_inspect(commands)
+    return parser
+
+
+def _command(commands, name: str, brief: str, description: str, epilog: str) -> argparse.ArgumentParser:
+    return commands.add_parser(
+        name,
+        help=brief,
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def _add_classify(commands) -> None:
+    from thinwire.prompts import PROMPT_SETS
+
+    sub = _command(
+        commands,
+        "classify",
+        "ask a server which labels fit images",
+        "Encodes each image, sends the packet, and shows which labels fit best.",
+        CLASSIFY_EXAMPLES,
+    )
+    sub.add_argument("images", nargs="+", metavar="IMG|DIR", help="image files, and folders to search for them")
+    sub.add_argument("--labels", metavar='"A,B,C"', help="what the images may show, split at commas")
+    sub.add_argument("--labels-file", metavar="FILE", help="labels from a text file, one a line (adds to --labels)")
+    sub.add_argument("--top-k", type=_positive, default=3, metavar="K", help="labels to show for each image (3)")
+    sub.add_argument(
+        "--prompt-set", default="7", choices=list(PROMPT_SETS), help="how many prompt templates to use (7)"
+    )
+    sub.add_argument(
+        "--json", action="store_true", help="one JSON object a line for each image on stdout, nothing else"
+    )
+    _add_codec_options(sub)
+    line = sub.add_argument_group("the line to the server")
+    line.add_argument("--server", default=DEFAULT_SERVER, metavar="HOST:PORT", help=f"server ({DEFAULT_SERVER})")
+    line.add_argument(
+        "--timeout",
+        type=_seconds,
+        default=DEFAULT_TIMEOUT_S,
+        metavar="S",
+        help=f"seconds that the answer for one image may take ({DEFAULT_TIMEOUT_S:g})",
+    )
+    line.add_argument(
+        "--in-flight",
+        type=_positive,
+        default=DEFAULT_IN_FLIGHT,
+        metavar="N",
+        help=f"images on their way at a time ({DEFAULT_IN_FLIGHT})",
+    )
+    line.add_argument("--tls", action="store_true", help="encrypt; trust the public certificate authorities")
+    line.add_argument("--tls-ca", metavar="PEM", help="encrypt; trust the authority in this file instead")
+    line.add_argument("--token-file", metavar="FILE", help="file that holds a token for the server")
+
+
+def _add_encode(commands) -> None:
+    sub = _command(
+        commands,
+        "encode",
+        "write images as packet files",
+        "Writes the packet of each image, exactly the bytes that `classify` would send.",
+        ENCODE_EXAMPLES,
+    )
+    sub.add_argument("images", nargs="+", metavar="IMG|DIR", help="image files, and folders to search for them")
+    sub.add_argument(
+        "-o", "--output", required=True, metavar="OUT", help="OUT.twp for one image; else a folder, made if need be"
+    )
+    sub.add_argument("--json", action="store_true", help="one JSON object a line for each image on stdout")
+    _add_codec_options(sub)
+
+
+def _add_decode(commands) -> None:
+    sub = _command(
+        commands,
+        "decode",
+        "make pictures of packet files (needs thinwire[cloud])",
+        "Shows what the cloud sees: the picture that its decoder makes of each packet.",
+        DECODE_EXAMPLES,
+    )
+    sub.add_argument("packets", nargs="+", metavar="PACKET", help="packet files")
+    sub.add_argument("-o", "--output", required=True, metavar="OUT", help="OUT.png for one packet; else a folder")
+    sub.add_argument(
+        "--bundle", metavar="NAME|PATH", help="bundle that made the packets (default: the shipped one with their id)"
+    )
+
+
+def _add_inspect(commands) -> None:
+    sub = _command(
+        commands,
+        "inspect",
+        "tell what is in a packet or a bundle",
+        "Prints the header and the layers of a packet file, or the card of a bundle, after checking them.",
+        INSPECT_EXAMPLES,
+    )
+    sub.add_argument(
+        "target", metavar="PACKET|BUNDLE", help="a packet file, a bundle's folder, or a shipped bundle's name"
+    )
+    sub.add_argument("--bundle", metavar="NAME|PATH", help="also look for the packet's model in this bundle")
+    sub.add_argument("--json", action="store_true", help="one JSON object on stdout")
+
+
+def _add_codec_options(sub: argparse.ArgumentParser) -> None:
+    group = sub.add_argument_group("the encoder")
+    group.add_argument(
+        "--bundle",
+        default=DEFAULT_BUNDLE,
+        metavar="NAME|PATH",
+        help=f"codec: a shipped bundle or a bundle's folder ({DEFAULT_BUNDLE})",
+    )
+    group.add_argument("--rate", metavar="low|mid|high", help="how much to send of each image (mid)")
+    group.add_argument("--threads", type=_positive, default=1, metavar="N", help="CPU threads of the encoder (1)")
+    group.add_argument("--precision", default="auto", choices=["auto", "fp32", "int8"], help="encoder weights (auto)")
+    group.add_argument(
+        "--provider", default="cpu", choices=["cpu", "cuda", "tensorrt"], help="ONNX Runtime provider (cpu)"
+    )
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) < 1 << 31:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1e6:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
+    return value
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs `thinwire-edge`; returns the exit code: 0 done, 1 some images or packets failed, 2 could not run."""
+    args = _parser().parse_args(argv)
+    from thinwire.errors import ThinwireError
+
+    try:
+        if args.command == "classify":
+            from edge.classify import run
+        else:
+            from edge import files
+
+            run = {"encode": files.encode, "decode": files.decode, "inspect": files.inspect}[args.command]
+        code = run(args)
+        sys.stdout.flush()
+        return code
+    except ThinwireError as error:
+        return _fail(str(error))
+    except ModuleNotFoundError as error:
+        return _fail(f"{error}: install the edge with `pip install 'thinwire[edge]'`")
+    except BrokenPipeError:  # `| head` has seen enough; Python must not complain again when it flushes at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return SOME_FAILED
+    except KeyboardInterrupt:
+        print("thinwire-edge: interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _fail(text: str) -> int:
+    print(f"thinwire-edge: {text}", file=sys.stderr)
+    return CANNOT_RUN
+
+
+if __name__ == "__main__":
+    sys.exit(main())
