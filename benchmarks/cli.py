@@ -137,7 +137,10 @@ def _print_table(results: list[dict[str, object]], title: str) -> None:
             _cell(row["round_trip_ms_p50"], ".1f"),
             str(row["failed"]),
         )
-    Console(stderr=True).print(table)
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        console.width = 140  # the 80 of a log file would cut every number
+    console.print(table)
 
 
 def _cell(value: float | None, form: str) -> str:
