@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import sys
@@ -29,10 +30,12 @@ class Tally:
 
     def __init__(self) -> None:
         self.answered = self.failed = self.packet_bytes = self.file_bytes = 0
+        self.server_lost = False
 
     def add(self, outcome: Outcome) -> None:
         if outcome.result is None:
             self.failed += 1
+            self.server_lost |= isinstance(outcome.error, ServerUnreachable)
             return
         self.answered += 1
         self.packet_bytes += outcome.result.packet_bytes
@@ -61,12 +64,12 @@ def run(args: argparse.Namespace) -> int:
     if not sources:
         raise NothingToDo(f"no image files in {', '.join(args.images)}: name files, or folders that hold some")
     out, err = Console(width=_table_width()), Console(stderr=True)
-    tally, answers, lost = Tally(), [], False
+    tally, answers = Tally(), []
     with _client(args) as client:
         client.check()
         try:
             with _progress(err, len(sources)) as advance:
-                for outcome in _outcomes(client, sources, labels, args):
+                for outcome in _outcomes(client, sources, labels, args, tally):
                     tally.add(outcome)
                     if args.json:
                         print(json.dumps(_record(client, outcome, args.rate or client.rate)), flush=True)
@@ -74,16 +77,13 @@ def run(args: argparse.Namespace) -> int:
                         answers.append(outcome)
                     if outcome.error is not None:
                         err.print(Text(f"thinwire-edge: {_named(outcome)}", style="red"), soft_wrap=True)
-                        lost = isinstance(outcome.error, ServerUnreachable)
-                        if lost:  # every further image would wait for the same nothing
-                            break
                     advance()
         finally:  # what was answered before Ctrl-C has been paid for: show it
             if answers:
                 out.print(_table(answers))
             summary = Text(tally.text(len(sources)))
             (err if args.json else out).print(summary, soft_wrap=True)
-    if lost:
+    if tally.server_lost:
         return CANNOT_RUN
     return SOME_FAILED if tally.failed else OK
 
@@ -120,9 +120,10 @@ def _client(args: argparse.Namespace) -> Client:
 
 
 def _outcomes(
-    client: Client, sources: Sequence[Source], labels: tuple[str, ...], args: argparse.Namespace
+    client: Client, sources: Sequence[Source], labels: tuple[str, ...], args: argparse.Namespace, tally: Tally
 ) -> Iterator[Outcome]:
-    paths = (source.path for source in sources)
+    # Once the server is gone, every further image would wait for the same nothing; what is on its way is waited for
+    paths = (source.path for source in itertools.takewhile(lambda _: not tally.server_lost, sources))
     return client.classify_many(paths, labels, args.top_k, args.prompt_set, in_flight=args.in_flight)
 
 
@@ -150,7 +151,7 @@ def _table(outcomes: Sequence[Outcome]) -> Table:
     table = Table()
     table.add_column("image", overflow="fold")
     table.add_column("label", overflow="fold")
-    for name in ("probability", "packet bytes", "edge ms", "round trip ms"):
+    for name in ("proba-\nbility", "packet\nbytes", "edge\nms", "round\ntrip ms"):
         table.add_column(name, justify="right", no_wrap=True)
     for outcome in outcomes:
         result = outcome.result

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,9 +74,7 @@ class Encoder:
         try:
             (symbols,) = self._session.run(["symbols"], {"image": np.ascontiguousarray(view[None])})  # (1, H, W, 3)
         except Exception as error:  # ONNX Runtime's classes share no base below Exception
-            raise EncoderError(
-                f"{self.path}: the encoder failed ({_first_line(error)}): the bundle is broken"
-            ) from error
+            raise EncoderError(f"{self.path}: the encoder failed ({_first_line(error)}): export it again") from error
         wanted = (1, *self.bundle.latent_shape)  # (1, C, h, w)
         if symbols.dtype != np.int32 or symbols.shape != wanted:
             raise EncoderError(
@@ -143,7 +142,9 @@ def _open_session(path: os.PathLike[str], threads: int, provider: str) -> ort.In
     # Threads that spin between frames would eat a small device's other cores and its battery
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
-        session = ort.InferenceSession(os.fspath(path), options, providers=[provider])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a missing provider is our error below, not two warnings
+            session = ort.InferenceSession(os.fspath(path), options, providers=[provider])
     except Exception as error:  # ONNX Runtime's classes share no base below Exception
         raise EncoderError(f"{path}: ONNX Runtime {ort.__version__} cannot load it ({_first_line(error)})") from error
     # The list of available providers tells what was compiled in; only the session knows what runs

@@ -1,0 +1,114 @@
+"""A real gRPC server whose answers a test decides: the servicer of inference.proto without any model behind it."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+from google.rpc import error_details_pb2, status_pb2
+
+from thinwire.bundle import Bundle
+from thinwire.v1 import inference_pb2 as pb
+from thinwire.v1 import inference_pb2_grpc
+
+Behaviour = Callable[[pb.ClassifyRequest, grpc.ServicerContext], pb.ClassifyResponse]
+
+
+def answer(request: pb.ClassifyRequest, context: grpc.ServicerContext | None = None) -> pb.ClassifyResponse:
+    """Ranks the labels in the order given."""
+    reply = pb.ClassifyResponse(frame_id=request.frame_id)
+    reply.timing.total_ms, reply.timing.batch_size = 1.5, 1
+    reply.model.clip, reply.model.bundle = "canned", "tiny"
+    for index, label in enumerate(request.labels[: request.top_k or 5]):
+        reply.predictions.add(label=label, index=index, probability=0.5 ** (index + 1), similarity=0.3 - 0.1 * index)
+    return reply
+
+
+def refuse(code: grpc.StatusCode, message: str, reason: str = "", pushback_ms: int | None = None) -> Behaviour:
+    """Aborts with a status, ErrorInfo and pushback, as the cloud does."""
+
+    def behave(request: pb.ClassifyRequest, context: grpc.ServicerContext) -> pb.ClassifyResponse:
+        trailers = [] if pushback_ms is None else [("grpc-retry-pushback-ms", str(pushback_ms))]
+        if reason:
+            status = status_pb2.Status(code=code.value[0], message=message)
+            status.details.add().Pack(error_details_pb2.ErrorInfo(reason=reason, domain="thinwire"))
+            trailers.append(("grpc-status-details-bin", status.SerializeToString()))
+        context.set_trailing_metadata(tuple(trailers))
+        context.abort(code, message)
+
+    return behave
+
+
+def after(seconds: float) -> Behaviour:
+    """Answers late, or not at all once nobody waits."""
+
+    def behave(request: pb.ClassifyRequest, context: grpc.ServicerContext) -> pb.ClassifyResponse:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and context.is_active():
+            time.sleep(0.01)
+        return answer(request)
+
+    return behave
+
+
+class Canned(inference_pb2_grpc.InferenceServiceServicer):
+    """Behaves as `script` says, call by call, then as `usual`; remembers what it was sent."""
+
+    def __init__(self, bundles: list[Bundle]) -> None:
+        self.bundles = bundles
+        self.script: deque[Behaviour] = deque()
+        self.usual: Behaviour = answer
+        self.requests: list[pb.ClassifyRequest] = []
+        self.times: list[float] = []
+        self.peers: set[str] = set()
+        self.metadata: list[dict[str, str]] = []
+        self.now = self.most = 0
+        self._lock = threading.Lock()
+
+    def GetServerInfo(self, request, context):
+        self.peers.add(context.peer())
+        self.metadata.append(dict(context.invocation_metadata()))
+        info = pb.GetServerInfoResponse(version="0", clip=pb.ClipInfo(name="canned", embed_dim=4), device="none")
+        for bundle in self.bundles:
+            info.bundles.add(name=bundle.name, model_id=bundle.model_id)
+        return info
+
+    def Classify(self, request, context):
+        with self._lock:
+            self.requests.append(request)
+            self.times.append(time.monotonic())
+            self.peers.add(context.peer())
+            self.metadata.append(dict(context.invocation_metadata()))
+            self.now += 1
+            self.most = max(self.most, self.now)
+            behave = self.script.popleft() if self.script else self.usual
+        try:
+            return behave(request, context)
+        finally:
+            with self._lock:
+                self.now -= 1
+
+
+@contextlib.contextmanager
+def serve(
+    servicer: inference_pb2_grpc.InferenceServiceServicer | None,
+    credentials: grpc.ServerCredentials | None = None,
+) -> Iterator[str]:
+    """A server on a free loopback port: yields "127.0.0.1:PORT". None serves nothing at all, but listens."""
+    server = grpc.server(ThreadPoolExecutor(16), options=[("grpc.so_reuseport", 0)])
+    if servicer is not None:
+        inference_pb2_grpc.add_InferenceServiceServicer_to_server(servicer, server)
+    if credentials is None:
+        port = server.add_insecure_port("127.0.0.1:0")
+    else:
+        port = server.add_secure_port("127.0.0.1:0", credentials)
+    server.start()
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        server.stop(0).wait(5)
