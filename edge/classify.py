@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import itertools
 import json
 import os
@@ -12,15 +11,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
-from rich.text import Text
-
 from edge.cli import CANNOT_RUN, OK, SOME_FAILED
 from edge.client import Client, Outcome
 from edge.errors import ConnectionOptionsError, NothingToDo, ServerUnreachable, reason_of
 from edge.sources import Source, find_images
+from edge.terminal import Progress, shown, table
 from thinwire.errors import LabelError
 from thinwire.labels import parse_labels, read_labels, validate_labels
 
@@ -63,12 +58,11 @@ def run(args: argparse.Namespace) -> int:
     sources = find_images(args.images)
     if not sources:
         raise NothingToDo(f"no image files in {', '.join(args.images)}: name files, or folders that hold some")
-    out, err = Console(width=_table_width()), Console(stderr=True)
     tally, answers = Tally(), []
     with _client(args) as client:
         client.check()
         try:
-            with _progress(err, len(sources)) as advance:
+            with Progress(len(sources), sys.stderr, "classifying") as progress:
                 for outcome in _outcomes(client, sources, labels, args, tally):
                     tally.add(outcome)
                     if args.json:
@@ -76,13 +70,12 @@ def run(args: argparse.Namespace) -> int:
                     elif outcome.ok:
                         answers.append(outcome)
                     if outcome.error is not None:
-                        err.print(Text(f"thinwire-edge: {_named(outcome)}", style="red"), soft_wrap=True)
-                    advance()
+                        progress.say(f"thinwire-edge: {_named(outcome)}")
+                    progress.advance()
         finally:  # what was answered before Ctrl-C has been paid for: show it
             if answers:
-                out.print(_table(answers))
-            summary = Text(tally.text(len(sources)))
-            (err if args.json else out).print(summary, soft_wrap=True)
+                print(_table(answers))
+            print(tally.text(len(sources)), file=sys.stderr if args.json else sys.stdout)
     if tally.server_lost:
         return CANNOT_RUN
     return SOME_FAILED if tally.failed else OK
@@ -147,51 +140,28 @@ def _rounded(value: Any) -> Any:
     return value
 
 
-def _table(outcomes: Sequence[Outcome]) -> Table:
-    table = Table()
-    table.add_column("image", overflow="fold")
-    table.add_column("label", overflow="fold")
-    for name in ("proba-\nbility", "packet\nbytes", "edge\nms", "round\ntrip ms"):
-        table.add_column(name, justify="right", no_wrap=True)
+def _table(outcomes: Sequence[Outcome]) -> str:
+    heads = ("image", "label", "probability", "bytes", "edge ms", "round trip ms")
+    rows = []
     for outcome in outcomes:
         result = outcome.result
-        labels = Text("\n").join(
-            Text(each.label, style="" if place else "bold") for place, each in enumerate(result.predictions)
+        rows.append(
+            (
+                [shown(outcome.image)],
+                [shown(each.label) for each in result.predictions],
+                [f"{100 * each.probability:.1f} %" for each in result.predictions],
+                [f"{result.packet_bytes:,}"],
+                [f"{result.edge_ms:.1f}"],
+                [f"{result.round_trip_ms:.1f}"],
+            )
         )
-        table.add_row(
-            Text(shown(outcome.image)),
-            labels,
-            "\n".join(f"{100 * each.probability:.1f} %" for each in result.predictions),
-            f"{result.packet_bytes:,}",
-            f"{result.edge_ms:.1f}",
-            f"{result.round_trip_ms:.1f}",
-        )
-    return table
-
-
-@contextlib.contextmanager
-def _progress(console: Console, total: int):
-    """Yields a function to call after each image; draws a bar for several images where a person watches."""
-    columns = (TextColumn("classifying"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=total < 2 or not console.is_terminal) as progress:
-        task = progress.add_task("classifying", total=total)
-        yield lambda: progress.advance(task)
-
-
-def _table_width() -> int | None:
-    """None (the terminal's own) for people; wide for a file or pipe, where 80 columns would cut names."""
-    return None if sys.stdout.isatty() else 160
+    return table(heads, rows, 2, sys.stdout)
 
 
 def _named(outcome: Outcome) -> str:
     """The error, with the image's name unless it begins with it."""
     name, message = os.fspath(outcome.image), str(outcome.error)
-    return shown(message if message.startswith(name) else f"{name}: {message}")
-
-
-def shown(name: str | os.PathLike[str]) -> str:
-    """A file name as text that any terminal takes: bytes that are no UTF-8 become �."""
-    return os.fspath(name).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    return message if message.startswith(name) else f"{name}: {message}"
 
 
 def file_bytes(path: Path) -> int | None:

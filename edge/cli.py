@@ -210,6 +210,7 @@ def _seconds(text: str) -> float:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs `thinwire-edge`; returns the exit code: 0 done, 1 some images or packets failed, 2 could not run."""
     args = _parser().parse_args(argv)
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its log of every lost connection would only repeat our errors
     from thinwire.errors import ThinwireError
 
     try:

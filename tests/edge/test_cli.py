@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from edge.cli import main
+from edge.terminal import cells
 from tests.edge.canned import after, refuse
 from tests.edge.odd_images import bad_images, good_images
 from tests.tiny_bundle import make_tiny_bundle, photo
@@ -415,16 +416,57 @@ def test_help_teaches_with_examples(command, capsys):
         assert "exit code: 0" in out
 
 
+def test_a_terminal_gets_a_bar_and_short_names(canned, tiny_bundle, tmp_path):
+    """Under a pseudo-terminal of 80 columns, as a person would see it."""
+    import pty
+    import struct
+    import termios
+    from fcntl import ioctl
+
+    folder = tmp_path / ("very-" * 20 + "long")
+    folder.mkdir()
+    for name in ("a.jpg", "b.jpg", "東京.jpg"):
+        photo(folder, name)
+    (folder / "bad\x1b[2J.jpg").touch()
+    words = ["--labels", "cat,猫", "--server", canned.address, "--bundle", tiny_bundle.path, "--top-k", 2]
+    mine, theirs = pty.openpty()
+    ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    command = process("classify", folder, *words, stdin=theirs, stdout=theirs, stderr=theirs)
+    command["env"].pop("COLUMNS", None)
+    running = subprocess.Popen(**command)
+    os.close(theirs)
+    seen = b""
+    while True:
+        try:
+            chunk = os.read(mine, 65536)
+        except OSError:  # how Linux says that the other end is closed
+            break
+        if not chunk:
+            break
+        seen += chunk
+    os.close(mine)
+    assert running.wait(20) == 1
+    text = seen.decode()
+    assert "classifying " in text
+    assert "/4" in text
+    assert "\x1b[2J" not in text
+    assert "bad�[2J.jpg: the file is empty" in text
+    rows = [line for line in text.splitlines() if "g/a.jpg" in line or "東京.jpg" in line or "猫" in line]
+    assert len(rows) == 5
+    assert all(cells(line) <= 80 for line in rows)
+    assert all(line.startswith("…") for line in rows if ".jpg" in line)
+
+
 def test_help_loads_nothing_heavy_and_a_run_never_loads_torch(canned, tiny_bundle, tmp_path):
     code = (
         "import sys, edge, edge.cli as c\n"
         "try: c.main(['classify', '--help'])\n"
         "except SystemExit: pass\n"
-        "heavy = {'numpy', 'grpc', 'onnxruntime', 'PIL', 'rich'} & set(sys.modules)\n"
+        "heavy = {'numpy', 'grpc', 'onnxruntime', 'PIL'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
         "assert c.main(sys.argv[1:]) == 0\n"
         "from edge import AsyncClient, Client, Encoder\n"
-        "rooms = {'torch', 'torchvision', 'open_clip', 'onnx', 'cloud', 'synthesis', 'export', 'benchmarks'}\n"
+        "rooms = {'rich', 'torch', 'torchvision', 'open_clip', 'onnx', 'cloud', 'synthesis', 'export', 'benchmarks'}\n"
         "assert not rooms & set(sys.modules), rooms & set(sys.modules)\n"
         "assert {'grpc', 'onnxruntime'} <= set(sys.modules)\n"
     )
