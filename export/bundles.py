@@ -1,4 +1,4 @@
-"""A trained checkpoint → a bundle: encoder.onnx, integer tables counted on training photographs, decoder weights, card."""
+"""A trained checkpoint → a bundle: encoder.onnx, integer tables counted on training photographs, decoder, card."""
 
 from __future__ import annotations
 

@@ -18,8 +18,8 @@ from export.teachers import load_lite0
 
 @dataclass
 class TowerFeatures:
-    """middle (B, 112, h/16, w/16), last (B, 1280, h/32, w/32), pooled (B, 1000): the centred class logits, which are what
-    clip-lite's projection starts from; the plain pooled vector is positive everywhere and its cosine says little."""
+    """middle (B, 112, h/16, w/16), last (B, 1280, h/32, w/32), pooled (B, 1000): the centred class logits, from which
+    clip-lite's projection starts; the plain pooled vector is positive everywhere and its cosine says little."""
 
     middle: torch.Tensor
     last: torch.Tensor

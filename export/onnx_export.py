@@ -1,4 +1,4 @@
-"""Analysis net → ONNX encoder: uint8 view in, int32 symbols out, compared with torch on real images before it is kept."""
+"""Analysis net → ONNX encoder: uint8 view in, int32 symbols out, compared with torch on real images before use."""
 
 from __future__ import annotations
 
@@ -94,5 +94,7 @@ def check_parity(
     got = encode_views(path, views)
     equal, largest = float((got == wanted).mean()), int(np.abs(got - wanted).max())
     if equal < floor or largest > 1:
-        raise ParityError(f"{path}: {equal:.5%} of symbols equal torch's (need {floor:.3%}), largest difference {largest}")
+        raise ParityError(
+            f"{path}: {equal:.5%} of symbols equal torch's (need {floor:.3%}), largest difference {largest}"
+        )
     return Parity(len(views), equal, largest)

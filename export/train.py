@@ -183,7 +183,10 @@ def train(family: Family, settings: Settings, folder: Path) -> Path:
     started = saved = time.monotonic()
     first = trainer.progress
     step = 0
-    with tqdm(total=100, initial=round(100 * first), desc=f"train {family.name}", unit="%") as bar, open(folder / "log.jsonl", "a") as log:
+    with (
+        tqdm(total=100, initial=round(100 * first), desc=f"train {family.name}", unit="%") as bar,
+        open(folder / "log.jsonl", "a") as log,
+    ):
         while trainer.progress < 1.0:
             window.append(trainer.step())
             step += 1

@@ -18,7 +18,7 @@ def main(env: str) -> None:
         module = target.split(":")[0]
         launcher = folder / name
         launcher.write_text(
-            f"#!/bin/sh\nPYTHONPATH={shlex.quote(str(ROOT))} exec {shlex.quote(env + '/bin/python')} -m {module} \"$@\"\n"
+            f'#!/bin/sh\nPYTHONPATH={shlex.quote(str(ROOT))} exec {shlex.quote(env + "/bin/python")} -m {module} "$@"\n'
         )
         launcher.chmod(0o755)
 

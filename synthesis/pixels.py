@@ -26,9 +26,9 @@ def upsample(width_in: int, width_out: int, factor: int) -> nn.Module:
 class PixelSynthesis(nn.Module):
     """symbols (B, channels, h, w) and layer counts (B,) → RGB (B, 3, 16h, 16w) in [0, 1].
 
-    Absent channels are zero; the learned bias of each layer count tells the net which zeros are absences. A linear path
-    from symbols to 16x16 pixel patches runs beside the blocks (the inverse of a patch transform), so that the net starts
-    at, and never falls behind, linear decoding.
+    Absent channels are zero; the learned bias of each layer count tells the net which zeros are absences. A linear
+    path from symbols to 16x16 pixel patches (the inverse of a patch transform) runs beside the blocks, so that the net
+    starts at, and never falls behind, linear decoding.
     """
 
     def __init__(self, channels: int, layers: int, widths: list[int], blocks: list[int]) -> None:

@@ -5,7 +5,7 @@ Three signals, all from cached features so that a step costs milliseconds:
   Lite0 classifier itself puts under each node (a distillation of its knowledge through names; ConSE, Norouzi et al.
   2014, arXiv 1312.5650, is the special case of one fixed set and a linear read-out);
 - captions: the CLIP contrastive loss on photographs with captions;
-- regulariser (optional): Chen et al. 2023 (arXiv 2310.00927) add a term that raises the inner product of positive pairs.
+- regulariser (optional): Chen et al. 2023 (arXiv 2310.00927) raise the inner product of positive pairs.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class LabelSets:
     siblings: torch.Tensor  # (1000,) index of the leaf node of each class
 
     def sample(self, size: int, generator: torch.Generator) -> torch.Tensor:
-        """`size` node indices that do not contain one another, so that their masses may be compared as a distribution."""
+        """`size` nodes of which none contains another, so that their masses may be compared as a distribution."""
         chosen, covered = [], torch.zeros(self.member.shape[1])
         for node in torch.randperm(len(self.member), generator=generator).tolist():
             if (self.member[node] * covered).sum() == 0:
@@ -100,7 +100,7 @@ def classifier_logits(features: torch.Tensor) -> torch.Tensor:
 
 
 def lda_class_offsets(features: torch.Tensor) -> torch.Tensor:
-    """Direction (1000, 1280) from the mean feature to the mean of every ImageNet class, most of which photos-train lacks.
+    """Direction (1000, 1280) from the mean feature to every ImageNet class' mean; photos-train lacks most classes.
 
     For a softmax classifier on features with a shared within-class covariance S the optimal weights are
     W = S^-1 (mean_c - mean), so mean_c - mean = S W_c (linear discriminant analysis read backwards). S is estimated by

@@ -30,7 +30,9 @@ class Evaluator:
 
         out = []
         for start in range(0, len(pack.rows), 50):
-            batch = torch.stack([self.preprocess(Image.fromarray(np.array(im))) for im in pack.images[start : start + 50]])
+            batch = torch.stack(
+                [self.preprocess(Image.fromarray(np.array(im))) for im in pack.images[start : start + 50]]
+            )
             out.append(F.normalize(self.model.encode_image(batch), dim=1))
         return torch.cat(out)
 
@@ -38,7 +40,10 @@ class Evaluator:
     def texts(self, texts: list[str]) -> torch.Tensor:
         """Unit vectors (N, D)."""
         return torch.cat(
-            [F.normalize(self.model.encode_text(self.tokenizer(texts[i : i + 500])), dim=1) for i in range(0, len(texts), 500)]
+            [
+                F.normalize(self.model.encode_text(self.tokenizer(texts[i : i + 500])), dim=1)
+                for i in range(0, len(texts), 500)
+            ]
         )
 
     def classification(self, name: str, prompt_sets: tuple[str, ...] = ("1", "7", "80")) -> dict[str, dict[str, float]]:

@@ -143,6 +143,9 @@ def train_head(
         schedule.step()
         if step % 50 == 0:
             bar.set_postfix(
-                sets=f"{set_loss.item():.3f}", captions=f"{caption_loss.item():.3f}", made=f"{made_loss.item():.3f}", scale=f"{scale.item():.1f}"
+                sets=f"{set_loss.item():.3f}",
+                captions=f"{caption_loss.item():.3f}",
+                made=f"{made_loss.item():.3f}",
+                scale=f"{scale.item():.1f}",
             )
     return head.eval(), log_scale.detach().exp().clamp(max=SCALE_MAX)

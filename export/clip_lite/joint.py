@@ -1,4 +1,4 @@
-"""Stage `joint`: the image head and the student text tower meet, so that neither keeps errors that the other could absorb."""
+"""Stage `joint`: image head and student text tower meet, so that neither keeps errors that the other could absorb."""
 
 from __future__ import annotations
 
@@ -71,7 +71,9 @@ def tune_jointly(
             few = torch.randperm(len(nodes), generator=generator)[:20]
             sets = sets + label_set_loss(image, node_text[few], probability @ data.sets.member[nodes[few]].T, scale)
             shown = F.normalize(head(batch_features(data, photos, generator)), dim=1)
-            same = (photos[:, None] == photos[None]) | (caption_tokens[pairs][:, None] == caption_tokens[pairs][None]).all(-1)
+            same = (photos[:, None] == photos[None]) | (
+                caption_tokens[pairs][:, None] == caption_tokens[pairs][None]
+            ).all(-1)
             captions = contrastive_loss(shown, caption_text, scale, regulariser, same)
             keep = distillation_loss(corpus_text, corpus_target[corpus])
             loss = sets + captions + 2.0 * keep
@@ -82,5 +84,7 @@ def tune_jointly(
             step += 1
             if step % 10 == 0:
                 bar.n = round(100 * progress, 1)
-                bar.set_postfix(sets=f"{sets.item():.3f}", captions=f"{captions.item():.3f}", keep=f"{keep.item():.3f}", step=step)
+                bar.set_postfix(
+                    sets=f"{sets.item():.3f}", captions=f"{captions.item():.3f}", keep=f"{keep.item():.3f}", step=step
+                )
     return scale_parameter.detach().exp().clamp(max=SCALE_MAX)

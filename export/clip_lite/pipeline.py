@@ -1,4 +1,4 @@
-"""All stages of clip-lite in order; each keeps its result in the export cache, so an interrupted run goes on where it was."""
+"""All stages of clip-lite in order; each keeps its result in the export cache, so an interrupted run goes on."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from export.clip_lite.align import ImageHead, load_training_set, node_vectors, pca_basis
+from export.clip_lite.align import load_training_set, node_vectors, pca_basis
 from export.clip_lite.assemble import assemble
 from export.clip_lite.features import train_features
 from export.clip_lite.head import train_head

@@ -1,4 +1,4 @@
-"""Stage `text_tower`: a small CLIP text transformer learns to say what MiniLM says, for any text, on CLIP's tokenizer."""
+"""Stage `text_tower`: a small CLIP text transformer on CLIP's tokenizer learns to say what MiniLM says of any text."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def initialise_tokens(model: nn.Module, basis: torch.Tensor) -> None:
 
 
 def length_batches(tokens: torch.Tensor, batch: int, generator: torch.Generator):
-    """Random batches whose members have similar lengths: shuffled, sorted inside chunks of 16 batches, shuffled again."""
+    """Random batches of texts of similar length: shuffled, sorted inside chunks of 16 batches, shuffled again."""
     lengths = (tokens != 0).sum(1)
     order = torch.randperm(len(tokens), generator=generator)
     batches = []
@@ -152,7 +152,9 @@ def distil(
                 nn.utils.clip_grad_norm_(parameters, 1.0)
                 optimiser.step()
                 bar.update(len(index))
-                bar.set_postfix(cosine=f"{(student.float() * target[index]).sum(1).mean().item():.3f}", done=f"{done:.2f}")
+                bar.set_postfix(
+                    cosine=f"{(student.float() * target[index]).sum(1).mean().item():.3f}", done=f"{done:.2f}"
+                )
                 if time.monotonic() - saved > 60:
                     state = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "progress": float(done)}
                     torch.save(state, checkpoint)

@@ -1,4 +1,4 @@
-"""Text side of the training set: a corpus of nouns, prompts, glosses and captions with MiniLM's vectors, computed once."""
+"""Text side of the training set: nouns, prompts, glosses and captions with MiniLM's vectors, computed once."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""WordNet 3.0 nouns and ImageNet's 1000 classes inside them: what the classifier's softmax says about any noun above it.
+"""WordNet 3.0 nouns and ImageNet's 1000 classes inside them: what the softmax says about any noun above them.
 
-Reads Debian's `wordnet-base` (`apt-get install wordnet-base`; `THINWIRE_WORDNET` names another folder with `data.noun`).
+Reads Debian's `wordnet-base` (`apt-get install wordnet-base`; `THINWIRE_WORDNET`: another folder with `data.noun`).
 ImageNet's ids are WordNet 3.0 offsets (`n01440764` is offset 1440764), so the two join exactly.
 """
 

@@ -32,7 +32,8 @@ class ConvAnalysis(nn.Module):
     def initialise(self, images: torch.Tensor) -> None:
         """Starts at principal axes: the first half of the channels of pixels, interleaved with those of the features.
 
-        Latents start with a standard deviation that falls with the channel's variance, largest about 1.2 steps (twice that for pixels).
+        Latents start with a standard deviation that falls with the channel's variance, largest about 1.2 steps (twice
+        that for pixels).
         """
         self.front.initialise_patch(images)
         with torch.no_grad():
