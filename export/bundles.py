@@ -92,3 +92,28 @@ def make_bundle(family: Family, run: Path, out: Path, count: int = 3000) -> Path
     )
     load_bundle(out)
     return out
+
+
+def record_metrics(folder: Path, documents: list[dict]) -> None:
+    """Writes what `thinwire-bench eval` measured into the card of bundle `folder`: {data: {rate: figures}}.
+
+    Only `about` changes, so neither the model id nor the meaning of any packet does. Raises ValueError when a document
+    measured another model.
+    """
+    bundle = load_bundle(folder)
+    metrics: dict[str, dict] = {}
+    for document in documents:
+        measured = document["bundle"]["model_id"]
+        if measured != bundle.model_id.hex():
+            raise ValueError(f"{document['data']['name']}: measured model {measured}, not {bundle.model_id.hex()}")
+        keys = ("bytes_mean", "top1", "top5", "top1_relative", "top1_relative_ci95", "encode_ms_p50", "n")
+        metrics[document["data"]["name"]] = {
+            "clip": document["clip"],
+            "prompt_set": document["prompt_set"],
+            **{row["rate"] or "uncompressed": {key: row[key] for key in keys} for row in document["results"]},
+        }
+    path = folder / "card.json"
+    card = json.loads(path.read_text())
+    card["about"]["metrics"] = metrics
+    path.write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n")
+    load_bundle(folder)

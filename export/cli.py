@@ -12,6 +12,7 @@ MODELS = Path(__file__).resolve().parents[1] / "thinwire" / "models"
 EPILOG = """examples:
   thinwire-export train conv --preset cpu --minutes 40 --out runs/conv   # resumable: run it again to go on
   thinwire-export bundle runs/conv --out bundles/conv
+  thinwire-export card bundles/conv results.json        # results.json: thinwire-bench eval --bundle bundles/conv --json results.json
   thinwire-export clip-lite --out bundles/clip-lite                      # needs wordnet-base and the extra `export`
   thinwire-export clip-lite-eval thinwire/models/clip-lite
   thinwire-export list
@@ -31,12 +32,19 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--steps", type=int, help="stop after this many steps instead")
     train.add_argument("--seed", type=int, default=0)
     train.add_argument("--threads", type=int, default=2)
+    train.add_argument("--warm-start", type=Path, metavar="RUN", help="begin with the weights of this finished run")
     train.add_argument("--out", type=Path, help="run folder (default runs/FAMILY); the bundle is written to OUT/bundle")
 
     bundle = commands.add_parser("bundle", help="write a bundle from a run's checkpoint")
     bundle.add_argument("run", type=Path)
     bundle.add_argument("--out", type=Path, required=True)
     bundle.add_argument("--count", type=int, default=3000, help="training photographs over which tables are counted")
+
+    card = commands.add_parser(
+        "card", help="write the figures of `thinwire-bench eval --json FILE` into a bundle's card"
+    )
+    card.add_argument("bundle", type=Path)
+    card.add_argument("results", type=Path, nargs="+", metavar="FILE")
 
     clip = commands.add_parser("clip-lite", help="train the shipped CLIP from its teachers")
     clip.add_argument("--out", type=Path, default=MODELS / "clip-lite")
@@ -66,7 +74,7 @@ def run_train(args: argparse.Namespace) -> None:
         settings = replace(settings, minutes=args.minutes)
     run = args.out or Path("runs") / args.family
     family = FAMILIES[args.family]
-    train(family, settings, run)
+    train(family, settings, run, args.warm_start)
     print(make_bundle(family, run, run / "bundle"))
 
 
@@ -79,6 +87,15 @@ def run_bundle(args: argparse.Namespace) -> None:
         raise SystemExit(f"{settings} is missing: `thinwire-export train FAMILY --out {args.run}` writes it")
     family = FAMILIES[json.loads(settings.read_text())["family"]]
     print(make_bundle(family, args.run, args.out, args.count))
+
+
+def run_card(args: argparse.Namespace) -> None:
+    from export.bundles import record_metrics
+
+    try:
+        record_metrics(args.bundle, [json.loads(path.read_text()) for path in args.results])
+    except (ValueError, KeyError, OSError) as error:
+        raise SystemExit(f"thinwire-export card: {error}") from error
 
 
 def run_clip_lite(args: argparse.Namespace) -> None:
@@ -109,8 +126,12 @@ def run_list(_: argparse.Namespace) -> None:
     for name, path in shipped_bundles().items():
         bundle = load_bundle(path)
         training = bundle.card.about.get("training", {})
-        metrics = bundle.card.about.get("metrics", {})
-        rows = [f"{rate}: {json.dumps(values)}" for rate, values in metrics.items()]
+        rows = []
+        for data, figures in bundle.card.about.get("metrics", {}).items():
+            points = [
+                f"{v['top1_relative']:.2f} at {v['bytes_mean']:.0f} B" for k, v in figures.items() if k in bundle.rates
+            ]
+            rows.append(f"{data}: relative top-1 {', '.join(points)}")
         table.add_row(
             name,
             bundle.card.wire["family"],
@@ -128,6 +149,7 @@ def main(argv: list[str] | None = None) -> int:
     commands = {
         "train": run_train,
         "bundle": run_bundle,
+        "card": run_card,
         "clip-lite": run_clip_lite,
         "clip-lite-eval": run_evaluate,
         "list": run_list,

@@ -15,6 +15,8 @@ from torch.nn import functional as F
 from export.folding import fold_batch_norm
 from export.teachers import load_lite0
 
+POOLED_SHARE = 0.3
+
 
 @dataclass
 class TowerFeatures:
@@ -54,8 +56,8 @@ def cosine_map(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return F.cosine_similarity(a.float(), b.float(), dim=1).mean((1, 2))
 
 
-def feature_distance(got: TowerFeatures, wanted: TowerFeatures) -> torch.Tensor:
-    """0.7 (1 - patch cosine) + 0.3 (1 - pooled cosine) → (B,)."""
+def feature_distance(got: TowerFeatures, wanted: TowerFeatures, pooled_share: float = POOLED_SHARE) -> torch.Tensor:
+    """(1 - pooled_share) (1 - patch cosine) + pooled_share (1 - pooled cosine) → (B,)."""
     patch = 0.5 * (cosine_map(got.last, wanted.last) + cosine_map(got.middle, wanted.middle))
     pooled = F.cosine_similarity(got.pooled.float(), wanted.pooled.float(), dim=1)
-    return 0.7 * (1 - patch) + 0.3 * (1 - pooled)
+    return (1 - pooled_share) * (1 - patch) + pooled_share * (1 - pooled)

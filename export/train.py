@@ -2,6 +2,7 @@
 
 Order of events (all as shares of the run): the decoder learns alone on the closed-form start; the analysis joins; the
 rate multipliers rise until every layer spends its target; the analysis freezes and the decoder alone follows the tower.
+A run may start from the weights of another (`warm_start`): the first order of events is then already behind it.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from tqdm import tqdm
 
 from export.families import Family
 from export.families.front import IMAGE_MEAN, IMAGE_STD, normalise
-from export.objective import FrozenTower, feature_distance
+from export.objective import POOLED_SHARE, FrozenTower, feature_distance
 from export.photos import train_photos
 from export.rate import FactorisedRate, RateController
 
@@ -36,7 +37,9 @@ class Settings:
     feature_weight: float = 1.0
     pixel_weight: float = 1.0
     decoder_only_until: float = 0.08
-    encoder_until: float = 0.75
+    encoder_until: float = 0.7
+    tuning_pixel_weight: float = 0.1  # second stage: the decoder follows the tower, not the pixels
+    tuning_pooled_share: float = 0.6
     seed: int = 0
     device: str = "cpu"
     threads: int = 2
@@ -100,6 +103,21 @@ class Trainer:
         )
         self.progress = 0.0
 
+    def warm_start(self, checkpoint: Path) -> None:
+        """Takes the weights of another run of the same sizes; its layers may be cut differently.
+
+        Every layer begins at the median of the old multipliers.
+        """
+        state = torch.load(checkpoint, map_location=self.settings.device, weights_only=True)
+        for name in ("analysis", "synthesis", "rate"):
+            net = getattr(self, name)
+            own = net.state_dict()
+            net.load_state_dict({k: v if own[k].shape == v.shape else own[k] for k, v in state[name].items()})
+        start = float(np.median(state["log_lambda"]))
+        self.controller.log_lambda = [start] * len(self.family.layers)
+        self.controller.warm_up = 0.0
+        self.settings = replace(self.settings, decoder_only_until=0.02)
+
     def state(self) -> dict:
         return {
             "analysis": self.analysis.state_dict(),
@@ -144,14 +162,17 @@ class Trainer:
         got = self.tower(again.clamp(-1.2, 1.2).contiguous(memory_format=torch.channels_last))
         original = x * (IMAGE_STD / 255.0) + IMAGE_MEAN / 255.0
         mse = F.mse_loss(image, original)
-        feature = feature_distance(got, wanted).mean()
+        tuning = self.progress >= settings.encoder_until
+        pooled_share = settings.tuning_pooled_share if tuning else POOLED_SHARE
+        feature = feature_distance(got, wanted, pooled_share).mean()
         bits = self.rate(latents).mean(0)  # (C,)
         layer_bits = torch.zeros(len(family.layers), device=x.device).index_add_(0, self.layer_of, bits)
         multipliers = torch.tensor(self.controller.multipliers(self.progress), device=x.device)
         # While the encoder rests, the rate model alone follows the latents, at any weight.
         rate = (multipliers * layer_bits).sum() if train_encoder else 1e-4 * layer_bits.sum()
         pixel = mse * 10
-        loss = settings.pixel_weight * pixel + settings.feature_weight * feature + rate
+        pixel_weight = settings.tuning_pixel_weight if tuning else settings.pixel_weight
+        loss = pixel_weight * pixel + settings.feature_weight * feature + rate
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_([p for g in self.optimiser.param_groups for p in g["params"]], 1.0)
@@ -167,10 +188,11 @@ class Trainer:
         }
 
 
-def train(family: Family, settings: Settings, folder: Path) -> Path:
+def train(family: Family, settings: Settings, folder: Path, warm_start: Path | None = None) -> Path:
     """Runs (or resumes) training until `settings.minutes` of work, or `settings.steps`, are done.
 
     Writes `checkpoint.pt` (every 2 minutes), `log.jsonl` and `settings.json` into `folder`; returns the checkpoint.
+    `warm_start` is another run's folder, whose weights a new run begins with.
     """
     folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(settings.threads)
@@ -178,7 +200,10 @@ def train(family: Family, settings: Settings, folder: Path) -> Path:
     checkpoint = folder / "checkpoint.pt"
     if checkpoint.exists():
         trainer.restore(torch.load(checkpoint, map_location=settings.device, weights_only=True))
-    (folder / "settings.json").write_text(json.dumps({"family": family.name, **asdict(settings)}, indent=2))
+    elif warm_start:
+        trainer.warm_start(warm_start / "checkpoint.pt")
+    record = {"family": family.name, "warm_start": warm_start.name if warm_start else None, **asdict(settings)}
+    (folder / "settings.json").write_text(json.dumps(record, indent=2))
     window: list[dict[str, float]] = []
     started = saved = time.monotonic()
     first = trainer.progress

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from export.clip_lite.features import VIEWS
 from export.clip_lite.texts import Corpus, captions, encode_cached
 from export.clip_lite.wordnet import label_graph, nouns
 from export.teachers import load_lite0
@@ -113,20 +114,29 @@ def lda_class_offsets(features: torch.Tensor) -> torch.Tensor:
 
 
 def label_set_loss(
-    image: torch.Tensor, text: torch.Tensor, mass: torch.Tensor, scale: torch.Tensor, floor: float = 0.05
+    image: torch.Tensor,
+    text: torch.Tensor,
+    mass: torch.Tensor,
+    scale: torch.Tensor,
+    prior: torch.Tensor | None = None,
+    floor: float = 0.05,
 ) -> torch.Tensor:
     """KL between the set's mass under the classifier and the zero-shot softmax.
 
     image (B, D) and text (K, D) are unit vectors; mass (B, K) >= 0. Images on which the classifier puts less than
-    `floor` under the whole set say nothing about it and are left out.
+    `floor` under the whole set say nothing about it and are left out. `prior` (K,) is the mean mass of each label over
+    the training images: added as its logarithm to the logits (logit adjustment, Menon et al. 2021, arXiv 2007.07314),
+    it keeps what is frequent in the training set (dogs) from becoming the answer to whatever is unclear.
     """
     total = mass.sum(1)
     keep = total > floor
     if not keep.any():
         return image.sum() * 0
     target = mass[keep] / total[keep, None]
-    log_prob = F.log_softmax(scale * image[keep] @ text.T, dim=1)
-    return (total[keep] * F.kl_div(log_prob, target, reduction="none").sum(1)).sum() / total[keep].sum()
+    logits = scale * image[keep] @ text.T
+    if prior is not None:
+        logits = logits + prior.clamp_min(1e-4).log()
+    return (total[keep] * F.kl_div(logits.log_softmax(1), target, reduction="none").sum(1)).sum() / total[keep].sum()
 
 
 def contrastive_loss(
@@ -148,21 +158,38 @@ def contrastive_loss(
 class TrainingSet:
     """Everything the alignment sees, as tensors; images of all views share one index."""
 
-    features: torch.Tensor  # (V, N, 1280)
-    probability: torch.Tensor  # (N, 1000) the classifier on the plain view
+    features: torch.Tensor  # (V, N, 1280) float16
+    probability: torch.Tensor  # (V, N, 1000) float16: the classifier on the sharp view of the same crop
     caption_images: torch.Tensor  # (M,) image of each caption
     caption_texts: list[str]
     sets: LabelSets
 
+    @property
+    def prior(self) -> torch.Tensor:
+        """(1000,): the share of each class in the training set, as the classifier sees it."""
+        return self.probability.float().mean((0, 1))
 
-def load_training_set(features: np.ndarray, temperature: float = 1.0) -> TrainingSet:
+    def batch(self, index: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """A random view of each image in `index`: features (B, 1280) and the teacher's softmax (B, 1000)."""
+        view = torch.randint(0, len(self.features), (len(index),), generator=generator)
+        return self.features[view, index].float(), self.probability[view, index].float()
+
+    def captioned(self, index: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """A random view of each image, wide enough that a caption of the whole still fits: features (B, 1280)."""
+        wide = torch.tensor([i for i, view in enumerate(VIEWS[: len(self.features)]) if view.scale >= 0.7])
+        view = wide[torch.randint(0, len(wide), (len(index),), generator=generator)]
+        return self.features[view, index].float()
+
+
+def load_training_set(features: np.ndarray) -> TrainingSet:
+    """`features` (V, N, 1280) of the first V entries of `VIEWS`."""
     feats = torch.from_numpy(features)
-    logits = classifier_logits(feats[0])
-    groups = captions()
-    pairs = [(index, text) for index, group in enumerate(groups) for text in group]
+    sharp = {view.teacher for view in VIEWS[: len(feats)]}
+    softmax = {index: classifier_logits(feats[index]).softmax(1).half() for index in sharp}
+    pairs = [(index, text) for index, group in enumerate(captions()) for text in group]
     return TrainingSet(
         feats,
-        (logits / temperature).softmax(1),
+        torch.stack([softmax[view.teacher] for view in VIEWS[: len(feats)]]),
         torch.tensor([index for index, _ in pairs]),
         [text for _, text in pairs],
         load_label_sets(),

@@ -9,19 +9,33 @@ import open_clip
 import torch
 from torch.nn import functional as F
 
+from export.clip_lite.align import pca_basis
+from export.clip_lite.head import HEAD_FILE
+from export.clip_lite.texts import corpus_texts, encode_cached
 from export.photos import Pack, eval_pack
+from export.teachers import MiniLM, cache_root
 from thinwire.prompts import PROMPT_SETS
 
 CLASSIFICATION = ("caltech101", "cifar10", "scenes", "imagenette")
 
 
 class Evaluator:
-    """Embeds packs once per image tower and scores any prompt set."""
+    """Scores any prompt set and retrieval.
 
-    def __init__(self, folder: Path) -> None:
+    `teacher_text` puts MiniLM in place of the text tower and the image head as it was before it met the student: what
+    the distillation cost. It needs the export cache of a `thinwire-export clip-lite` run.
+    """
+
+    def __init__(self, folder: Path, teacher_text: bool = False) -> None:
         self.model, _, self.preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
         self.model.eval()
         self.tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
+        self.teacher = None
+        if teacher_text:
+            head = torch.load(cache_root() / "clip-lite" / HEAD_FILE, weights_only=True)["head"]
+            self.model.visual.head.mlp.load_state_dict(head)
+            self.teacher = MiniLM()
+            self.basis = pca_basis(encode_cached("corpus", corpus_texts()))
 
     @torch.inference_mode()
     def images(self, pack: Pack) -> torch.Tensor:
@@ -39,6 +53,8 @@ class Evaluator:
     @torch.inference_mode()
     def texts(self, texts: list[str]) -> torch.Tensor:
         """Unit vectors (N, D)."""
+        if self.teacher:
+            return F.normalize(torch.from_numpy(self.teacher.encode(texts)) @ self.basis, dim=1)
         return torch.cat(
             [
                 F.normalize(self.model.encode_text(self.tokenizer(texts[i : i + 500])), dim=1)

@@ -17,6 +17,8 @@ from export.clip_lite.align import (
 from export.teachers import load_lite0
 
 SCALE_MAX = 100.0
+HEAD_FILE = "head.pt"  # the head as this stage leaves it, in the export cache
+MADE_PRIOR = torch.full((1000,), 1e-3)  # made features show every class equally often
 
 
 def expected_text(probability: torch.Tensor, leaf_text: torch.Tensor) -> torch.Tensor:
@@ -48,12 +50,6 @@ class MadeFeatures:
         return features, self.classifier(features).softmax(1)
 
 
-def batch_features(data: TrainingSet, index: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """A random view of each image in `index` → (B, 1280)."""
-    view = torch.randint(0, len(data.features), (len(index),), generator=generator)
-    return data.features[view, index].float()
-
-
 def mean_by_node(vectors: torch.Tensor, owner: torch.Tensor, nodes: int) -> torch.Tensor:
     """Unit mean vector of each node's prompts: (P, D), (P,) → (nodes, D)."""
     total = torch.zeros(nodes, vectors.shape[1]).index_add_(0, owner, vectors)
@@ -72,15 +68,18 @@ def set_losses(
     sets: LabelSets,
     text_of_nodes,
     scale: torch.Tensor,
+    prior: torch.Tensor,
     generator: torch.Generator,
     sizes: tuple[int, ...] = (500, 100, 20),
 ) -> torch.Tensor:
-    """Mean label-set loss over random sets of several sizes; `text_of_nodes(nodes)` gives unit vectors (K, D)."""
+    """Mean label-set loss over random sets of several sizes; `text_of_nodes(nodes)` gives unit vectors (K, D).
+
+    probability (B, 1000) is the teacher's softmax, prior (1000,) its mean over the images that are drawn from."""
     loss = image.sum() * 0
     for size in sizes:
         nodes = sets.sample(size, generator)
-        mass = probability @ sets.member[nodes].T
-        loss = loss + label_set_loss(image, text_of_nodes(nodes), mass, scale)
+        member = sets.member[nodes].T
+        loss = loss + label_set_loss(image, text_of_nodes(nodes), probability @ member, scale, prior @ member)
     return loss / len(sizes)
 
 
@@ -110,7 +109,7 @@ def train_head(
         [{"params": head.parameters()}, {"params": [log_scale]}], lr=learning_rate, weight_decay=0.0
     )
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, learning_rate, total_steps=steps, pct_start=0.1)
-    made_features = MadeFeatures(data)
+    made_features, prior = MadeFeatures(data), data.prior
 
     def text_of_nodes(nodes: torch.Tensor) -> torch.Tensor:
         if torch.rand(1, generator=generator) < 0.5:
@@ -121,19 +120,19 @@ def train_head(
     for step in bar:
         scale = log_scale.exp().clamp(max=SCALE_MAX)
         index = torch.randint(0, data.features.shape[1], (batch,), generator=generator)
-        image = F.normalize(head(batch_features(data, index, generator)), dim=1)
-        probability = data.probability[index]
-        set_loss = set_losses(image, probability, data.sets, text_of_nodes, scale, generator)
+        seen, probability = data.batch(index, generator)
+        image = F.normalize(head(seen), dim=1)
+        set_loss = set_losses(image, probability, data.sets, text_of_nodes, scale, prior, generator)
         conse = (1 - (image * expected_text(probability, leaf_text)).sum(1)).mean()
         pick = torch.randint(0, len(data.caption_images), (batch,), generator=generator)
         photos = data.caption_images[pick]
-        shown = F.normalize(head(batch_features(data, photos, generator)), dim=1)
+        shown = F.normalize(head(data.captioned(photos, generator)), dim=1)
         same = photos[:, None] == photos[None]
         same |= (caption_vectors[pick] @ caption_vectors[pick].T) > 0.999
         caption_loss = contrastive_loss(shown, caption_vectors[pick], scale, regulariser, same)
         features, made_probability = made_features.sample(batch, generator)
         made = F.normalize(head(features), dim=1)
-        made_loss = set_losses(made, made_probability, data.sets, text_of_nodes, scale, generator)
+        made_loss = set_losses(made, made_probability, data.sets, text_of_nodes, scale, MADE_PRIOR, generator)
         conse = conse + (1 - (made * expected_text(made_probability, leaf_text)).sum(1)).mean()
         a, b, c, d = weights
         loss = a * set_loss + b * caption_loss + c * conse + d * made_loss

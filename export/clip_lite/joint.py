@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from export.clip_lite.align import ImageHead, TrainingSet, contrastive_loss, label_set_loss
-from export.clip_lite.head import SCALE_MAX, MadeFeatures, batch_features
+from export.clip_lite.head import MADE_PRIOR, SCALE_MAX, MadeFeatures
 from export.clip_lite.text_tower import distillation_loss, encode_trimmed, text_parameters, tokenize
 
 
@@ -39,7 +39,7 @@ def tune_jointly(
     prompt_tokens, caption_tokens = tokenize(prompts), tokenize(data.caption_texts)
     counts = torch.bincount(owner, minlength=len(data.sets.member))
     starts = torch.cumsum(counts, 0) - counts
-    made_features = MadeFeatures(data)
+    made_features, prior = MadeFeatures(data), data.prior
     scale_parameter = nn.Parameter(log_scale.clone())
     groups = [
         {"params": text_parameters(model), "peak": learning_rate},
@@ -56,9 +56,10 @@ def tune_jointly(
             scale = scale_parameter.exp().clamp(max=SCALE_MAX)
             index = torch.randint(0, data.features.shape[1], (2 * batch,), generator=generator)
             made, made_probability = made_features.sample(2 * batch, generator)
-            image = F.normalize(head(torch.cat([batch_features(data, index, generator), made])), dim=1)
-            probability = torch.cat([data.probability[index], made_probability])
+            seen, probability = data.batch(index, generator)
+            seen, made = F.normalize(head(torch.cat([seen, made])), dim=1).chunk(2)
             nodes = data.sets.sample(set_size, generator)
+            member = data.sets.member[nodes]
             picks = starts[nodes] + (torch.rand(len(nodes), generator=generator) * counts[nodes]).long()
             pairs = torch.randint(0, len(data.caption_images), (batch,), generator=generator)
             photos = data.caption_images[pairs]
@@ -67,10 +68,13 @@ def tune_jointly(
                 node_text = encode_trimmed(model, prompt_tokens[picks])
                 caption_text = encode_trimmed(model, caption_tokens[pairs])
                 corpus_text = encode_trimmed(model, corpus_tokens[corpus])
-            sets = label_set_loss(image, node_text, probability @ data.sets.member[nodes].T, scale)
             few = torch.randperm(len(nodes), generator=generator)[:20]
-            sets = sets + label_set_loss(image, node_text[few], probability @ data.sets.member[nodes[few]].T, scale)
-            shown = F.normalize(head(batch_features(data, photos, generator)), dim=1)
+            sets = sum(
+                label_set_loss(image, node_text[some], mass @ member[some].T, scale, share @ member[some].T) / 2
+                for some in (slice(None), few)
+                for image, mass, share in ((seen, probability, prior), (made, made_probability, MADE_PRIOR))
+            )
+            shown = F.normalize(head(data.captioned(photos, generator)), dim=1)
             same = (photos[:, None] == photos[None]) | (
                 caption_tokens[pairs][:, None] == caption_tokens[pairs][None]
             ).all(-1)

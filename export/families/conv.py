@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from export.families.base import Family
 from export.families.front import Front
 
 
@@ -51,3 +52,14 @@ class ConvAnalysis(nn.Module):
             self.skip.weight[: len(axes)] = weight[:, :, None, None]
             self.skip.bias.zero_()
             self.skip.bias[: len(axes)] = -(weight @ mean)
+
+
+CONV = Family(
+    name="conv",
+    channels=60,
+    layers=((0, 12), (12, 28), (28, 60)),
+    layer_bytes=(240.0, 350.0, 900.0),
+    rates=(("low", 1), ("mid", 2), ("high", 3)),
+    synthesis_spec={"arch": "pixels", "channels": 60, "layers": 3, "widths": [160, 64, 32], "blocks": [3, 2, 1]},
+    build_analysis=ConvAnalysis,
+)
