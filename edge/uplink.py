@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
-from google.rpc import error_details_pb2
-from grpc_status import rpc_status
 
 from edge.defaults import DEFAULT_TIMEOUT_S
+from edge.details import error_reason
 from edge.errors import ClientClosed, ConnectionOptionsError, Refused, ServerTimeout, ServerUnreachable
 from thinwire import __version__
 from thinwire.errors import ThinwireError
@@ -211,19 +210,6 @@ def typed_error(error: grpc.RpcError, line: Line, asked_only_info: bool = False)
         grpc.StatusCode.PERMISSION_DENIED: ": this token may not do that; ask the server's operator",
     }
     return Refused(f"{who} refused: {details or code.name}{hints.get(code, '')}", reason or code.name)
-
-
-def error_reason(error: grpc.RpcError) -> str:
-    """The ErrorInfo reason in the status details; "" where there is none."""
-    try:
-        status = rpc_status.from_call(error)
-    except (ValueError, AttributeError):  # the details contradict the status, or there is no call behind the error
-        return ""
-    for detail in status.details if status else ():
-        info = error_details_pb2.ErrorInfo()
-        if detail.Unpack(info):
-            return info.reason
-    return ""
 
 
 def _cause(details: str) -> str:
