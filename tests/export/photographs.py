@@ -1,0 +1,56 @@
+"""scikit-image's photographs: real pictures that need neither a network nor ../shared."""
+
+from __future__ import annotations
+
+import csv
+import io
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import skimage
+from PIL import Image
+
+FOLDER = Path(skimage.__file__).parent / "data"
+CAPTIONS = {
+    "astronaut.png": "a portrait of a smiling astronaut in an orange space suit",
+    "chelsea.png": "a close photo of a tabby cat",
+    "coffee.png": "a cup of coffee on a saucer with a spoon",
+    "rocket.jpg": "a rocket on its launch pad",
+}
+
+
+def photograph(name: str) -> Image.Image:
+    with Image.open(FOLDER / name) as image:
+        return image.convert("RGB")
+
+
+def thirds(image: Image.Image) -> list[Image.Image]:
+    """Three squares along the longer side (of a square: along its diagonal), so that four photographs give twelve."""
+    side = round(0.8 * min(image.size))
+    lefts, tops = (np.linspace(0, edge - side, 3).astype(int) for edge in image.size)
+    return [image.crop((x, y, x + side, y + side)) for x, y in zip(lefts, tops)]
+
+
+def write_pack(path: Path) -> Path:
+    """`photos-train.tar` in the layout of ../shared/data: twelve JPEG crops, labels.csv with one caption each."""
+    files, rows = {}, []
+    for name, caption in CAPTIONS.items():
+        for index, crop in enumerate(thirds(photograph(name))):
+            data = io.BytesIO()
+            crop.save(data, "JPEG", quality=92)
+            files[f"pack/images/{Path(name).stem}-{index}.jpg"] = data.getvalue()
+            row = {"path": f"images/{Path(name).stem}-{index}.jpg", "class": Path(name).stem, "caption_1": caption}
+            rows.append(row | {f"caption_{k}": "" for k in range(2, 6)})
+    table = io.StringIO(newline="")
+    writer = csv.DictWriter(table, list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    files["pack/labels.csv"] = table.getvalue().encode()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, data in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return path
