@@ -12,7 +12,7 @@ MODELS = Path(__file__).resolve().parents[1] / "thinwire" / "models"
 EPILOG = """examples:
   thinwire-export train conv --preset cpu --minutes 40 --out runs/conv   # resumable: run it again to go on
   thinwire-export bundle runs/conv --out bundles/conv
-  thinwire-export card bundles/conv results.json        # results.json: thinwire-bench eval --bundle bundles/conv --json results.json
+  thinwire-export card bundles/conv results.json        # results.json: thinwire-bench eval ... --json results.json
   thinwire-export clip-lite --out bundles/clip-lite                      # needs wordnet-base and the extra `export`
   thinwire-export clip-lite-eval thinwire/models/clip-lite
   thinwire-export list
@@ -82,9 +82,12 @@ def run_bundle(args: argparse.Namespace) -> None:
     from export.bundles import make_bundle
     from export.families import FAMILIES
 
+    for needed in ("settings.json", "checkpoint.pt"):
+        if not (args.run / needed).exists():
+            raise SystemExit(
+                f"{args.run / needed} is missing: `thinwire-export train FAMILY --out {args.run}` writes it"
+            )
     settings = args.run / "settings.json"
-    if not settings.exists():
-        raise SystemExit(f"{settings} is missing: `thinwire-export train FAMILY --out {args.run}` writes it")
     family = FAMILIES[json.loads(settings.read_text())["family"]]
     print(make_bundle(family, args.run, args.out, args.count))
 

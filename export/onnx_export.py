@@ -34,7 +34,7 @@ class EncoderGraph(nn.Module):
 
 def export_encoder(analysis: nn.Module, low: int, high: int, size: int, path: Path) -> None:
     """Writes `path` as one self-contained file with a dynamic batch axis."""
-    graph = EncoderGraph(analysis, low, high)
+    graph = EncoderGraph(analysis, low, high).eval()
     example = torch.zeros(2, size, size, 3, dtype=torch.uint8)
     batch = torch.export.Dim("batch", min=1, max=4096)
     torch.onnx.export(

@@ -101,7 +101,7 @@ class Trainer:
             lr=settings.learning_rate,
             weight_decay=1e-4,
         )
-        self.progress = 0.0
+        self.progress, self.warm = 0.0, False
 
     def warm_start(self, checkpoint: Path) -> None:
         """Takes the weights of another run of the same sizes; its layers may be cut differently.
@@ -112,9 +112,17 @@ class Trainer:
         for name in ("analysis", "synthesis", "rate"):
             net = getattr(self, name)
             own = net.state_dict()
-            net.load_state_dict({k: v if own[k].shape == v.shape else own[k] for k, v in state[name].items()})
+            fits = {key: value for key, value in state[name].items() if own[key].shape == value.shape}
+            if dropped := set(own) - set(fits) - {"layer_bias.weight"}:  # the one table that depends on the layers
+                raise SystemExit(f"{checkpoint} is of another size: {', '.join(sorted(dropped))} differ")
+            net.load_state_dict(own | fits)
         start = float(np.median(state["log_lambda"]))
         self.controller.log_lambda = [start] * len(self.family.layers)
+        self.skip_beginning()
+
+    def skip_beginning(self) -> None:
+        """No decoder-only start and no pause of the rate: a warm start has them behind it."""
+        self.warm = True
         self.controller.warm_up = 0.0
         self.settings = replace(self.settings, decoder_only_until=0.02)
 
@@ -126,6 +134,8 @@ class Trainer:
             "optimiser": self.optimiser.state_dict(),
             "log_lambda": self.controller.log_lambda,
             "progress": self.progress,
+            "warm": self.warm,
+            "generator": self.generator.get_state(),
         }
 
     def restore(self, state: dict) -> None:
@@ -133,6 +143,9 @@ class Trainer:
             getattr(self, name).load_state_dict(state[name])
         self.controller.log_lambda = list(state["log_lambda"])
         self.progress = state["progress"]
+        self.generator.set_state(state["generator"].cpu())
+        if state["warm"]:
+            self.skip_beginning()
 
     def set_learning_rates(self) -> None:
         stage = self.settings
@@ -217,7 +230,7 @@ def train(family: Family, settings: Settings, folder: Path, warm_start: Path | N
             step += 1
             now = time.monotonic()
             done = step / settings.steps if settings.steps else (now - started) / (60 * settings.minutes)
-            trainer.progress = min(1.0, first + done) if not settings.steps else min(1.0, done)
+            trainer.progress = min(1.0, first + done)
             if len(window) == 25 or trainer.progress >= 1.0:
                 mean = {key: round(sum(entry[key] for entry in window) / len(window), 4) for key in window[0]}
                 speed = step * settings.batch / (now - started)

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from export.clip_lite.features import VIEWS
 from export.clip_lite.texts import Corpus, captions, encode_cached
-from export.clip_lite.wordnet import label_graph, nouns
+from export.clip_lite.wordnet import label_graph, leaf_offsets, nouns
 from export.teachers import load_lite0
 from thinwire.prompts import PROMPT_SETS
 
@@ -50,10 +50,7 @@ class LabelSets:
 def load_label_sets() -> LabelSets:
     graph = label_graph(nouns())
     member = torch.from_numpy(graph.member)
-    leaf = torch.full((member.shape[1],), -1)
-    for node in range(len(member)):
-        if member[node].sum() == 1 and leaf[member[node].argmax()] < 0:
-            leaf[member[node].argmax()] = node
+    leaf = torch.tensor([graph.nodes.index(offset) for offset in leaf_offsets()])
     return LabelSets(member, graph.names, leaf)
 
 

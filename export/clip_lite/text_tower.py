@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from export.clip_lite.align import EMBED_DIM
-from export.clip_lite.texts import Corpus, encode_cached
+from export.clip_lite.texts import encode_cached
 
 CONTEXT_LENGTH = 32
 WIDTH = 128
@@ -104,8 +104,9 @@ def length_batches(tokens: torch.Tensor, batch: int, generator: torch.Generator)
 
 
 def distillation_loss(student: torch.Tensor, teacher: torch.Tensor, temperature: float = 0.05) -> torch.Tensor:
-    """Cosine distance plus the KL between both models' similarities inside the batch (who is near whom)."""
-    direct = (1 - (student * teacher).sum(1)).mean()
+    """Cosine distance, the KL between both models' similarities inside the batch (who is near whom), and the novelty
+    axis by itself, for it is a small part of the cosine."""
+    direct = (1 - (student * teacher).sum(1)).mean() + 2 * (student[:, -1] - teacher[:, -1]).square().mean()
     mask = -1e4 * torch.eye(len(student))
     target = (teacher @ teacher.T / temperature + mask).softmax(1)
     relation = F.kl_div((student @ teacher.T / temperature + mask).log_softmax(1), target, reduction="batchmean")
@@ -114,18 +115,19 @@ def distillation_loss(student: torch.Tensor, teacher: torch.Tensor, temperature:
 
 def distil(
     model: nn.Module,
-    corpus: Corpus,
-    basis: torch.Tensor,
+    texts: list[str],
+    target: torch.Tensor,
     checkpoint: Path,
     minutes: float,
     epochs: int = 6,
     batch: int = 512,
     learning_rate: float = 2e-3,
 ) -> nn.Module:
-    """Trains the text tower until `epochs` or `minutes` are over; `checkpoint` lets an interrupted run go on."""
+    """Trains the text tower until `epochs` or `minutes` are over; `checkpoint` lets an interrupted run go on.
+
+    target (N, D): the unit vector that each text should have."""
     generator = torch.Generator().manual_seed(0)
-    tokens = tokenize(corpus.texts)
-    target = F.normalize(torch.from_numpy(corpus.vectors) @ basis, dim=1)
+    tokens = tokenize(texts)
     parameters = text_parameters(model)
     optimiser = torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
     done, started = 0.0, time.monotonic()
@@ -143,7 +145,7 @@ def distil(
                 done = max(done + len(index) / total, first + elapsed)
                 warm = min(1.0, done / 0.03)
                 for group in optimiser.param_groups:
-                    group["lr"] = learning_rate * warm * (0.5 * (1 + np.cos(np.pi * min(done, 1.0))) + 0.005)
+                    group["lr"] = float(learning_rate * warm * (0.5 * (1 + np.cos(np.pi * min(done, 1.0))) + 0.005))
                 with torch.autocast("cpu", torch.bfloat16):
                     student = encode_trimmed(model, tokens[index])
                 loss = distillation_loss(student.float(), target[index])

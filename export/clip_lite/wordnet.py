@@ -66,9 +66,14 @@ class LabelGraph:
     names: list[tuple[str, ...]]
 
 
+def leaf_offsets() -> list[int]:
+    """The synset of each of the 1000 classes."""
+    return [int(name[1:]) for name in ImageNetInfo("imagenet-1k").label_names()]
+
+
 def label_graph(synsets: dict[int, Synset]) -> LabelGraph:
     """The 1000 leaves and every physical node above them, names cleaned of proper nouns."""
-    leaves = [int(name[1:]) for name in ImageNetInfo("imagenet-1k").label_names()]
+    leaves = leaf_offsets()
     under: dict[int, list[int]] = {}
     for index, leaf in enumerate(leaves):
         for node in ancestors(synsets, leaf):

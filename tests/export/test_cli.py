@@ -34,9 +34,6 @@ def test_a_folder_without_a_run_says_how_to_make_one(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.xfail(
-    reason="settings.json is written before checkpoint.pt: a run cut in its first minutes is a traceback"
-)
 def test_a_run_without_a_checkpoint_yet_says_so(run, tmp_path):
     shutil.copy(run / "settings.json", tmp_path)
     assert "checkpoint.pt" in refused("bundle", tmp_path, "--out", tmp_path / "out")

@@ -77,7 +77,6 @@ def test_a_timed_run_goes_on_from_its_progress(run, settings, tmp_path):
     assert torch.load(folder / "checkpoint.pt", weights_only=True)["progress"] == 1.0
 
 
-@pytest.mark.xfail(reason="train() forgets the progress of a resumed run of counted steps: begins at 1/steps again")
 def test_a_run_of_counted_steps_goes_on_from_its_progress(run, settings, tmp_path):
     folder = interrupted(run, tmp_path, 0.5)
     train(CONV, replace(settings, steps=4), folder)

@@ -80,7 +80,6 @@ def test_each_class_has_its_leaf():
     assert [sets.names[node][0] for node in sets.siblings[1:]] == [f"class {index}" for index in range(1, 1000)]
 
 
-@pytest.mark.xfail(reason="load_label_sets() may take a node that covers one class alone for the class' own leaf")
 def test_a_class_alone_under_its_parent_keeps_its_own_name():
     """In WordNet 3.0 this made 'owl' of the great grey owl, and so on for 153 classes of 1000."""
     sets = load_label_sets()
