@@ -11,7 +11,6 @@ from torch.nn import functional as F
 
 from export.clip_lite.align import pca_basis
 from export.clip_lite.head import HEAD_FILE
-from export.clip_lite.novelty import known_texts, with_novelty
 from export.clip_lite.texts import corpus_texts, encode_cached
 from export.photos import Pack, eval_pack
 from export.teachers import MiniLM, cache_root
@@ -55,7 +54,7 @@ class Evaluator:
     def texts(self, texts: list[str]) -> torch.Tensor:
         """Unit vectors (N, D)."""
         if self.teacher:
-            return with_novelty(torch.from_numpy(self.teacher.encode(texts)) @ self.basis, known_texts(texts))
+            return F.normalize(torch.from_numpy(self.teacher.encode(texts)) @ self.basis, dim=1)
         return torch.cat(
             [
                 F.normalize(self.model.encode_text(self.tokenizer(texts[i : i + 500])), dim=1)

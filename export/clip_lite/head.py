@@ -14,7 +14,6 @@ from export.clip_lite.align import (
     label_set_loss,
     lda_class_offsets,
 )
-from export.clip_lite.novelty import NOVELTY, with_novelty
 from export.teachers import load_lite0
 
 SCALE_MAX = 100.0
@@ -23,8 +22,8 @@ MADE_PRIOR = torch.full((1000,), 1e-3)  # made features show every class equally
 
 
 def expected_text(probability: torch.Tensor, leaf_text: torch.Tensor) -> torch.Tensor:
-    """ConSE: unit mean text vector (B, D) of the classes under the classifier's softmax (B, 1000), as an image's."""
-    return with_novelty(probability @ leaf_text, known=False)
+    """ConSE: unit mean text vector (B, D) of the classes under the classifier's softmax (B, 1000)."""
+    return F.normalize(probability @ leaf_text, dim=1)
 
 
 class MadeFeatures:
@@ -135,9 +134,8 @@ def train_head(
         made = F.normalize(head(features), dim=1)
         made_loss = set_losses(made, made_probability, data.sets, text_of_nodes, scale, MADE_PRIOR, generator)
         conse = conse + (1 - (made * expected_text(made_probability, leaf_text)).sum(1)).mean()
-        novelty = (image[:, -1] - NOVELTY).square().mean() + (made[:, -1] - NOVELTY).square().mean()
         a, b, c, d = weights
-        loss = a * set_loss + b * caption_loss + c * conse + d * made_loss + 10 * novelty
+        loss = a * set_loss + b * caption_loss + c * conse + d * made_loss
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

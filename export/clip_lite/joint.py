@@ -11,7 +11,6 @@ from tqdm import tqdm
 
 from export.clip_lite.align import ImageHead, TrainingSet, contrastive_loss, label_set_loss
 from export.clip_lite.head import MADE_PRIOR, SCALE_MAX, MadeFeatures
-from export.clip_lite.novelty import NOVELTY
 from export.clip_lite.text_tower import distillation_loss, encode_trimmed, text_parameters, tokenize
 
 
@@ -81,8 +80,7 @@ def tune_jointly(
             ).all(-1)
             captions = contrastive_loss(shown, caption_text, scale, regulariser, same)
             keep = distillation_loss(corpus_text, corpus_target[corpus])
-            novelty = sum((x[:, -1] - NOVELTY).square().mean() for x in (seen, made, shown))
-            loss = sets + captions + 2.0 * keep + 10 * novelty
+            loss = sets + captions + 2.0 * keep
             optimiser.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_([p for g in groups for p in g["params"]], 1.0)

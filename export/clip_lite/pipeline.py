@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch.nn import functional as F
 
 from export.clip_lite.align import load_training_set, node_vectors, pca_basis
 from export.clip_lite.assemble import assemble
 from export.clip_lite.features import train_features
 from export.clip_lite.head import train_head
 from export.clip_lite.joint import tune_jointly
-from export.clip_lite.novelty import known_texts, with_novelty
 from export.clip_lite.text_tower import distil, initialise_tokens, new_model, tokenize
 from export.clip_lite.texts import corpus_texts, encode_cached
 from export.teachers import cache_root
@@ -38,12 +38,10 @@ def build(recipe: Recipe, out: Path) -> Path:
     data = load_training_set(train_features(recipe.views))
     corpus = encode_cached("corpus", corpus_texts())
     basis = pca_basis(corpus)
-    corpus_target = with_novelty(torch.from_numpy(corpus.vectors) @ basis, known_texts(corpus.texts))
-    captions = with_novelty(
-        torch.from_numpy(encode_cached("captions", data.caption_texts).vectors) @ basis, known=False
-    )
+    corpus_target = F.normalize(torch.from_numpy(corpus.vectors) @ basis, dim=1)
+    captions = F.normalize(torch.from_numpy(encode_cached("captions", data.caption_texts).vectors) @ basis, dim=1)
     nodes, owner = node_vectors(data.sets)
-    node_targets = with_novelty(torch.from_numpy(nodes.vectors) @ basis, known=True)
+    node_targets = F.normalize(torch.from_numpy(nodes.vectors) @ basis, dim=1)
 
     model = new_model(cache / "model")
     initialise_tokens(model, basis)

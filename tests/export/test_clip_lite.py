@@ -16,7 +16,6 @@ from export.clip_lite.assemble import assemble
 from export.clip_lite.features import VIEWS, View, crop_views, train_features
 from export.clip_lite.head import expected_text, mean_by_node, train_head
 from export.clip_lite.joint import tune_jointly
-from export.clip_lite.novelty import NOVELTY, known_texts, with_novelty
 from export.clip_lite.text_tower import (
     distil,
     distillation_loss,
@@ -38,27 +37,11 @@ def unit(*shape, seed=0):
 
 
 def test_expected_text_is_the_unit_mean_of_the_likely_names():
-    """ConSE by hand, beside the novelty axis: 3/5 and 4/5 of two orthogonal names; the mean of (1, 0), (0.6, 0.8)."""
-    names = with_novelty(torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.6, 0.8, 0.0]]), known=True)
+    """ConSE by hand: 3/5 and 4/5 of two orthogonal names; half and half of (1, 0) and (0.6, 0.8)."""
+    names = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])
     probability = torch.tensor([[3 / 7, 4 / 7, 0.0], [0.0, 0.0, 1.0], [0.5, 0.0, 0.5]])
     wanted = torch.tensor([[0.6, 0.8], [0.6, 0.8], [0.8 / math.sqrt(0.8), 0.4 / math.sqrt(0.8)]])
-    got = expected_text(probability, names)
-    torch.testing.assert_close(F.normalize(got[:, :2], dim=1), wanted)
-    torch.testing.assert_close(got[:, 2], torch.full((3,), NOVELTY))
-
-
-def test_trained_names_score_a_constant_less_than_others():
-    vectors = unit(6, 384)
-    image, known, unknown = with_novelty(vectors, False), with_novelty(vectors, True), with_novelty(vectors, False)
-    torch.testing.assert_close((image * (unknown - known)).sum(1), torch.full((6,), 2 * NOVELTY**2))
-    for group in (known, unknown):
-        torch.testing.assert_close(group.norm(dim=1), torch.ones(6))
-
-
-def test_known_texts_are_class_names_and_what_is_above_them_bare_or_in_a_prompt(monkeypatch, tmp_path):
-    monkeypatch.setenv("THINWIRE_WORDNET", str(write_wordnet(tmp_path)))
-    texts = ["class 0", "a photo of a class 0.", "class 0 on a table", "something else"]
-    assert known_texts(texts).tolist() == [True, True, False, False]
+    torch.testing.assert_close(expected_text(probability, names), wanted)
 
 
 def test_a_node_is_the_unit_mean_of_its_prompts():
