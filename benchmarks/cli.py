@@ -10,9 +10,14 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from thinwire.errors import ThinwireError
 from thinwire.prompts import PROMPT_SETS
+
+if TYPE_CHECKING:
+    from benchmarks.peers import Peer
+    from thinwire.bundle import Bundle
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -35,6 +40,33 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--server", metavar="HOST:PORT", help="measure against this server instead of starting one")
     run.add_argument("--threads", type=int, default=1, help="CPU threads of the edge's encoder")
     run.add_argument("--json", nargs="?", const="", metavar="PATH", help="also write the JSON document to PATH")
+    curve = commands.add_parser(
+        "rate-accuracy",
+        help="codec families against JPEG, WebP, AVIF, JPEG XL, each at any size and quality",
+        description="Measures every rate of the families through the edge client and a real server, and every size x "
+        "quality of the peers with the same CLIP. Each operating point is kept in OUT.points as it is finished; run "
+        "again, only missing points are measured. The last line on stdout is the JSON document that OUT gets too.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    curve.add_argument("--families", default="all", metavar="A,B", help="shipped bundles, bundle folders, or all")
+    curve.add_argument("--peers", default="jpeg,webp,avif,jxl", metavar="A,B", help='also jpeg2000; "" for none')
+    curve.add_argument(
+        "--data", required=True, metavar="TAR|DIR", help="tar or folder with labels.csv, or class folders"
+    )
+    curve.add_argument("--json", required=True, metavar="OUT", help="where the JSON document goes")
+    curve.add_argument("--plot", metavar="OUT.png", help="also draw relative top-1 against bytes (.png, .svg, .pdf)")
+    curve.add_argument("--clip", default="clip-lite", help="CLIP of both server and peers; see thinwire-cloud serve")
+    curve.add_argument("--prompt-set", default="7", choices=list(PROMPT_SETS), help="prompt templates")
+    curve.add_argument("--limit", type=int, metavar="N", help="use N images, drawn by --seed (default: all)")
+    curve.add_argument("--seed", type=int, default=0, help="seed of the sample and of the bootstrap")
+    curve.add_argument(
+        "--screen",
+        type=int,
+        default=250,
+        metavar="N",
+        help="measure peers on the first N images, and on all of them only where they come near their codec's hull; "
+        "takes effect from 2 N images on, 0 measures every point on all images",
+    )
     return parser
 
 
@@ -43,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     args = _parser().parse_args(words)
     try:
-        document = _eval(args, words)
+        document = _rate_accuracy(args, words) if args.command == "rate-accuracy" else _eval(args, words)
     except ThinwireError as error:
         print(f"thinwire-bench: {error}", file=sys.stderr)
         return 1
@@ -65,8 +97,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"thinwire-bench: {error}", file=sys.stderr)
             print(line, flush=True)  # the measurement took long; a bad path must not lose it
             return 1
+    if getattr(args, "plot", None):
+        from benchmarks.plot import plot
+
+        data = document["data"]["name"]
+        try:
+            plot(document["points"], Path(args.plot), f"{data}, {document['n']} images, CLIP {document['clip']}")
+        except (OSError, ValueError) as error:  # a folder that cannot be written, a format that matplotlib lacks
+            print(f"thinwire-bench: {args.plot}: {error}", file=sys.stderr)
+            print(line, flush=True)
+            return 1
     print(line, flush=True)
-    return 3 if any(result["failed"] for result in document["results"]) else 0
+    return 3 if any(row["failed"] for row in document.get("points", document.get("results"))) else 0
 
 
 def _eval(args: argparse.Namespace, words: list[str]) -> dict[str, object]:
@@ -111,9 +153,87 @@ def _eval(args: argparse.Namespace, words: list[str]) -> dict[str, object]:
     }
 
 
+def _rate_accuracy(args: argparse.Namespace, words: list[str]) -> dict[str, object]:
+    from tqdm import tqdm
+
+    from benchmarks.data import load_dataset
+    from benchmarks.judge import Judge
+    from benchmarks.points import PointStore
+    from benchmarks.rate_accuracy import Progress, RateAccuracy
+    from benchmarks.summary import summarise_run
+    from benchmarks.tables import print_points
+    from benchmarks.testbed import describe
+
+    families, peers = _families(args.families), _peers(args.peers)
+    data = load_dataset(args.data, args.limit, args.seed)
+    screen = args.screen if 0 < args.screen <= len(data.items) // 2 else None
+    sample = load_dataset(args.data, screen, args.seed) if screen else None
+    started = time.monotonic()
+    judge = Judge(args.clip)
+    store = PointStore(Path(args.json + ".points"), data.labels)
+    pause_s = 0.2 if sys.stderr.isatty() else 10.0  # a log file needs no line for every batch
+    with tqdm(
+        total=0, desc=data.name, unit="image", file=sys.stderr, smoothing=0, dynamic_ncols=True, mininterval=pause_s
+    ) as bar:
+
+        def planned(count: int) -> None:
+            bar.total += count
+
+        def skipped(count: int) -> None:
+            bar.initial += count  # the rate, and so the ETA, is of what this run measures
+            bar.update(count)
+
+        progress = Progress(bar.update, skipped, planned, lambda name: bar.set_postfix_str(name, refresh=False))
+        run = RateAccuracy(data, judge, args.clip, args.prompt_set, args.seed, store, sample, progress=progress)
+        points, screened = run.run(families, peers)
+    document = {
+        "benchmark": "rate-accuracy",
+        "command": shlex.join(["thinwire-bench", *words]),
+        "testbed": describe(),
+        "seed": args.seed,
+        "n": len(data.items),
+        "data": {"name": data.name, "sha256": data.sha256, "images": data.total, "labels": len(data.labels)},
+        "clip": judge.clip.id,
+        "device": judge.clip.device,
+        "prompt_set": args.prompt_set,
+        "view": list(judge.view_size),
+        "wall_s": round(time.monotonic() - started, 1),
+        "points_measured": run.measured,
+        "screened_images": screen,
+        "summary": summarise_run(points),
+        "points": points,
+        "screened": screened,
+    }
+    print_points(document)
+    return document
+
+
+def _families(text: str) -> list[Bundle]:
+    """Loaded bundles, each once. Raises `BundleError`."""
+    from thinwire.bundle import load_bundle, resolve_bundle, shipped_bundles
+
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    paths = [
+        path for name in names for path in (shipped_bundles().values() if name == "all" else [resolve_bundle(name)])
+    ]
+    return [load_bundle(path) for path in dict.fromkeys(path.resolve() for path in paths)]
+
+
+def _peers(text: str) -> list[Peer]:
+    from benchmarks.peers import PEERS, UnknownPeer
+
+    names = list(dict.fromkeys(name.strip().lower() for name in text.split(",") if name.strip()))
+    for name in names:
+        if name not in PEERS:
+            raise UnknownPeer(f"--peers: {name!r} is unknown: use any of {', '.join(PEERS)}")
+    return [PEERS[name] for name in names]
+
+
 def _print_table(results: list[dict[str, object]], title: str) -> None:
     from rich.console import Console
     from rich.table import Table
+
+    from benchmarks.tables import LOG_WIDTH, cell
 
     table = Table(title=title)
     for name in ("codec", "rate", "bytes", "bits/pixel", "top-1", "top-5", "relative (95%)", "class recall"):
@@ -127,24 +247,20 @@ def _print_table(results: list[dict[str, object]], title: str) -> None:
         table.add_row(
             row["codec"],
             row["rate"] or "-",
-            _cell(row["bytes_mean"], ".1f"),
-            _cell(row["bits_per_pixel"], ".4f"),
-            _cell(row["top1"], ".4f"),
-            _cell(row["top5"], ".4f"),
+            cell(row["bytes_mean"], ".1f"),
+            cell(row["bits_per_pixel"], ".4f"),
+            cell(row["top1"], ".4f"),
+            cell(row["top5"], ".4f"),
             relative,
-            _cell(row["mean_per_class_recall"], ".4f"),
-            _cell(row["encode_ms_p50"], ".1f"),
-            _cell(row["round_trip_ms_p50"], ".1f"),
+            cell(row["mean_per_class_recall"], ".4f"),
+            cell(row["encode_ms_p50"], ".1f"),
+            cell(row["round_trip_ms_p50"], ".1f"),
             str(row["failed"]),
         )
     console = Console(stderr=True)
     if not console.is_terminal:
-        console.width = 140  # the 80 of a log file would cut every number
+        console.width = LOG_WIDTH
     console.print(table)
-
-
-def _cell(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.data import Dataset
+from benchmarks.statistics import mcnemar_p
 from edge.client import Client, Result
 from edge.errors import ServerUnreachable
 from thinwire.errors import ThinwireError
@@ -33,17 +35,31 @@ class Record:
     encode_ms: list[float] = field(default_factory=list)
     round_trip_ms: list[float] = field(default_factory=list)
     messages: list[str] = field(default_factory=list)
+    psnr_db: list[float] = field(default_factory=list)
 
-    def add(self, result: Result, encode_ms: float) -> None:
-        self.predictions.append(tuple(prediction.label for prediction in result.predictions))
-        self.sent_bytes.append(result.packet_bytes)
+    def add(self, result: Result, encode_ms: float, psnr_db: float = math.nan) -> None:
+        ranked = [prediction.label for prediction in result.predictions]
+        self.add_answer(ranked, result.packet_bytes, encode_ms, result.round_trip_ms, psnr_db)
+
+    def add_answer(
+        self,
+        ranked: Sequence[str],
+        sent_bytes: float,
+        encode_ms: float,
+        round_trip_ms: float = math.nan,
+        psnr_db: float = math.nan,
+    ) -> None:
+        """One image's answer, best label first; NaN for what was not measured."""
+        self.predictions.append(tuple(ranked))
+        self.sent_bytes.append(sent_bytes)
         self.encode_ms.append(encode_ms)
-        self.round_trip_ms.append(result.round_trip_ms)
+        self.round_trip_ms.append(round_trip_ms)
+        self.psnr_db.append(psnr_db)
 
     def add_failure(self, message: str) -> None:
         self.predictions.append(())
-        for values in (self.sent_bytes, self.encode_ms, self.round_trip_ms):
-            values.append(float("nan"))
+        for values in (self.sent_bytes, self.encode_ms, self.round_trip_ms, self.psnr_db):
+            values.append(math.nan)
         self.messages.append(message)
 
 
@@ -92,8 +108,9 @@ def summarise(
     `pixels` of the view turn bytes into bits per pixel; `reference` is the uncompressed record of the same images.
     """
     top1 = hits(record.predictions, targets, 1)
-    ratio, interval = relative_top1(top1, hits(reference.predictions, targets, 1), seed)
-    sent = _finite(record.sent_bytes)
+    uncompressed = hits(reference.predictions, targets, 1)
+    ratio, interval = relative_top1(top1, uncompressed, seed)
+    sent, psnr = _finite(record.sent_bytes), _finite(record.psnr_db)
     return {
         "codec": record.codec,
         "rate": record.rate,
@@ -103,8 +120,9 @@ def summarise(
         "top5": _rounded(hits(record.predictions, targets, TOP_K).mean(), 5) if top1.size else None,
         "top1_relative": _rounded(ratio, 5),
         "top1_relative_ci95": None if interval is None else [_rounded(end, 5) for end in interval],
+        "mcnemar_p": mcnemar_p(top1, uncompressed),
         "mean_per_class_recall": _rounded(mean_per_class_recall(top1, targets), 5),
-        "psnr_db": None,  # the server answers labels, not pixels
+        "psnr_db": _rounded(psnr.mean(), 3) if psnr.size else None,  # None where no pixels were compared
         "encode_ms_p50": _median(record.encode_ms),
         "round_trip_ms_p50": _median(record.round_trip_ms),
         "n": len(targets),
@@ -132,7 +150,7 @@ def evaluate(
     uncompressed = Record(UNCOMPRESSED, None)
     records = [Record(codec, rate) for rate in rates]
     height, width = client.bundle.input_size
-    _warm_up(client, data.labels, rates, prompt_set)
+    warm_up(client, data.labels, rates, prompt_set)
     for item in data.items:
         try:
             view = client.bundle.view(open_image(data.read(item), item.name))
@@ -148,14 +166,14 @@ def evaluate(
             encode_ms = 1000 * (time.perf_counter() - started)
             return client.classify_file(png, data.labels, TOP_K, prompt_set), encode_ms
 
-        _try(uncompressed, item.name, as_png)
+        attempt(uncompressed, item.name, as_png)
         for record in records:
 
             def as_packet(view: np.ndarray = view, rate: str = record.rate) -> tuple[Result, float]:
                 result = client.classify(view, data.labels, TOP_K, prompt_set, rate)
                 return result, result.encode_ms + result.code_ms
 
-            _try(record, item.name, as_packet)
+            attempt(record, item.name, as_packet)
         progress()
     targets = [data.labels[item.target] for item in data.items]
     return [summarise(record, targets, uncompressed, height * width, seed) for record in (uncompressed, *records)]
@@ -168,7 +186,7 @@ def png_bytes(view: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def _warm_up(client: Client, labels: Sequence[str], rates: Sequence[str], prompt_set: str) -> None:
+def warm_up(client: Client, labels: Sequence[str], rates: Sequence[str], prompt_set: str) -> None:
     """Label vectors and lazily built kernels are made once for each list of labels; no image should pay for them."""
     height, width = client.bundle.input_size
     grey = np.full((height, width, 3), 128, np.uint8)
@@ -177,7 +195,8 @@ def _warm_up(client: Client, labels: Sequence[str], rates: Sequence[str], prompt
         client.classify(grey, labels, 1, prompt_set, rate)
 
 
-def _try(record: Record, name: str, send: Callable[[], tuple[Result, float]]) -> None:
+def attempt(record: Record, name: str, send: Callable[[], tuple[Result, float, *tuple[float, ...]]]) -> None:
+    """Adds what `send` returns (the arguments of `Record.add`), or its failure. Raises `ServerUnreachable`."""
     try:
         record.add(*send())
     except ServerUnreachable:

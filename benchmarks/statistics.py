@@ -1,0 +1,88 @@
+"""Paired significance, Pareto fronts and what is read off a rate-accuracy curve. Plain functions of numbers."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+def mcnemar_p(correct: np.ndarray, reference: np.ndarray) -> float:
+    """Exact two-sided p of McNemar's test: are two ways of looking at the same images equally often right?
+
+    correct, reference: bool (N,). Only images that one gets right and the other wrong tell; under the hypothesis they
+    fall to either side like a fair coin. Exact at any count, where the chi-squared form is not.
+
+    >>> mcnemar_p(np.array([1, 0, 0, 0, 0, 0], bool), np.array([1, 1, 1, 1, 1, 1], bool))  # 0 against 5: 2 / 2**5
+    0.0625
+    """
+    if correct.shape != reference.shape:
+        raise ValueError(f"a paired comparison needs the same images: {correct.shape} and {reference.shape}")
+    gained, lost = int((correct & ~reference).sum()), int((reference & ~correct).sum())
+    if gained == lost:
+        return 1.0
+    from scipy.stats import binomtest
+
+    return float(binomtest(gained, gained + lost, 0.5).pvalue)
+
+
+def pareto_front(costs: Sequence[float], values: Sequence[float]) -> list[int]:
+    """Indices of the points that no other point beats, from cheap to dear: the upper-left hull of (cost, value).
+
+    Each point kept is worth strictly more than every cheaper one. Points with a NaN are never kept; of equal points the
+    first is.
+
+    >>> pareto_front([300, 100, 200, 250], [0.9, 0.5, 0.8, 0.7])
+    [1, 2, 0]
+    """
+    if len(costs) != len(values):
+        raise ValueError(f"{len(costs)} costs for {len(values)} values")
+    order = sorted(range(len(costs)), key=lambda i: (costs[i], -values[i]))
+    front: list[int] = []
+    best = -math.inf
+    for index in order:
+        if math.isfinite(costs[index]) and values[index] > best:
+            front.append(index)
+            best = values[index]
+    return front
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """Where a curve first reaches a level. `at_most`: its cheapest point is above already, so the truth may be less.
+
+    `cost` is None when the level is not reached; `reason` then says how far the curve came.
+    """
+
+    cost: float | None
+    at_most: bool = False
+    reason: str | None = None
+
+
+def cost_at(costs: Sequence[float], values: Sequence[float], level: float) -> Crossing:
+    """The cost at which the Pareto front reaches `level`, linear in log(cost) between its points; never extrapolated.
+
+    >>> round(cost_at([100, 400], [0.8, 1.0], 0.9).cost)
+    200
+    >>> cost_at([100, 400], [0.8, 0.85], 0.9).reason
+    'best measured is 0.850 at 400 bytes'
+    """
+    front = pareto_front(costs, values)
+    if not front:
+        return Crossing(None, reason="nothing was measured")
+    if values[front[0]] >= level:
+        return Crossing(float(costs[front[0]]), at_most=values[front[0]] > level)
+    for low, high in itertools.pairwise(front):
+        if values[high] >= level:
+            share = (level - values[low]) / (values[high] - values[low])
+            return Crossing(math.exp((1 - share) * math.log(costs[low]) + share * math.log(costs[high])))
+    best = front[-1]
+    return Crossing(None, reason=f"best measured is {values[best]:.3f} at {costs[best]:.0f} bytes")
+
+
+def value_on_front(costs: Sequence[float], values: Sequence[float], cost: float) -> float:
+    """The most that is had for at most `cost`; minus infinity below the cheapest point."""
+    return max((value for other, value in zip(costs, values) if other <= cost), default=-math.inf)
