@@ -49,8 +49,8 @@ def build_parser() -> argparse.ArgumentParser:
     clip = commands.add_parser("clip-lite", help="train the shipped CLIP from its teachers")
     clip.add_argument("--out", type=Path, default=MODELS / "clip-lite")
     clip.add_argument("--regulariser", type=float, default=0.0, help="weight of the term of arXiv 2310.00927")
-    clip.add_argument("--distil-minutes", type=float, default=16.0)
-    clip.add_argument("--joint-minutes", type=float, default=9.0)
+    clip.add_argument("--distil-minutes", type=float, default=45.0)
+    clip.add_argument("--joint-minutes", type=float, default=20.0)
     clip.add_argument("--threads", type=int, default=2)
 
     evaluate = commands.add_parser("clip-lite-eval", help="zero-shot and retrieval figures of an open_clip folder")

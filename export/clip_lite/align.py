@@ -14,17 +14,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
 from torch.nn import functional as F
 
 from export.clip_lite.features import VIEWS
+from export.clip_lite.image_head import EMBED_DIM
 from export.clip_lite.texts import Corpus, captions, encode_cached
 from export.clip_lite.wordnet import label_graph, leaf_offsets, nouns
 from export.teachers import load_lite0
 from thinwire.prompts import PROMPT_SETS
-
-EMBED_DIM = 384
-FEATURE_DIM = 1280
 
 
 @dataclass
@@ -52,35 +49,6 @@ def load_label_sets() -> LabelSets:
     member = torch.from_numpy(graph.member)
     leaf = torch.tensor([graph.nodes.index(offset) for offset in leaf_offsets()])
     return LabelSets(member, graph.names, leaf)
-
-
-class ImageHead(nn.Module):
-    """Pooled Lite0 features (B, 1280) → embedding (B, 384); the layout of timm's Mlp, which `timm_proj: mlp` builds."""
-
-    def __init__(self, dim: int = EMBED_DIM) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(FEATURE_DIM, 2 * dim)
-        self.fc2 = nn.Linear(2 * dim, dim, bias=False)
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        return self.fc2(F.gelu(self.fc1(features)))
-
-    def initialise(self, leaf_text: torch.Tensor, threshold: float = 2.0) -> None:
-        """Starts as ConSE with a rectifier in place of the softmax: every hidden unit is an ImageNet class (the most
-        alike ones merged until they fit), which votes for its name's text vector (1000, D) once its logit passes
-        `threshold`. Alignment from random weights forgot the classes that photos-train never shows."""
-        from sklearn.cluster import AgglomerativeClustering
-
-        classifier = load_lite0().classifier
-        weight, bias = classifier.weight.detach(), classifier.bias.detach()
-        alike = torch.cat([F.normalize(weight - weight.mean(0), dim=1), F.normalize(leaf_text, dim=1)], 1).numpy()
-        groups = torch.from_numpy(AgglomerativeClustering(self.fc1.out_features).fit_predict(alike))
-        share = F.one_hot(groups, self.fc1.out_features).float()
-        share = (share / share.sum(0)).T  # (hidden, 1000): the mean over a group
-        with torch.no_grad():
-            self.fc1.weight.copy_(share @ weight)
-            self.fc1.bias.copy_(share @ bias - threshold)
-            self.fc2.weight.copy_(0.1 * (share @ (leaf_text - leaf_text.mean(0))).T)
 
 
 def pca_basis(corpus: Corpus, dim: int = EMBED_DIM) -> torch.Tensor:

@@ -8,7 +8,7 @@ import open_clip
 import torch
 from safetensors.torch import save_file
 
-from export.clip_lite.align import ImageHead
+from export.clip_lite.image_head import ImageHead
 from export.clip_lite.text_tower import write_config
 from export.teachers import load_lite0
 

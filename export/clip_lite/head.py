@@ -7,13 +7,13 @@ from torch.nn import functional as F
 from tqdm import trange
 
 from export.clip_lite.align import (
-    ImageHead,
     LabelSets,
     TrainingSet,
     contrastive_loss,
     label_set_loss,
     lda_class_offsets,
 )
+from export.clip_lite.image_head import ImageHead, TwoBranchHead
 from export.teachers import load_lite0
 
 SCALE_MAX = 100.0
@@ -88,27 +88,29 @@ def train_head(
     caption_vectors: torch.Tensor,
     prompt_vectors: torch.Tensor,
     owner: torch.Tensor,
-    steps: int = 1500,
-    batch: int = 512,
+    steps: int = 400,
+    batch: int = 384,
     regulariser: float = 0.0,
     weights: tuple[float, float, float, float] = (1.0, 1.0, 0.5, 0.5),
-    learning_rate: float = 3e-4,
+    vote_rate: float = 1e-4,
+    free_rate: float = 1e-3,
     seed: int = 0,
 ) -> tuple[ImageHead, torch.Tensor]:
-    """Returns the head and the logit scale. `weights`: label sets, captions, ConSE cosine, synthetic class features."""
+    """Returns the head and the logit scale. `weights`: label sets, captions, ConSE cosine, made class features."""
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     counts = torch.bincount(owner, minlength=len(data.sets.member))
     starts = torch.cumsum(counts, 0) - counts
     node_mean = mean_by_node(prompt_vectors, owner, len(data.sets.member))
     leaf_text = node_mean[data.sets.siblings]
-    head = ImageHead()
-    head.initialise(leaf_text)
+    head = TwoBranchHead(leaf_text)
+    votes, free = head.branches()
     log_scale = torch.nn.Parameter(torch.tensor(3.4))
     optimiser = torch.optim.AdamW(
-        [{"params": head.parameters()}, {"params": [log_scale]}], lr=learning_rate, weight_decay=0.0
+        [{"params": votes}, {"params": free, "weight_decay": 0.1}, {"params": [log_scale]}], weight_decay=0.0
     )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, learning_rate, total_steps=steps, pct_start=0.1)
+    rates = [vote_rate, free_rate, 3e-4]
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rates, total_steps=steps, pct_start=0.1)
     made_features, prior = MadeFeatures(data), data.prior
 
     def text_of_nodes(nodes: torch.Tensor) -> torch.Tensor:
@@ -120,20 +122,19 @@ def train_head(
     for step in bar:
         scale = log_scale.exp().clamp(max=SCALE_MAX)
         index = torch.randint(0, data.features.shape[1], (batch,), generator=generator)
-        seen, probability = data.batch(index, generator)
-        image = F.normalize(head(seen), dim=1)
-        set_loss = set_losses(image, probability, data.sets, text_of_nodes, scale, prior, generator)
-        conse = (1 - (image * expected_text(probability, leaf_text)).sum(1)).mean()
         pick = torch.randint(0, len(data.caption_images), (batch,), generator=generator)
         photos = data.caption_images[pick]
-        shown = F.normalize(head(data.captioned(photos, generator)), dim=1)
+        seen, probability = data.batch(index, generator)
+        made, made_probability = made_features.sample(batch, generator)
+        embedded = head(torch.cat([seen, made, data.captioned(photos, generator)]))
+        seen, made, shown = F.normalize(embedded, dim=1).chunk(3)
+        set_loss = set_losses(seen, probability, data.sets, text_of_nodes, scale, prior, generator)
+        made_loss = set_losses(made, made_probability, data.sets, text_of_nodes, scale, MADE_PRIOR, generator)
+        conse = (1 - (seen * expected_text(probability, leaf_text)).sum(1)).mean()
+        conse = conse + (1 - (made * expected_text(made_probability, leaf_text)).sum(1)).mean()
         same = photos[:, None] == photos[None]
         same |= (caption_vectors[pick] @ caption_vectors[pick].T) > 0.999
         caption_loss = contrastive_loss(shown, caption_vectors[pick], scale, regulariser, same)
-        features, made_probability = made_features.sample(batch, generator)
-        made = F.normalize(head(features), dim=1)
-        made_loss = set_losses(made, made_probability, data.sets, text_of_nodes, scale, MADE_PRIOR, generator)
-        conse = conse + (1 - (made * expected_text(made_probability, leaf_text)).sum(1)).mean()
         a, b, c, d = weights
         loss = a * set_loss + b * caption_loss + c * conse + d * made_loss
         optimiser.zero_grad()
@@ -147,4 +148,4 @@ def train_head(
                 made=f"{made_loss.item():.3f}",
                 scale=f"{scale.item():.1f}",
             )
-    return head.eval(), log_scale.detach().exp().clamp(max=SCALE_MAX)
+    return head.eval().merge(), log_scale.detach().exp().clamp(max=SCALE_MAX)

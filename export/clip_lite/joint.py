@@ -9,8 +9,9 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from export.clip_lite.align import ImageHead, TrainingSet, contrastive_loss, label_set_loss
+from export.clip_lite.align import TrainingSet, contrastive_loss, label_set_loss
 from export.clip_lite.head import MADE_PRIOR, SCALE_MAX, MadeFeatures
+from export.clip_lite.image_head import ImageHead
 from export.clip_lite.text_tower import distillation_loss, encode_trimmed, text_parameters, tokenize
 
 
@@ -43,7 +44,7 @@ def tune_jointly(
     scale_parameter = nn.Parameter(log_scale.clone())
     groups = [
         {"params": text_parameters(model), "peak": learning_rate},
-        {"params": list(head.parameters()), "peak": learning_rate},
+        {"params": list(head.parameters()), "peak": learning_rate / 3},  # it is nearly there; the text tower is not
         {"params": [scale_parameter], "peak": learning_rate},
     ]
     optimiser = torch.optim.AdamW(groups, lr=learning_rate, weight_decay=0.0, betas=(0.9, 0.98))

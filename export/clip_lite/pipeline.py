@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from export.clip_lite.align import load_training_set, node_vectors, pca_basis
 from export.clip_lite.assemble import assemble
-from export.clip_lite.features import train_features
-from export.clip_lite.head import train_head
+from export.clip_lite.features import VIEWS, train_features
+from export.clip_lite.head import HEAD_FILE, train_head
 from export.clip_lite.joint import tune_jointly
 from export.clip_lite.text_tower import distil, initialise_tokens, new_model, tokenize
 from export.clip_lite.texts import corpus_texts, encode_cached
@@ -22,10 +22,10 @@ from export.teachers import cache_root
 class Recipe:
     """The dials of a clip-lite run. `regulariser` weighs Chen et al. 2023's term (0 = plain CLIP loss)."""
 
-    views: int = 3
-    distil_minutes: float = 16.0
-    head_steps: int = 700
-    joint_minutes: float = 9.0
+    views: int = len(VIEWS)
+    distil_minutes: float = 45.0
+    head_steps: int = 400
+    joint_minutes: float = 20.0
     regulariser: float = 0.0
     threads: int = 2
 
@@ -48,8 +48,9 @@ def build(recipe: Recipe, out: Path) -> Path:
     distil(model, corpus.texts, corpus_target, cache / "text.pt", minutes=recipe.distil_minutes)
 
     head, scale = train_head(
-        data, captions, node_targets, owner, steps=recipe.head_steps, batch=384, regulariser=recipe.regulariser
+        data, captions, node_targets, owner, steps=recipe.head_steps, regulariser=recipe.regulariser
     )
+    torch.save({"head": head.state_dict(), "scale": scale}, cache / HEAD_FILE)
     scale = tune_jointly(
         model,
         head,

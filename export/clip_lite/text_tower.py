@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from export.clip_lite.align import EMBED_DIM
+from export.clip_lite.image_head import EMBED_DIM
 from export.clip_lite.texts import encode_cached
 
 CONTEXT_LENGTH = 32

@@ -11,10 +11,11 @@ import torch
 from torch.nn import functional as F
 
 from export.clip_lite import texts
-from export.clip_lite.align import EMBED_DIM, ImageHead, contrastive_loss, label_set_loss, load_training_set
+from export.clip_lite.align import contrastive_loss, label_set_loss, load_training_set
 from export.clip_lite.assemble import assemble
 from export.clip_lite.features import VIEWS, View, crop_views, train_features
 from export.clip_lite.head import expected_text, mean_by_node, train_head
+from export.clip_lite.image_head import EMBED_DIM, ImageHead, TwoBranchHead
 from export.clip_lite.joint import tune_jointly
 from export.clip_lite.text_tower import (
     distil,
@@ -224,8 +225,7 @@ def test_the_head_starts_as_conse_with_a_rectifier():
 
     That holds best where names are far apart, as 1000 random vectors in 384 dimensions are."""
     names = unit(1000, EMBED_DIM)
-    head = ImageHead()
-    head.initialise(names)
+    head = TwoBranchHead(names).eval().merge()
     images = torch.stack([torch.from_numpy(np.array(photograph(name).resize((224, 224)))) for name in CAPTIONS])
     lite0, trunk = load_lite0(), load_lite0(num_classes=0)
     with torch.inference_mode():
@@ -233,6 +233,13 @@ def test_the_head_starts_as_conse_with_a_rectifier():
         top = lite0(x).topk(5).indices
         said = (F.normalize(head(trunk(x)), dim=1) @ (names - names.mean(0)).T).argmax(1)
     assert sum(int(word) in five for word, five in zip(said, top.tolist())) >= 3
+
+
+def test_two_branches_are_one_mlp():
+    two = TwoBranchHead(unit(1000, EMBED_DIM)).eval()
+    features = torch.rand(5, 1280, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        torch.testing.assert_close(two.merge()(features), two(features), rtol=1e-4, atol=1e-5)
 
 
 def test_a_distilled_text_tower_goes_on_from_its_checkpoint(tmp_path):
