@@ -20,9 +20,11 @@ from tqdm import tqdm
 
 from export.families import Family
 from export.families.front import IMAGE_MEAN, IMAGE_STD, normalise
-from export.objective import POOLED_SHARE, FrozenTower, feature_distance
+from export.objective import POOLED_SHARE, FrozenTower, TowerFeatures, feature_distance
 from export.photos import train_photos
 from export.rate import FactorisedRate, RateController
+
+HELD_OUT = 32  # photographs that no step sees
 
 
 @dataclass
@@ -79,7 +81,9 @@ class Trainer:
         torch.manual_seed(settings.seed)
         self.family, self.settings = family, settings
         self.generator = torch.Generator().manual_seed(settings.seed)
-        self.images = np.array(train_photos().images)
+        images = np.array(train_photos().images)
+        kept = min(HELD_OUT, len(images) // 4)
+        self.images, self.unseen = images[:-kept], images[-kept:]
         device = settings.device
         self.tower = FrozenTower().to(device)
         self.analysis = family.analysis()
@@ -161,20 +165,12 @@ class Trainer:
         self.set_learning_rates()
         train_encoder = settings.decoder_only_until <= self.progress < settings.encoder_until
         x = crops(self.images, settings.crop, settings.batch, self.generator, settings.device)
-        device_type = settings.device.split(":")[0]
         counts = torch.randint(1, len(family.layers) + 1, (settings.batch,), generator=self.generator).to(x.device)
         with torch.no_grad():
             wanted = self.tower(x)
-        with torch.autocast(device_type, torch.bfloat16):
-            with torch.set_grad_enabled(train_encoder):
-                latents = self.analysis(x).float()
-            symbols = round_through(latents, family.low, family.high)
-            shown = symbols * (self.layer_of[None] < counts[:, None])[:, :, None, None]
-            image = self.synthesis.unclamped(shown, counts).float()  # [0, 1]
-        again = image * (255.0 / IMAGE_STD) - IMAGE_MEAN / IMAGE_STD
-        got = self.tower(again.clamp(-1.2, 1.2).contiguous(memory_format=torch.channels_last))
-        original = x * (IMAGE_STD / 255.0) + IMAGE_MEAN / 255.0
-        mse = F.mse_loss(image, original)
+        with torch.set_grad_enabled(train_encoder), self.autocast():
+            latents = self.analysis(x).float()
+        got, mse = self.seen_again(x, latents, counts)
         tuning = self.progress >= settings.encoder_until
         pooled_share = settings.tuning_pooled_share if tuning else POOLED_SHARE
         feature = feature_distance(got, wanted, pooled_share).mean()
@@ -200,11 +196,41 @@ class Trainer:
             **{f"bytes_{i + 1}": value * scale for i, value in enumerate(layer_bits.tolist())},
         }
 
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.settings.device.split(":")[0], torch.bfloat16)
+
+    def seen_again(
+        self, x: torch.Tensor, latents: torch.Tensor, counts: torch.Tensor
+    ) -> tuple[TowerFeatures, torch.Tensor]:
+        """What the tower sees of each image after `counts` (B,) layers, and the mean squared error of the pixels."""
+        with self.autocast():
+            symbols = round_through(latents, self.family.low, self.family.high)
+            shown = symbols * (self.layer_of[None] < counts[:, None])[:, :, None, None]
+            image = self.synthesis.unclamped(shown, counts).float()  # (B, 3, H, W) in [0, 1]
+        again = image * (255.0 / IMAGE_STD) - IMAGE_MEAN / IMAGE_STD
+        got = self.tower(again.clamp(-1.2, 1.2).contiguous(memory_format=torch.channels_last))
+        return got, F.mse_loss(image, x * (IMAGE_STD / 255.0) + IMAGE_MEAN / 255.0)
+
+    @torch.no_grad()
+    def held_out(self) -> dict[str, float]:
+        """Feature distance and PSNR of photographs that no step sees, after each number of layers."""
+        generator = torch.Generator().manual_seed(0)  # the same crops every time
+        x = crops(self.unseen, self.settings.crop, HELD_OUT, generator, self.settings.device)
+        with self.autocast():
+            latents = self.analysis(x).float()
+        wanted, figures = self.tower(x), {}
+        for layers in range(1, len(self.family.layers) + 1):
+            got, mse = self.seen_again(x, latents, torch.full((len(x),), layers, device=x.device))
+            figures[f"feature_{layers}"] = round(feature_distance(got, wanted).mean().item(), 4)
+            figures[f"psnr_db_{layers}"] = round(-10 * math.log10(max(mse.item(), 1e-9)), 2)
+        return figures
+
 
 def train(family: Family, settings: Settings, folder: Path, warm_start: Path | None = None) -> Path:
     """Runs (or resumes) training until `settings.minutes` of work, or `settings.steps`, are done.
 
-    Writes `checkpoint.pt` (every 2 minutes), `log.jsonl` and `settings.json` into `folder`; returns the checkpoint.
+    Writes `checkpoint.pt` (every 2 minutes), `log.jsonl`, `held_out.jsonl` (ten times a run) and `settings.json` into
+    `folder`; returns the checkpoint.
     `warm_start` is another run's folder, whose weights a new run begins with.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -220,10 +246,11 @@ def train(family: Family, settings: Settings, folder: Path, warm_start: Path | N
     window: list[dict[str, float]] = []
     started = saved = time.monotonic()
     first = trainer.progress
-    step = 0
+    step, curve = 0, first + 0.1
     with (
         tqdm(total=100, initial=round(100 * first), desc=f"train {family.name}", unit="%") as bar,
         open(folder / "log.jsonl", "a") as log,
+        open(folder / "held_out.jsonl", "a") as unseen,
     ):
         while trainer.progress < 1.0:
             window.append(trainer.step())
@@ -240,6 +267,11 @@ def train(family: Family, settings: Settings, folder: Path, warm_start: Path | N
                 bar.n = round(100 * trainer.progress, 1)
                 bar.set_postfix({key: f"{value:.3g}" for key, value in mean.items()} | {"img/s": f"{speed:.0f}"})
                 window.clear()
+            if trainer.progress >= curve or trainer.progress >= 1.0:
+                record = {"progress": round(trainer.progress, 4), **trainer.held_out()}
+                unseen.write(json.dumps(record) + "\n")
+                unseen.flush()
+                curve = trainer.progress + 0.1
             if now - saved > 120 or trainer.progress >= 1.0:
                 partial = checkpoint.with_suffix(".partial")
                 torch.save(trainer.state(), partial)
