@@ -12,6 +12,14 @@ import time
 from collections.abc import Sequence
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows a default where there is one and the text does not tell it by itself."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        plain = action.default in (None, False) or "(default" in (action.help or "")
+        return action.help if plain else super()._get_help_string(action)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="thinwire-cloud", description="CLIP over a thin wire: the service.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -20,7 +28,7 @@ def _parser() -> argparse.ArgumentParser:
         help="answer packets until SIGTERM or Ctrl-C",
         description="Answers packets over gRPC. Prints 'listening on HOST:PORT' to stderr once it is ready. "
         "SIGTERM or Ctrl-C: health turns NOT_SERVING, accepted work is answered, exit 0.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=_Help,
     )
     serve.add_argument(
         "--host", default="127.0.0.1", help="address to listen on; there is no TLS yet, so keep it local"
