@@ -89,13 +89,13 @@ def relative_top1(
         raise ValueError(f"a paired comparison needs the same images: {correct.shape} and {reference.shape}")
     if not reference.any():
         return None, None
-    draw = np.random.default_rng(seed)
-    ratios = []
-    for _ in range(resamples):
-        picked = draw.integers(0, len(correct), len(correct))
-        base = reference[picked].sum()
-        if base:
-            ratios.append(correct[picked].sum() / base)
+    # An image is one of four kinds, so how many of each a resample holds is multinomial: the same distribution as
+    # drawing the images one by one, without 2,000 arrays of N.
+    kinds = [(correct & reference).sum(), (correct & ~reference).sum(), (~correct & reference).sum()]
+    shares = np.array([*kinds, len(correct) - sum(kinds)]) / len(correct)
+    both, gained, lost, _ = np.random.default_rng(seed).multinomial(len(correct), shares, resamples).T  # (resamples,)
+    base = both + lost
+    ratios = (both + gained)[base > 0] / base[base > 0]
     low, high = np.percentile(ratios, [2.5, 97.5])
     return float(correct.sum() / reference.sum()), (float(low), float(high))
 

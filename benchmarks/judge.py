@@ -10,14 +10,29 @@ probabilities both ways on real servers; they differ by float rounding between b
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
+from benchmarks.evaluate import TOP_K, png_bytes
 from cloud.clip import load_clip, pick_device
 from cloud.head import HeadCache, default_cache_dir
 from cloud.requests import Prediction, top_predictions
 from cloud.runner import Prepared, TorchRunner
+from thinwire.errors import ThinwireError
 from thinwire.labels import resolve_templates, validate_labels
+
+if TYPE_CHECKING:
+    from edge.client import Client
+
+SIMILARITY_TOLERANCE = 0.01
+"""Between a server and this process: bf16 on a GPU at other batch sizes moves a cosine by a few thousandths."""
+
+
+class ClipsDiffer(ThinwireError):
+    """A server answers otherwise than this process does with what should be the same CLIP."""
+
+    reason: ClassVar[str] = "CLIPS_DIFFER"
 
 
 class Judge:
@@ -45,3 +60,18 @@ class Judge:
             embeddings = self._runner.run([Prepared(view) for view in group]).embeddings  # (B, D)
             found += top_predictions(head, embeddings, [top_k] * len(group))
         return found
+
+    def check_agrees(self, client: Client, view: np.ndarray, labels: Sequence[str], prompt_set: str) -> None:
+        """Raises `ClipsDiffer` unless the client's server says of `view` what this process says.
+
+        Weights may be replaced on disk between loading them here and starting the server there; families and peers
+        would then be compared by two different models.
+        """
+        here = {each.label: each.similarity for each in self.answers([view], labels, prompt_set, TOP_K)[0]}
+        for there in client.classify_file(png_bytes(view), labels, TOP_K, prompt_set).predictions:
+            if abs(here.get(there.label, -1.0) - there.similarity) > SIMILARITY_TOLERANCE:
+                told = ", ".join(f"{label} {similarity:.3f}" for label, similarity in here.items())
+                raise ClipsDiffer(
+                    f"the server gives {there.label!r} a similarity of {there.similarity:.3f}, CLIP {self.clip.id} in "
+                    f"this process says {told}: were the weights replaced meanwhile? Start again"
+                )

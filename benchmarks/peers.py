@@ -108,6 +108,24 @@ def _jxl_version() -> str:
     return f"imagecodecs {imagecodecs.__version__} ({imagecodecs.jpegxl_version()})"
 
 
+def _encode_jpeg2000(image: Image.Image, ratio: float) -> bytes:
+    file = io.BytesIO()
+    # A bare codestream; "rates" are compression ratios of the raw pixels
+    image.save(file, "JPEG2000", quality_mode="rates", quality_layers=[ratio], irreversible=True, no_jp2=True)
+    return _without_comments(file.getvalue())
+
+
+def _without_comments(codestream: bytes) -> bytes:
+    """A JPEG 2000 codestream less the COM segments of its main header: OpenJPEG signs every file with 37 bytes."""
+    kept, at = codestream[:2], 2  # start of codestream
+    while codestream[at : at + 2] not in (b"\xff\x90", b""):  # start of the first tile
+        end = at + 2 + int.from_bytes(codestream[at + 2 : at + 4])
+        if codestream[at : at + 2] != b"\xff\x64":
+            kept += codestream[at:end]
+        at = end
+    return kept + codestream[at:]
+
+
 PEERS = {
     peer.name: peer
     for peer in (
@@ -142,15 +160,7 @@ PEERS = {
             "jpeg2000",
             "compression",
             (200, 120, 70, 40, 25, 15, 8),
-            _by_pillow(
-                "JPEG2000",
-                lambda ratio: {
-                    "quality_mode": "rates",
-                    "quality_layers": [ratio],
-                    "irreversible": True,
-                    "no_jp2": True,
-                },
-            ),
+            _encode_jpeg2000,
             _open,
             _pillow("jpg_2000"),
         ),

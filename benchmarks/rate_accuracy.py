@@ -8,6 +8,7 @@ start from one canonical view, and encode_ms is from that view to the bytes that
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -199,6 +200,7 @@ class RateAccuracy:
         pixels = bundle.card.cloud["output"] == "pixels"
         decoder = Decoder([bundle]) if pixels else None
         with _served(self.clip, bundle, self.threads) as client:
+            self.judge.check_agrees(client, _ramp(*self.judge.view_size), self.data.labels, self.prompt_set)
             for place, point in enumerate(points):
                 if records[place] is None:
                     self.progress.point(f"{point.codec} {point.rate}")
@@ -236,7 +238,10 @@ class RateAccuracy:
 def near_front(rows: Sequence[dict], margin: float = SCREEN_MARGIN) -> list[bool]:
     """Which points come within `margin` of the best top-1 that their codec has at no more bytes."""
     costs, values = _curve(rows)
-    return [value >= value_on_front(costs, values, cost) - margin for cost, value in zip(costs, values)]
+    return [
+        math.isfinite(cost) and value >= value_on_front(costs, values, cost) - margin
+        for cost, value in zip(costs, values)
+    ]
 
 
 def measure_rate(
@@ -260,7 +265,7 @@ def measure_rate(
         def send(index: int = index) -> tuple[Result, float, float]:
             view = views[index]
             result = client.classify(view, data.labels, TOP_K, prompt_set, point.rate)
-            psnr = float("nan")
+            psnr = math.nan
             if decoder is not None:
                 packet = client.encoder.encode(view, point.rate).packet.to_bytes()
                 psnr = codecs.psnr_db(view, decoder.picture(packet))
@@ -303,7 +308,7 @@ def _encode_and_see(point: Point, view: np.ndarray) -> tuple[np.ndarray, int, fl
     started = time.perf_counter()
     if point.peer is None:
         data = png_bytes(view)
-        return view, len(data), 1000 * (time.perf_counter() - started), float("nan")
+        return view, len(data), 1000 * (time.perf_counter() - started), math.nan
     data = codecs.encode(point.peer, view, settings["height"], settings["width"], settings[point.peer.dial])
     encode_ms = 1000 * (time.perf_counter() - started)
     seen = codecs.restore(point.peer, data, *view.shape[:2])
@@ -318,6 +323,12 @@ def _served(clip: str, bundle: Bundle, threads: int) -> Iterator[Client]:
         yield client
 
 
+def _ramp(height: int, width: int) -> np.ndarray:
+    """A smooth coloured picture, uint8 (height, width, 3): any data set has it, also one whose images are broken."""
+    y, x = np.mgrid[0:height, 0:width]
+    return np.stack([255 * y // height, 255 * x // width, 255 * (x + y) // (height + width)], axis=-1).astype(np.uint8)
+
+
 def _codec_names(bundles: Sequence[Bundle]) -> list[str]:
     """Names of bundles, told apart where two share one."""
     names = [bundle.name for bundle in bundles]
@@ -329,10 +340,7 @@ def _codec_names(bundles: Sequence[Bundle]) -> list[str]:
 
 def _curve(rows: Sequence[dict]) -> tuple[list[float], list[float]]:
     """(bytes, top-1) of rows; NaN where every image failed."""
-    nan = float("nan")
-    return [nan if r["bytes_mean"] is None else r["bytes_mean"] for r in rows], [
-        nan if r["top1"] is None else r["top1"] for r in rows
-    ]
+    return [math.nan if row["bytes_mean"] is None else row["bytes_mean"] for row in rows], [row["top1"] for row in rows]
 
 
 def _prefix(record: Record, count: int) -> Record:

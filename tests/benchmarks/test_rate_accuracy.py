@@ -1,0 +1,366 @@
+"""The experiment on a tiny bundle and a tiny random CLIP: paths agree, points are kept, configurations never mix."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.cloud.tiny_clip import write_tiny_clip
+from tests.tiny_bundle import make_tiny_bundle, synthetic_views
+
+pytest.importorskip("torch")
+
+from benchmarks import cli, points, rate_accuracy
+from benchmarks.data import load_dataset
+from benchmarks.evaluate import Record, png_bytes
+from benchmarks.judge import ClipsDiffer, Judge
+from benchmarks.peers import PEERS, encode, restore
+from benchmarks.points import PointStore, task_key
+from benchmarks.rate_accuracy import PEER, Point, Progress, RateAccuracy, near_front, peer_points
+from benchmarks.summary import summarise_run
+from cloud.assemble import open_engine
+from cloud.server import background_server
+from edge import Client
+
+KEYS = {
+    "codec",
+    "rate",
+    "bytes_mean",
+    "bits_per_pixel",
+    "top1",
+    "top5",
+    "top1_relative",
+    "psnr_db",
+    "encode_ms_p50",
+    "n",
+}
+LABELS = ("cat", "dog", "city at night")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("THINWIRE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory) -> Path:
+    return write_tiny_clip(tmp_path_factory.mktemp("clip") / "tiny-random-clip")
+
+
+@pytest.fixture(scope="module")
+def judge(clip) -> Judge:
+    import torch
+
+    torch.set_num_threads(1)
+    return Judge(str(clip), "cpu")
+
+
+def write_pack(folder: Path, judge: Judge, count: int = 8) -> Path:
+    """Pictures with labels that the random CLIP gives to three quarters of them."""
+    names = [f"{letter}/{number}.png" for letter in "ab" for number in range(count // 2)]
+    views = synthetic_views(len(names), 64, seed=2)
+    lines = ["path,class"]
+    for place, (name, view) in enumerate(zip(names, views)):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(png_bytes(view))
+        ranked = judge.answers([view], LABELS, "1", 3)[0]
+        lines.append(f"{name},{ranked[1 if place % 4 == 3 else 0].label}")
+    (folder / "labels.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pack(tmp_path_factory, judge) -> Path:
+    return write_pack(tmp_path_factory.mktemp("pack") / "eval-new", judge)
+
+
+@pytest.fixture(scope="module")
+def client(clip, tiny_bundle_with_decoder, tmp_path_factory):
+    bundle = tiny_bundle_with_decoder
+    with (
+        open_engine(str(clip), [bundle.path], "cpu", 1, cache_dir=tmp_path_factory.mktemp("heads")) as engine,
+        background_server(engine) as address,
+        Client(address, bundle) as client,
+    ):
+        yield client
+
+
+def probabilities(predictions) -> dict[str, float]:
+    return {each.label: pytest.approx(each.probability, abs=1e-5) for each in predictions}
+
+
+def test_in_process_answers_are_the_servers(client, judge):
+    """What lets peers skip the wire: the same probabilities as the view sent as PNG, and as the peer's own file."""
+    views = list(synthetic_views(3, 64, seed=5))
+    for view, here in zip(views, judge.answers(views, LABELS, "7", 3)):
+        there = client.classify_file(png_bytes(view), LABELS, 3, "7").predictions
+        assert {each.label: each.probability for each in there} == probabilities(here)
+        assert [each.label for each in there] == [each.label for each in here]
+        file = encode(PEERS["jpeg"], view, 32, 32, 55)
+        seen = judge.answers([restore(PEERS["jpeg"], file, 64, 64)], LABELS, "7", 3)[0]
+        sent = client.classify_file(file, LABELS, 3, "7").predictions
+        assert {each.label: each.probability for each in sent} == probabilities(seen)
+
+
+def test_another_clip_on_the_server_is_noticed(client, tmp_path, judge):
+    view = synthetic_views(1, 64)[0]
+    judge.check_agrees(client, view, LABELS, "1")
+    other = Judge(str(write_tiny_clip(tmp_path / "tiny-random-clip", seed=1)), "cpu")
+    with pytest.raises(ClipsDiffer, match="weights replaced"):
+        other.check_agrees(client, view, LABELS, "1")
+
+
+def run_cli(capsys, *words: str) -> tuple[int, dict | None, str]:
+    code = cli.main(["rate-accuracy", *words])
+    out, err = capsys.readouterr()
+    return code, json.loads(out.splitlines()[-1]) if out.strip() else None, err
+
+
+def test_command_line_end_to_end_and_again(capsys, tmp_path, pack, clip, tiny_bundle_with_decoder, monkeypatch):
+    out, picture = tmp_path / "deep" / "out.json", tmp_path / "out.png"
+    words = ["--families", str(tiny_bundle_with_decoder.path), "--peers", "jpeg,avif", "--data", str(pack)]
+    words += ["--clip", str(clip), "--prompt-set", "1", "--json", str(out), "--plot", str(picture)]
+    code, document, err = run_cli(capsys, *words)
+    assert code == 0, err
+    assert json.loads(out.read_text()) == document
+    rows = document["points"]
+    assert all(set(row) >= KEYS | {"top1_relative_ci95", "mcnemar_p", "parameters", "hull"} for row in rows)
+    of = {kind: [row for row in rows if row["kind"] == kind] for kind in ("reference", "family", "peer")}
+    assert [row["codec"] for row in of["reference"]] == ["uncompressed"]
+    assert of["reference"][0]["top1"] == 0.75
+    assert [row["rate"] for row in of["family"]] == ["low", "mid", "high"]
+    assert len(of["peer"]) == 2 * 6 * 7
+    assert all(row["n"] == 8 and row["failed"] == 0 and row["bytes_mean"] > 0 for row in rows)
+    assert all(row["psnr_db"] > 3 for row in of["family"] + of["peer"])
+    assert all(row["encode_ms_p50"] > 0 for row in rows)
+    assert of["peer"][0]["parameters"]["side"] == 64
+    for codec in ("tiny", "jpeg", "avif"):
+        hull = sorted((r["bytes_mean"], r["top1"]) for r in rows if r["codec"] == codec and r["hull"])
+        assert hull
+        assert [top1 for _, top1 in hull] == sorted({top1 for _, top1 in hull})
+    assert document["data"]["name"] == "eval-new"
+    assert document["points_measured"] == len(rows)
+    assert document["summary"]["families"]["tiny"]["encode"]["ratio"] > 0
+    assert Image.open(picture).size[0] > 600
+    assert "relative" in err
+
+    # Again: nothing is computed, no server is started, no number changes
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(rate_accuracy, "running_service", never)
+    monkeypatch.setattr(rate_accuracy, "measure_views", never)
+    code, again, _ = run_cli(capsys, *words)
+    assert code == 0
+    assert again["points_measured"] == 0
+    assert again["points"] == document["points"]
+    assert again["summary"] == document["summary"]
+
+
+def test_wrong_use_is_told(capsys, tmp_path, pack):
+    words = ["--data", str(pack), "--json", str(tmp_path / "o.json")]
+    code, _, err = run_cli(capsys, "--families", "none-such", *words)
+    assert (code, "none-such" in err) == (1, True)
+    code, _, err = run_cli(capsys, "--families", "", "--peers", "jpg", *words)
+    assert (code, "use any of jpeg, webp" in err) == (1, True)
+
+
+def experiment(tmp_path, pack, judge, limit=None, **other) -> RateAccuracy:
+    data = load_dataset(pack, limit)
+    store = PointStore(tmp_path / "points", data.labels)
+    return RateAccuracy(data, judge, "unused", "1", 0, store, **other)
+
+
+JPEG = [replace(PEERS["jpeg"], ladder=(5, 35))]
+POINTS = 1 + 6 * 2
+
+
+def test_a_killed_run_loses_one_point_at_most(tmp_path, pack, judge):
+    class Killed(BaseException):
+        pass
+
+    seen = []
+
+    def images(count: int) -> None:
+        seen.append(count)
+        if sum(seen) > 5 * 8:  # in the middle of the sixth point
+            raise Killed
+
+    first = experiment(tmp_path, pack, judge, progress=Progress(images))
+    with pytest.raises(Killed):
+        first.run([], JPEG)
+    assert first.measured == 5
+    assert not list((tmp_path / "points").glob("*.partial"))
+    skipped = []
+    second = experiment(tmp_path, pack, judge, progress=Progress(skipped=skipped.append))
+    rows, _ = second.run([], JPEG)
+    assert (second.measured, sum(skipped)) == (POINTS - 5, 5 * 8)
+    assert len(rows) == POINTS
+
+
+def test_whatever_changes_the_numbers_changes_the_key(tmp_path, pack, judge, monkeypatch):
+    assert _measured(experiment(tmp_path, pack, judge)) == POINTS
+    assert _measured(experiment(tmp_path, pack, judge)) == 0
+    assert _measured(experiment(tmp_path, pack, judge, limit=6)) == POINTS
+    other = write_pack(tmp_path / "relabelled", judge)
+    text = (other / "labels.csv").read_text().splitlines()
+    name, label = text[1].split(",")
+    text[1] = f"{name},{LABELS[(LABELS.index(label) + 1) % 3]}"
+    (other / "labels.csv").write_text("\n".join(text))
+    assert _measured(experiment(tmp_path, other, judge)) == POINTS  # the same pictures with one label corrected
+    monkeypatch.setattr(points, "VERSION", points.VERSION + 1)
+    assert _measured(experiment(tmp_path, pack, judge)) == POINTS
+
+
+def _measured(run: RateAccuracy) -> int:
+    run.run([], JPEG)
+    return run.measured
+
+
+def test_a_decoder_trained_further_is_another_point(tmp_path, tiny_bundle_with_decoder):
+    bundle = tiny_bundle_with_decoder
+    twin = make_tiny_bundle(tmp_path / "twin")  # the same tables and encoder, no decoder: the same model id
+    assert twin.model_id == bundle.model_id
+    here, there = (rate_accuracy.family_points(each, "tiny")[0].parameters for each in (bundle, twin))
+    assert here != there
+    assert {k: v for k, v in here.items() if k != "files"} == {k: v for k, v in there.items() if k != "files"}
+
+
+def test_broken_images_are_failures_not_ends(tmp_path, judge):
+    pack = write_pack(tmp_path / "pack", judge)
+    (pack / "a/0.png").write_bytes(b"")
+    rows, _ = experiment(tmp_path, pack, judge).run([], JPEG)
+    assert {row["failed"] for row in rows} == {1}
+    assert all("a/0.png" in row["failure_messages"][0] for row in rows)
+    again, _ = experiment(tmp_path, pack, judge).run([], JPEG)
+    assert again == rows
+
+
+def test_screening_measures_fully_only_near_the_front(tmp_path, pack, judge):
+    sample = load_dataset(pack, 4)
+    run = experiment(tmp_path, pack, judge, screening=sample)
+    rows, screened = run.run([], JPEG)
+    assert {row["n"] for row in rows} == {8}
+    assert {row["n"] for row in screened} <= {4}
+    assert len(rows) + len(screened) == POINTS
+    assert not any(row["hull"] for row in screened)
+    full, _ = experiment(tmp_path, pack, judge).run([], JPEG)
+    assert [row for row in full if row["rate"] in {r["rate"] for r in rows}] == _but_hull(rows, full)
+
+
+def _but_hull(rows, others):
+    """Rows with the hull marks of the others: fewer points were there to be beaten by."""
+    marks = {row["rate"]: row["hull"] for row in others}
+    return [{**row, "hull": marks[row["rate"]]} for row in rows]
+
+
+def test_near_front():
+    rows = [{"bytes_mean": b, "top1": t} for b, t in [(100, 0.5), (200, 0.49), (300, 0.4), (400, 0.6), (None, 0.0)]]
+    assert near_front(rows, 0.03) == [True, True, False, True, False]
+
+
+def test_store_refuses_what_is_damaged(tmp_path, pack):
+    data = load_dataset(pack)
+    store = PointStore(tmp_path, data.labels)
+    key = {**task_key(data, "clip#1", "7", 0), "codec": "jpeg", "rate": "64px quality 5", "parameters": {"quality": 5}}
+    assert store.load(key) is None
+    record = Record("jpeg", "64px quality 5")
+    for _ in range(7):
+        record.add_answer(data.labels[:2], 100.0, 1.5, psnr_db=20.0)
+    record.add_failure("x: broken")
+    store.save(key, record)
+    assert repr(store.load(key)) == repr(record)  # repr: NaN is not equal to itself
+    assert store.load({**key, "clip": "clip#2"}) is None
+    path = store.path(key)
+    whole = path.read_bytes()
+    for damaged in (whole[:-20], b"", b"{}", whole.replace(b'"quality": 5', b'"quality": 6').replace(b'y":5', b'y":6')):
+        path.write_bytes(damaged)
+        assert store.load(key) is None
+
+
+def row(kind, codec, size, relative, side=224, ms=2.0) -> dict:
+    return {
+        "kind": kind,
+        "codec": codec,
+        "rate": str(size),
+        "bytes_mean": size,
+        "top1_relative": relative,
+        "top1_relative_ci95": [relative - 0.05, relative + 0.05],
+        "encode_ms_p50": ms,
+        "parameters": {"side": side},
+    }
+
+
+def test_summary_by_hand():
+    rows = [
+        row("reference", "uncompressed", 80_000, 1.0),
+        row("family", "new", 100, 0.80, ms=4.0),
+        row("family", "new", 400, 0.90, ms=5.0),
+        row("peer", "webp", 1000, 0.85),
+        row("peer", "webp", 4000, 0.95),
+        row("peer", "avif", 900, 0.70, side=112, ms=1.0),
+        row("peer", "avif", 1100, 0.80, ms=20.0),
+        row("peer", "avif", 1500, 0.84, ms=25.0),
+    ]
+    summary = summarise_run(rows)
+    new = summary["families"]["new"]
+    assert new["bytes_at"]["0.90"] == {
+        "bytes": 400.0,
+        "at_most": False,
+        "reason": None,
+        "best_peer": "webp",
+        "best_peer_bytes": 2000.0,
+        "ratio": 0.2,
+    }
+    assert new["bytes_at"]["0.85"]["bytes"] == pytest.approx(200, abs=0.1)
+    assert new["bytes_at"]["0.85"]["best_peer_bytes"] == 1000
+    within = new["top1_relative_within"]
+    assert (within["300"]["top1_relative"], within["300"]["best_peer"]) == (0.8, None)
+    assert (within["1150"]["top1_relative"], within["1150"]["best_peer_top1_relative"]) == (0.9, 0.85)
+    assert new["encode"] == {
+        "encode_ms_p50": 5.0,
+        "avif_ms_p50": 20.0,
+        "ratio": 0.25,
+        "reason": None,
+        "avif_side": 224,
+    }
+    avif = summary["peers"]["avif"]
+    assert avif["bytes_at"]["0.90"]["reason"] == "best measured is 0.840 at 1500 bytes"
+    assert avif["top1_relative_within"]["300"]["reason"] == "its cheapest point takes 900 bytes"
+    json.dumps(summary, allow_nan=False)
+
+
+def test_summary_without_peers_says_why():
+    new = summarise_run([row("family", "new", 500, 0.95)])["families"]["new"]
+    assert new["bytes_at"]["0.90"]["at_most"]
+    assert new["bytes_at"]["0.90"]["reason"] == "no peer was measured"
+    assert new["top1_relative_within"]["300"]["reason"] == "its cheapest point takes 500 bytes"
+    assert new["encode"]["reason"] == "avif was not among the peers"
+
+
+def test_vector_formats_and_lone_points(tmp_path):
+    from benchmarks.plot import plot
+
+    rows = [{**row("family", "new", 100, 0.8), "hull": True}, {**row("peer", "jxl", 900, 0.8), "hull": True}]
+    plot(rows, tmp_path / "a.svg", "title")
+    assert b"relative top-1" in (tmp_path / "a.svg").read_bytes() or (tmp_path / "a.svg").stat().st_size > 5000
+    plot([], tmp_path / "b.png", "nothing")
+    assert Image.open(io.BytesIO((tmp_path / "b.png").read_bytes())).format == "PNG"
+
+
+def test_points_of_other_view_shapes():
+    grid = peer_points(PEERS["webp"], 64, 128)
+    assert isinstance(grid[0], Point)
+    assert grid[0].kind == PEER
+    assert grid[0].rate == "128x64 quality 0"
+    view = np.zeros((64, 128, 3), np.uint8)
+    assert restore(PEERS["webp"], encode(PEERS["webp"], view, 32, 64, 5), 64, 128).shape == view.shape
