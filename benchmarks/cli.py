@@ -6,9 +6,11 @@ import argparse
 import contextlib
 import json
 import shlex
+import signal
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -172,9 +174,12 @@ def _rate_accuracy(args: argparse.Namespace, words: list[str]) -> dict[str, obje
     judge = Judge(args.clip)
     store = PointStore(Path(args.json + ".points"), data.labels)
     pause_s = 0.2 if sys.stderr.isatty() else 10.0  # a log file needs no line for every batch
-    with tqdm(
-        total=0, desc=data.name, unit="image", file=sys.stderr, smoothing=0, dynamic_ncols=True, mininterval=pause_s
-    ) as bar:
+    with (
+        _ended_by_sigterm(),
+        tqdm(
+            total=0, desc=data.name, unit="image", file=sys.stderr, smoothing=0, dynamic_ncols=True, mininterval=pause_s
+        ) as bar,
+    ):
 
         def planned(count: int) -> None:
             bar.total += count
@@ -206,6 +211,19 @@ def _rate_accuracy(args: argparse.Namespace, words: list[str]) -> dict[str, obje
     }
     print_points(document)
     return document
+
+
+@contextlib.contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM ends this process as Ctrl-C does, so that no server outlives it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _families(text: str) -> list[Bundle]:

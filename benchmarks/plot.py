@@ -48,8 +48,17 @@ def plot(rows: Sequence[dict], path: Path, title: str) -> None:
         axes.xaxis.set_major_locator(FixedLocator([t for t in BYTE_TICKS if low / 1.15 <= t <= high * 1.15]))
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.legend(loc="lower right", frameon=False, fontsize=9)
-    axes.set_ylim(0, 1.05)
+        axes.legend(
+            loc="lower right",
+            fontsize=9,
+            framealpha=0.85,
+            edgecolor="none",
+            title="bands: 95 % bootstrap intervals",
+            title_fontsize=8,
+            alignment="left",
+        )
+    axes.set_ylim(0, 1.08)
+    axes.set_yticks(sorted({0.0, 0.2, 0.4, 0.6, 0.8, 1.0, *LEVELS}))
     axes.set_xlabel("mean bytes an image, headers included (B, log scale)")
     axes.set_ylabel("relative top-1 (through the codec ÷ uncompressed)")
     axes.set_title(title, fontsize=10, loc="left")

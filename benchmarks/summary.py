@@ -19,7 +19,8 @@ def summarise_run(rows: Sequence[dict]) -> dict[str, object]:
 
     Bytes at a level are interpolated in log(bytes) along a codec's Pareto front and never extrapolated; `at_most` marks
     a codec whose cheapest point is above the level already. `ratio` is family ÷ the peer with the fewest bytes, so
-    less than 1 is ahead. Whatever cannot be said is null beside a `reason`.
+    less than 1 is ahead. A peer's front is picked among 42 points by the very images it is judged by, which flatters it
+    a little. Whatever cannot be said is null beside a `reason`.
     """
     families = {codec: _of(rows, codec) for codec in _codecs(rows, FAMILY)}
     peers = {codec: _of(rows, codec) for codec in _codecs(rows, PEER)}
@@ -70,9 +71,10 @@ def _crossing(found: Crossing) -> dict[str, object]:
 def _against(own: Crossing, peers: dict[str, Crossing]) -> dict[str, object]:
     reached = {name: found for name, found in peers.items() if found.cost is not None}
     best = min(reached, key=lambda name: reached[name].cost, default=None)
-    answer = {**_crossing(own), "best_peer": best, "best_peer_bytes": None, "ratio": None}
+    answer = {**_crossing(own), "best_peer": best, "best_peer_bytes": None, "best_peer_at_most": False, "ratio": None}
     if best is not None:
         answer["best_peer_bytes"] = round(reached[best].cost, 1)
+        answer["best_peer_at_most"] = reached[best].at_most
         if own.cost is not None:
             answer["ratio"] = round(own.cost / reached[best].cost, 4)
     elif own.cost is not None:

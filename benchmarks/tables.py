@@ -25,9 +25,9 @@ def print_points(document: Mapping[str, Any]) -> None:
     table = Table(title=f"{title}, prompt set {document['prompt_set']}; of peers the hull", box=None)
     for name in ("codec", "rate", "bytes", "top-1", "top-5", "relative (95%)", "McNemar p", "PSNR dB", "encode ms"):
         table.add_column(name, justify="left" if name in ("codec", "rate") else "right", no_wrap=True)
-    for row in document["points"]:
-        if row["kind"] == "peer" and not row["hull"]:
-            continue
+    shown = [row for row in document["points"] if row["kind"] != "peer" or row["hull"]]
+    codecs = list(dict.fromkeys(row["codec"] for row in shown))
+    for row in sorted(shown, key=lambda row: (codecs.index(row["codec"]), row["bytes_mean"] or 0)):
         interval = row["top1_relative_ci95"]
         table.add_row(
             row["codec"],

@@ -6,7 +6,17 @@ import importlib.metadata
 import os
 import platform
 
-PACKAGES = ("thinwire", "numpy", "pillow", "onnxruntime", "torch", "open_clip_torch", "grpcio", "constriction")
+PACKAGES = (
+    "thinwire",
+    "numpy",
+    "pillow",
+    "imagecodecs",
+    "onnxruntime",
+    "torch",
+    "open_clip_torch",
+    "grpcio",
+    "constriction",
+)
 
 
 def describe() -> dict[str, object]:

@@ -18,7 +18,7 @@ pytest.importorskip("torch")
 
 from benchmarks import cli, points, rate_accuracy
 from benchmarks.data import load_dataset
-from benchmarks.evaluate import Record, png_bytes
+from benchmarks.evaluate import Record, png_bytes, summarise
 from benchmarks.judge import ClipsDiffer, Judge
 from benchmarks.peers import PEERS, encode, restore
 from benchmarks.points import PointStore, task_key
@@ -109,6 +109,19 @@ def test_in_process_answers_are_the_servers(client, judge):
         seen = judge.answers([restore(PEERS["jpeg"], file, 64, 64)], LABELS, "7", 3)[0]
         sent = client.classify_file(file, LABELS, 3, "7").predictions
         assert {each.label: each.probability for each in sent} == probabilities(seen)
+
+
+def test_a_family_without_pixels_has_no_psnr(client, pack):
+    """Packets of an embedding go the same way; there is no picture to compare."""
+    data = load_dataset(pack)
+    point = rate_accuracy.family_points(client.bundle, "tiny")[1]
+    ticks = []
+    views = rate_accuracy.Views(data, 64, 64)
+    record = rate_accuracy.measure_rate(client, None, data, views, point, "1", lambda: ticks.append(1))
+    row = summarise(record, [data.labels[item.target] for item in data.items], record, 64 * 64)
+    assert len(ticks) == row["n"] == 8
+    assert row["psnr_db"] is None
+    assert row["bytes_mean"] > 0
 
 
 def test_another_clip_on_the_server_is_noticed(client, tmp_path, judge):
@@ -319,6 +332,7 @@ def test_summary_by_hand():
         "reason": None,
         "best_peer": "webp",
         "best_peer_bytes": 2000.0,
+        "best_peer_at_most": False,
         "ratio": 0.2,
     }
     assert new["bytes_at"]["0.85"]["bytes"] == pytest.approx(200, abs=0.1)
