@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import thinwire
 from cloud.errors import ClipUnavailable, DeviceUnavailable
+from synthesis.fingerprint import clip_fingerprint
 
 if TYPE_CHECKING:
     import numpy as np
@@ -75,8 +74,12 @@ class Clip:
     logit_scale: float  # softmax(logit_scale * cosine) are the zero-shot probabilities
 
     def matches(self, wanted: str) -> bool:
-        """Whether a bundle card's `cloud.clip` (a name, or a name with `#fingerprint`) means this model."""
-        return wanted == (self.id if "#" in wanted else self.name)
+        """Whether a bundle card's `cloud.clip` means this model: by its `#fingerprint` where it has one, else by name.
+
+        Names are what people call folders: the same weights may lie elsewhere, other weights under the same name.
+        """
+        name, hash_sign, fingerprint = wanted.partition("#")
+        return fingerprint == self.id.rpartition("#")[2] if hash_sign else name == self.name
 
     def fit(self, images: torch.Tensor) -> torch.Tensor:
         """RGB (B, 3, H, W) in [0, 1] of any size → (B, 3, image_height, image_width) in [0, 1], antialiased."""
@@ -234,7 +237,7 @@ def _finish(name: str, model: torch.nn.Module, tokenizer_of: str, device: str) -
     preprocess = open_clip.get_model_preprocess_cfg(model)
     size = preprocess["size"]
     height, width = (size, size) if isinstance(size, int) else (size[0], size[-1])
-    fingerprint = _fingerprint(model, preprocess)
+    fingerprint = clip_fingerprint(model, preprocess)
     model = model.eval().requires_grad_(False).to(device)
     model.visual.to(memory_format=torch.channels_last)
     with torch.inference_mode():
@@ -256,12 +259,3 @@ def _finish(name: str, model: torch.nn.Module, tokenizer_of: str, device: str) -
         embed_dim=embed_dim,
         logit_scale=logit_scale,
     )
-
-
-def _fingerprint(model: torch.nn.Module, preprocess: dict[str, Any]) -> str:
-    """16 hex digits over every weight and the preprocessing: the file format does not matter, the content does."""
-    digest = hashlib.sha256(json.dumps(preprocess, sort_keys=True, default=str).encode())
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(f"{name}{tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().numpy().data)
-    return digest.hexdigest()[:16]

@@ -141,9 +141,13 @@ def check_clip(bundle: Bundle, clip: Clip) -> None:
     """
     wanted = bundle.card.cloud.get("clip")
     if bundle.card.cloud["output"] == "embedding" and wanted and not clip.matches(wanted):
+        name, hash_sign, _ = wanted.partition("#")
+        fix = f"serve it with --clip {name}"
+        if hash_sign and name == clip.name:
+            fix = f"the name is the same, the weights are not: make the bundle again from this {name}"
         raise ClipMismatch(
             f"bundle {bundle.name!r} decodes into the embedding space of CLIP {wanted!r}, this server runs "
-            f"{clip.name!r}: serve it with --clip {wanted.partition('#')[0]}"
+            f"{clip.id if hash_sign else clip.name!r}: {fix}"
         )
 
 

@@ -1,4 +1,4 @@
-"""Decoder networks: symbols → image (or CLIP embedding), in torch.
+"""Decoder networks: symbols → image (or CLIP embedding), in torch; and the fingerprint of a CLIP.
 
 A room of its own because `export` trains these nets and `cloud` runs them, and those two never import each other.
 Imports torch and `thinwire` only.
@@ -22,9 +22,10 @@ def build(spec: dict[str, Any]) -> nn.Module:
 
     `spec["arch"]` names it; the other keys are its arguments. Raises `BadCard` for an unknown name or bad arguments.
     """
+    from synthesis.embedding import EmbeddingSynthesis
     from synthesis.pixels import PixelSynthesis
 
-    archs = {"pixels": PixelSynthesis}
+    archs = {"pixels": PixelSynthesis, "embedding": EmbeddingSynthesis}
     kwargs = {key: value for key, value in spec.items() if key != "arch"}
     if spec.get("arch") not in archs:
         raise BadCard(f"synthesis arch {spec.get('arch')!r} is unknown; this version knows {sorted(archs)}")
