@@ -13,6 +13,7 @@ EPILOG = """examples:
   thinwire-export train conv --preset cpu --minutes 40 --out runs/conv   # resumable: run it again to go on
   thinwire-export bundle runs/conv --out bundles/conv
   thinwire-export card bundles/conv results.json        # results.json: thinwire-bench eval ... --json results.json
+  thinwire-export embedding --clip clip-lite --out bundles/embedding     # or NAME:TAG, NAME:/path, an open_clip folder
   thinwire-export clip-lite --out bundles/clip-lite                      # needs wordnet-base and the extra `export`
   thinwire-export clip-lite-eval thinwire/models/clip-lite
   thinwire-export list
@@ -45,6 +46,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     card.add_argument("bundle", type=Path)
     card.add_argument("results", type=Path, nargs="+", metavar="FILE")
+
+    embedding = commands.add_parser("embedding", help="write the bundle of a CLIP's own image tower: no training")
+    embedding.add_argument("--clip", default="clip-lite", help="clip-lite, NAME:TAG, NAME:/path/to/checkpoint, folder")
+    embedding.add_argument("--out", type=Path, required=True)
+    embedding.add_argument("--count", type=int, default=3000, help="training photographs for axes, steps and tables")
 
     clip = commands.add_parser("clip-lite", help="train the shipped CLIP from its teachers")
     clip.add_argument("--out", type=Path, default=MODELS / "clip-lite")
@@ -90,6 +96,18 @@ def run_bundle(args: argparse.Namespace) -> None:
     settings = args.run / "settings.json"
     family = FAMILIES[json.loads(settings.read_text())["family"]]
     print(make_bundle(family, args.run, args.out, args.count))
+
+
+def run_embedding(args: argparse.Namespace) -> None:
+    from export.bundles import make_embedding_bundle
+
+    try:
+        folder = make_embedding_bundle(args.clip, args.out, args.count)
+    except (ValueError, RuntimeError, OSError) as error:  # what open_clip raises for absent models and weights
+        raise SystemExit(f"thinwire-export embedding: {error}") from error
+    for file in sorted(folder.iterdir()):
+        print(f"{file.stat().st_size:>12,}  {file.name}")
+    print(folder)
 
 
 def run_card(args: argparse.Namespace) -> None:
@@ -152,6 +170,7 @@ def main(argv: list[str] | None = None) -> int:
     commands = {
         "train": run_train,
         "bundle": run_bundle,
+        "embedding": run_embedding,
         "card": run_card,
         "clip-lite": run_clip_lite,
         "clip-lite-eval": run_evaluate,

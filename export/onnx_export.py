@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import torch
+from onnx import numpy_helper
 from torch import nn
 
 from export.families.front import normalise
@@ -32,10 +33,11 @@ class EncoderGraph(nn.Module):
         return latents.round().clamp(self.low, self.high).to(torch.int32)
 
 
-def export_encoder(analysis: nn.Module, low: int, high: int, size: int, path: Path) -> None:
-    """Writes `path` as one self-contained file with a dynamic batch axis."""
+def export_encoder(analysis: nn.Module, low: int, high: int, size: int | tuple[int, int], path: Path) -> None:
+    """Writes `path` as one self-contained file with a dynamic batch axis. size: of the view, or (height, width)."""
     graph = EncoderGraph(analysis, low, high).eval()
-    example = torch.zeros(2, size, size, 3, dtype=torch.uint8)
+    height, width = (size, size) if isinstance(size, int) else size
+    example = torch.zeros(2, height, width, 3, dtype=torch.uint8)
     batch = torch.export.Dim("batch", min=1, max=4096)
     torch.onnx.export(
         graph,
@@ -49,6 +51,26 @@ def export_encoder(analysis: nn.Module, low: int, high: int, size: int, path: Pa
         external_data=False,
         verbose=False,
     )
+    onnx.checker.check_model(str(path))
+
+
+def store_half(path: Path, least: int = 4096) -> None:
+    """Rewrites `path` with weights of `least` values or more stored as float16, which a Cast turns back when it loads.
+
+    Half the file; the arithmetic stays float32, so it is no slower (ONNX Runtime folds the casts once).
+    """
+    model = onnx.load(str(path))
+    casts = []
+    for weight in model.graph.initializer:
+        values = numpy_helper.to_array(weight)
+        if values.dtype == np.float32 and values.size >= least and np.abs(values).max() < 65504:
+            name = weight.name
+            weight.CopyFrom(numpy_helper.from_array(values.astype(np.float16), f"{name}.half"))
+            casts.append(onnx.helper.make_node("Cast", [weight.name], [name], to=onnx.TensorProto.FLOAT))
+    nodes = [*casts, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    onnx.save(model, str(path))
     onnx.checker.check_model(str(path))
 
 
