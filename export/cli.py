@@ -62,7 +62,8 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate = commands.add_parser("clip-lite-eval", help="zero-shot and retrieval figures of an open_clip folder")
     evaluate.add_argument("folder", type=Path, nargs="?", default=MODELS / "clip-lite")
 
-    commands.add_parser("list", help="families and shipped bundles, with sizes and measured figures")
+    listing = commands.add_parser("list", help="families and bundles, with sizes, work, ladder and measured figures")
+    listing.add_argument("bundles", type=Path, nargs="*", metavar="BUNDLE", help="folders to list beside the shipped")
     return parser
 
 
@@ -73,6 +74,10 @@ def run_train(args: argparse.Namespace) -> None:
     from export.families import FAMILIES
     from export.train import PRESETS, train
 
+    if args.family == "embedding":
+        raise SystemExit(
+            "family embedding is not trained: use `thinwire-export embedding --clip clip-lite --out FOLDER`"
+        )
     if args.family not in FAMILIES:
         raise SystemExit(f"unknown family {args.family!r}; choose from {', '.join(FAMILIES)}")
     settings = replace(PRESETS[args.preset], steps=args.steps, seed=args.seed, threads=args.threads)
@@ -137,32 +142,16 @@ def run_evaluate(args: argparse.Namespace) -> None:
     print(json.dumps(Evaluator(args.folder).report()))
 
 
-def run_list(_: argparse.Namespace) -> None:
+def run_list(args: argparse.Namespace) -> None:
     from rich.console import Console
-    from rich.table import Table
 
-    from thinwire.bundle import load_bundle, shipped_bundles
+    from export.listing import table
+    from thinwire.errors import BundleError
 
-    table = Table("bundle", "family", "model id", "rates", "encoder parameters", "decoder parameters", "measured")
-    for name, path in shipped_bundles().items():
-        bundle = load_bundle(path)
-        training = bundle.card.about.get("training", {})
-        rows = []
-        for data, figures in bundle.card.about.get("metrics", {}).items():
-            points = [
-                f"{v['top1_relative']:.2f} at {v['bytes_mean']:.0f} B" for k, v in figures.items() if k in bundle.rates
-            ]
-            rows.append(f"{data}: relative top-1 {', '.join(points)}")
-        table.add_row(
-            name,
-            bundle.card.wire["family"],
-            bundle.model_id.hex(),
-            ", ".join(bundle.rates),
-            f"{training.get('encoder_parameters', 0):,}",
-            f"{training.get('decoder_parameters', 0):,}",
-            "\n".join(rows) or "not yet",
-        )
-    Console().print(table)
+    try:
+        Console().print(table(args.bundles))
+    except BundleError as error:
+        raise SystemExit(f"thinwire-export list: {error}") from error
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -158,4 +158,4 @@ class EmbeddingAnalysis(nn.Module):
         for inverse, gain in zip(self.inverse, self.gain):
             layers.append(quantise(left, inverse).clamp(-self.high, self.high))
             left = left - layers[-1] * gain
-        return torch.cat(layers, dim=1)[:, self.used]
+        return torch.cat(layers, dim=1).index_select(1, self.used)
