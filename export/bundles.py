@@ -16,8 +16,9 @@ from tqdm import tqdm
 
 from export.families import Family, embedding
 from export.families.front import IMAGE_MEAN, IMAGE_STD, normalise
-from export.onnx_export import ParityError, check_parity, encode_views, export_encoder, store_half
+from export.onnx_export import OPSET, Parity, ParityError, check_parity, encode_views, export_encoder, store_half
 from export.photos import train_photos
+from export.quantise import quantise_encoder
 from export.towers import load_tower
 from synthesis import build as build_synthesis
 from thinwire.bundle import load_bundle, write_bundle
@@ -37,7 +38,8 @@ def training_views(count: int, seed: int = 0, size: tuple[int, int] = (SIZE, SIZ
 def make_bundle(family: Family, run: Path, out: Path, count: int = 3000) -> Path:
     """Writes bundle `out` from the checkpoint in `run`; tables are counted over `count` training photographs.
 
-    Raises `ParityError` when ONNX and torch disagree. The bundle is read back before the path is returned.
+    The int8 encoder goes with it where its symbols are close enough to fp32's (see `export.quantise`). Raises
+    `ParityError` when ONNX and torch disagree. The bundle is read back before the path is returned.
     """
     checkpoint = torch.load(run / "checkpoint.pt", map_location="cpu", weights_only=True)
     analysis = family.analysis()
@@ -50,6 +52,12 @@ def make_bundle(family: Family, run: Path, out: Path, count: int = 3000) -> Path
     export_encoder(analysis.eval(), family.low, family.high, SIZE, encoder)
     views = training_views(count)
     parity = check_parity(analysis, family.low, family.high, encoder, views[:64])
+    encoder_int8 = work / "encoder.int8.onnx"
+    try:
+        parities = {"int8": _stated(quantise_encoder(encoder, encoder_int8, views[-128:], views[:64]), encoder_int8)}
+    except ParityError as error:
+        print(f"no int8 encoder: {error}")
+        encoder_int8, parities = None, {}
     with tqdm(total=len(views), desc="symbols of training photographs") as bar:
         symbols = encode_views(encoder, views, progress=bar.update)  # (N, C, h, w)
     tables = count_tables(symbols, layers=family.layers, context=family.context, low=family.low, high=family.high)
@@ -80,7 +88,7 @@ def make_bundle(family: Family, run: Path, out: Path, count: int = 3000) -> Path
             "encoder_parameters": sum(p.numel() for p in analysis.parameters()),
             "decoder_parameters": sum(p.numel() for p in synthesis.parameters()),
         },
-        "parity": {"images": parity.images, "equal_symbols": parity.equal_share, "opset": 18, "provider": "CPU"},
+        "parity": {**_stated(parity, encoder), **parities},  # fp32 against torch, int8 against fp32
         "metrics": {},
     }
     write_bundle(
@@ -92,10 +100,24 @@ def make_bundle(family: Family, run: Path, out: Path, count: int = 3000) -> Path
         about=about,
         tables=tables,
         encoder=encoder,
+        encoder_int8=encoder_int8,
         decoder=decoder,
     )
     load_bundle(out)
     return out
+
+
+def _stated(parity: Parity, encoder: Path) -> dict:
+    """What a card's `about.parity` says of one encoder."""
+    return {
+        "images": parity.images,
+        "equal_symbols": parity.equal_share,
+        "mean_difference": parity.mean_difference,
+        "largest_difference": parity.largest_difference,
+        "bytes": encoder.stat().st_size,
+        "opset": OPSET,
+        "provider": "CPU",
+    }
 
 
 def make_embedding_bundle(clip: str, out: Path, count: int = 3000) -> Path:

@@ -96,11 +96,17 @@ def encode_views(path: Path, views: np.ndarray, threads: int = 1, progress=None)
 
 @dataclass(frozen=True)
 class Parity:
-    """How far an ONNX encoder's symbols are from torch's on real images."""
+    """How far an encoder's symbols are from those that it should give, on real images."""
 
     images: int
     equal_share: float
     largest_difference: int
+    mean_difference: float  # absolute, in symbols
+
+
+def compare_symbols(wanted: np.ndarray, got: np.ndarray) -> Parity:
+    difference = np.abs(got - wanted)
+    return Parity(len(got), float((difference == 0).mean()), int(difference.max()), float(difference.mean()))
 
 
 def check_parity(
@@ -113,10 +119,10 @@ def check_parity(
     graph = EncoderGraph(analysis, low, high)
     with torch.inference_mode():
         wanted = np.concatenate([graph(torch.from_numpy(views[i : i + 16])).numpy() for i in range(0, len(views), 16)])
-    got = encode_views(path, views)
-    equal, largest = float((got == wanted).mean()), int(np.abs(got - wanted).max())
-    if equal < floor or largest > 1:
+    parity = compare_symbols(wanted, encode_views(path, views))
+    if parity.equal_share < floor or parity.largest_difference > 1:
         raise ParityError(
-            f"{path}: {equal:.5%} of symbols equal torch's (need {floor:.3%}), largest difference {largest}"
+            f"{path}: {parity.equal_share:.5%} of symbols equal torch's (need {floor:.3%}), "
+            f"largest difference {parity.largest_difference}"
         )
-    return Parity(len(views), equal, largest)
+    return parity
