@@ -73,7 +73,7 @@ def quantise_encoder(
             )
         finally:
             root.setLevel(level)
-    onnx.checker.check_model(str(target))
+    _drop_unused_domains(target)
     got = encode_views(target, views)
     parity = compare_symbols(encode_views(source, views), got)
     plain = compare_symbols(_unoptimised(target, views[:16]), got[:16])
@@ -104,6 +104,17 @@ def float_nodes(model: onnx.ModelProto, first: int = FIRST, last: int = LAST) ->
         for i in makers[index]:
             behind[i] = max(behind[i], after[index])
     return [node.name for node, b, a in zip(nodes, before, after) if b <= first or a <= last]
+
+
+def _drop_unused_domains(path: Path) -> None:
+    """The pre-processing imports every domain its ONNX Runtime knows; an older one on a device would refuse some."""
+    model = onnx.load(path)
+    used = {node.domain for node in model.graph.node}
+    kept = [each for each in model.opset_import if each.domain in used]
+    del model.opset_import[:]
+    model.opset_import.extend(kept)
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
 
 
 def _unoptimised(path: Path, views: np.ndarray) -> np.ndarray:

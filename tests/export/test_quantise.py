@@ -8,7 +8,7 @@ from onnx import helper, numpy_helper
 
 from export.bundles import training_views
 from export.families import CONV
-from export.onnx_export import ParityError, encode_views, export_encoder
+from export.onnx_export import OPSET, ParityError, encode_views, export_encoder
 from export.quantise import float_nodes, quantise_encoder
 from export.train import crops
 
@@ -60,6 +60,7 @@ def test_layout_is_u8_activations_and_s8_weights_with_a_scale_for_each_channel(i
             assert values[weight.input[0]].dtype == np.int8
             assert values[weight.input[1]].shape == (values[weight.input[0]].shape[0],)
     assert seen > 10
+    assert [(each.domain, each.version) for each in model.opset_import] == [("", OPSET)]
     assert len(model.graph.input) == len(model.graph.output) == 1
     assert model.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8
 
