@@ -61,14 +61,6 @@ def _parser() -> argparse.ArgumentParser:
     curve.add_argument("--prompt-set", default="7", choices=list(PROMPT_SETS), help="prompt templates")
     curve.add_argument("--limit", type=int, metavar="N", help="use N images, drawn by --seed (default: all)")
     curve.add_argument("--seed", type=int, default=0, help="seed of the sample and of the bootstrap")
-    curve.add_argument(
-        "--screen",
-        type=int,
-        default=250,
-        metavar="N",
-        help="measure peers on the first N images, and on all of them only where they come near their codec's hull; "
-        "takes effect from 2 N images on, 0 measures every point on all images",
-    )
     return parser
 
 
@@ -168,8 +160,6 @@ def _rate_accuracy(args: argparse.Namespace, words: list[str]) -> dict[str, obje
 
     families, peers = _families(args.families), _peers(args.peers)
     data = load_dataset(args.data, args.limit, args.seed)
-    screen = args.screen if 0 < args.screen <= len(data.items) // 2 else None
-    sample = load_dataset(args.data, screen, args.seed) if screen else None
     started = time.monotonic()
     judge = Judge(args.clip)
     store = PointStore(Path(args.json + ".points"), data.labels)
@@ -189,8 +179,8 @@ def _rate_accuracy(args: argparse.Namespace, words: list[str]) -> dict[str, obje
             bar.update(count)
 
         progress = Progress(bar.update, skipped, planned, lambda name: bar.set_postfix_str(name, refresh=False))
-        run = RateAccuracy(data, judge, args.clip, args.prompt_set, args.seed, store, sample, progress=progress)
-        points, screened = run.run(families, peers)
+        run = RateAccuracy(data, judge, args.clip, args.prompt_set, args.seed, store, progress=progress)
+        points = run.run(families, peers)
     document = {
         "benchmark": "rate-accuracy",
         "command": shlex.join(["thinwire-bench", *words]),
@@ -204,10 +194,8 @@ def _rate_accuracy(args: argparse.Namespace, words: list[str]) -> dict[str, obje
         "view": list(judge.view_size),
         "wall_s": round(time.monotonic() - started, 1),
         "points_measured": run.measured,
-        "screened_images": screen,
         "summary": summarise_run(points),
         "points": points,
-        "screened": screened,
     }
     print_points(document)
     return document

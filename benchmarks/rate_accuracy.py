@@ -22,7 +22,7 @@ from benchmarks.judge import Judge
 from benchmarks.peers import Peer
 from benchmarks.points import PointStore, task_key
 from benchmarks.service import running_service
-from benchmarks.statistics import pareto_front, value_on_front
+from benchmarks.statistics import pareto_front
 from cloud.decode import Decoder
 from edge.client import Client, Result
 from thinwire.bundle import Bundle
@@ -30,10 +30,6 @@ from thinwire.errors import ThinwireError
 from thinwire.imaging import canonical_view, open_image
 
 REFERENCE, FAMILY, PEER = "reference", "family", "peer"
-SCREEN_MARGIN = 0.03
-"""Peer points this far (in top-1) below their codec's front on the screening images are not measured on all images: one
-and a half standard errors of a paired difference of 250 images of which a tenth change sides."""
-
 CACHED_VIEW_BYTES = 1 << 30
 
 
@@ -126,11 +122,7 @@ def peer_points(peer: Peer, height: int, width: int) -> list[Point]:
 
 @dataclass
 class RateAccuracy:
-    """One run. `judge` classifies peers; families go to servers started with `clip`, the same model.
-
-    `screening`: a sample that is a prefix of `data`; peers are measured on it first, and on all images only where they
-    come near their codec's front. None measures every point on all images.
-    """
+    """One run. `judge` classifies peers; families go to servers started with `clip`, the same model."""
 
     data: Dataset
     judge: Judge
@@ -138,60 +130,45 @@ class RateAccuracy:
     prompt_set: str
     seed: int
     store: PointStore
-    screening: Dataset | None = None
     threads: int = 1
     progress: Progress = field(default_factory=Progress)
     measured: int = 0  # points that were not found on disk
 
-    def run(self, families: Sequence[Bundle], peers: Sequence[Peer]) -> tuple[list[dict], list[dict]]:
-        """Rows of all points measured on all images, the reference first; and of those only screened."""
+    def run(self, families: Sequence[Bundle], peers: Sequence[Peer]) -> list[dict]:
+        """Rows of all points, the reference first."""
         height, width = self.judge.view_size
         self._views = Views(self.data, height, width)
-        codec_names = _codec_names(families)
-        bundles = [family_points(bundle, name) for bundle, name in zip(families, codec_names)]
+        bundles = [family_points(bundle, name) for bundle, name in zip(families, _codec_names(families))]
         grids = [peer_points(peer, height, width) for peer in peers]
-        sample = self.screening or self.data
-        self.progress.planned((1 + sum(map(len, bundles))) * len(self.data.items))
-        self.progress.planned(sum(map(len, grids)) * len(sample.items))
+        self.progress.planned((1 + sum(map(len, bundles + grids))) * len(self.data.items))
         reference_point = Point(REFERENCE, UNCOMPRESSED, None, {"height": height, "width": width, "encoder": "PNG"})
-        reference = self._judged(reference_point, self.data)
-        rows = [self._row(reference_point, reference, reference, self.data)]
+        reference = self._judged(reference_point)
+        rows = [self._row(reference_point, reference, reference)]
         for points in bundles:
-            records = self._family(points)
-            rows += self._rows(points, records, reference, self.data)
-        screened: list[dict] = []
+            rows += self._rows(points, self._family(points), reference)
         for grid in grids:
-            if self.screening is None:
-                rows += self._rows(grid, [self._judged(point, self.data) for point in grid], reference, self.data)
-                continue
-            records = [self._judged(point, sample) for point in grid]
-            first = self._rows(grid, records, _prefix(reference, len(sample.items)), sample)
-            near = near_front(first)
-            screened += [{**row, "hull": False} for row, keep in zip(first, near) if not keep]
-            kept = [point for point, keep in zip(grid, near) if keep]
-            self.progress.planned(len(kept) * len(self.data.items))
-            rows += self._rows(kept, [self._judged(point, self.data) for point in kept], reference, self.data)
-        return rows, screened
+            rows += self._rows(grid, [self._judged(point) for point in grid], reference)
+        return rows
 
-    def _key(self, point: Point, data: Dataset) -> dict[str, object]:
-        task = task_key(data, self.judge.clip.id, self.prompt_set, self.seed)
+    def _key(self, point: Point) -> dict[str, object]:
+        task = task_key(self.data, self.judge.clip.id, self.prompt_set, self.seed)
         return {**task, "kind": point.kind, "codec": point.codec, "rate": point.rate, "parameters": point.parameters}
 
-    def _stored(self, point: Point, data: Dataset) -> Record | None:
-        record = self.store.load(self._key(point, data))
+    def _stored(self, point: Point) -> Record | None:
+        record = self.store.load(self._key(point))
         if record is not None:
-            self.progress.skipped(len(data.items))
+            self.progress.skipped(len(self.data.items))
         return record
 
-    def _keep(self, point: Point, data: Dataset, record: Record) -> Record:
-        self.store.save(self._key(point, data), record)
+    def _keep(self, point: Point, record: Record) -> Record:
+        self.store.save(self._key(point), record)
         self.measured += 1
-        return self.store.load(self._key(point, data)) or record  # so that first and later runs print the same digits
+        return self.store.load(self._key(point)) or record  # so that first and later runs print the same digits
 
     # ---------------------------------------------------------------- families: the real edge, wire and server
 
     def _family(self, points: Sequence[Point]) -> list[Record]:
-        records = [self._stored(point, self.data) for point in points]
+        records = [self._stored(point) for point in points]
         if all(records):
             return records
         bundle = points[0].bundle
@@ -207,41 +184,32 @@ class RateAccuracy:
                     record = measure_rate(
                         client, decoder, self.data, views, point, self.prompt_set, lambda: self.progress.images(1)
                     )
-                    records[place] = self._keep(point, self.data, record)
+                    records[place] = self._keep(point, record)
         return records
 
     # ---------------------------------------------------------------- peers: the same CLIP in this process
 
-    def _judged(self, point: Point, data: Dataset) -> Record:
-        stored = self._stored(point, data)
+    def _judged(self, point: Point) -> Record:
+        stored = self._stored(point)
         if stored is not None:
             return stored
         self.progress.point(f"{point.codec} {point.rate or ''}".strip())
-        record = measure_views(self.judge, data, self._views, point, self.prompt_set, self.progress.images)
-        return self._keep(point, data, record)
+        record = measure_views(self.judge, self.data, self._views, point, self.prompt_set, self.progress.images)
+        return self._keep(point, record)
 
     # ---------------------------------------------------------------- rows
 
-    def _rows(self, points: Sequence[Point], records: Sequence[Record], reference: Record, data: Dataset) -> list[dict]:
-        rows = [self._row(point, record, reference, data) for point, record in zip(points, records)]
+    def _rows(self, points: Sequence[Point], records: Sequence[Record], reference: Record) -> list[dict]:
+        rows = [self._row(point, record, reference) for point, record in zip(points, records)]
         for index in pareto_front(*_curve(rows)):
             rows[index]["hull"] = True
         return rows
 
-    def _row(self, point: Point, record: Record, reference: Record, data: Dataset) -> dict:
-        targets = [data.labels[item.target] for item in data.items]
+    def _row(self, point: Point, record: Record, reference: Record) -> dict:
+        targets = [self.data.labels[item.target] for item in self.data.items]
         height, width = self.judge.view_size  # one denominator for all, whatever a codec shrinks
         row = summarise(record, targets, reference, height * width, self.seed)
         return {"kind": point.kind, **row, "hull": False, "parameters": point.parameters}
-
-
-def near_front(rows: Sequence[dict], margin: float = SCREEN_MARGIN) -> list[bool]:
-    """Which points come within `margin` of the best top-1 that their codec has at no more bytes."""
-    costs, values = _curve(rows)
-    return [
-        math.isfinite(cost) and value >= value_on_front(costs, values, cost) - margin
-        for cost, value in zip(costs, values)
-    ]
 
 
 def measure_rate(
@@ -341,7 +309,3 @@ def _codec_names(bundles: Sequence[Bundle]) -> list[str]:
 def _curve(rows: Sequence[dict]) -> tuple[list[float], list[float]]:
     """(bytes, top-1) of rows; NaN where every image failed."""
     return [math.nan if row["bytes_mean"] is None else row["bytes_mean"] for row in rows], [row["top1"] for row in rows]
-
-
-def _prefix(record: Record, count: int) -> Record:
-    return Record(record.codec, record.rate, record.predictions[:count])

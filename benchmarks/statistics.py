@@ -81,8 +81,3 @@ def cost_at(costs: Sequence[float], values: Sequence[float], level: float) -> Cr
             return Crossing(math.exp((1 - share) * math.log(costs[low]) + share * math.log(costs[high])))
     best = front[-1]
     return Crossing(None, reason=f"best measured is {values[best]:.3f} at {costs[best]:.0f} bytes")
-
-
-def value_on_front(costs: Sequence[float], values: Sequence[float], cost: float) -> float:
-    """The most that is had for at most `cost`; minus infinity below the cheapest point."""
-    return max((value for other, value in zip(costs, values) if other <= cost), default=-math.inf)

@@ -22,7 +22,7 @@ from benchmarks.evaluate import Record, png_bytes, summarise
 from benchmarks.judge import ClipsDiffer, Judge
 from benchmarks.peers import PEERS, encode, restore
 from benchmarks.points import PointStore, task_key
-from benchmarks.rate_accuracy import PEER, Point, Progress, RateAccuracy, near_front, peer_points
+from benchmarks.rate_accuracy import PEER, Point, Progress, RateAccuracy, peer_points
 from benchmarks.summary import summarise_run
 from cloud.assemble import open_engine
 from cloud.server import background_server
@@ -215,7 +215,7 @@ def test_a_killed_run_loses_one_point_at_most(tmp_path, pack, judge):
     assert not list((tmp_path / "points").glob("*.partial"))
     skipped = []
     second = experiment(tmp_path, pack, judge, progress=Progress(skipped=skipped.append))
-    rows, _ = second.run([], JPEG)
+    rows = second.run([], JPEG)
     assert (second.measured, sum(skipped)) == (POINTS - 5, 5 * 8)
     assert len(rows) == POINTS
 
@@ -251,34 +251,11 @@ def test_a_decoder_trained_further_is_another_point(tmp_path, tiny_bundle_with_d
 def test_broken_images_are_failures_not_ends(tmp_path, judge):
     pack = write_pack(tmp_path / "pack", judge)
     (pack / "a/0.png").write_bytes(b"")
-    rows, _ = experiment(tmp_path, pack, judge).run([], JPEG)
+    rows = experiment(tmp_path, pack, judge).run([], JPEG)
     assert {row["failed"] for row in rows} == {1}
     assert all("a/0.png" in row["failure_messages"][0] for row in rows)
-    again, _ = experiment(tmp_path, pack, judge).run([], JPEG)
+    again = experiment(tmp_path, pack, judge).run([], JPEG)
     assert again == rows
-
-
-def test_screening_measures_fully_only_near_the_front(tmp_path, pack, judge):
-    sample = load_dataset(pack, 4)
-    run = experiment(tmp_path, pack, judge, screening=sample)
-    rows, screened = run.run([], JPEG)
-    assert {row["n"] for row in rows} == {8}
-    assert {row["n"] for row in screened} <= {4}
-    assert len(rows) + len(screened) == POINTS
-    assert not any(row["hull"] for row in screened)
-    full, _ = experiment(tmp_path, pack, judge).run([], JPEG)
-    assert [row for row in full if row["rate"] in {r["rate"] for r in rows}] == _but_hull(rows, full)
-
-
-def _but_hull(rows, others):
-    """Rows with the hull marks of the others: fewer points were there to be beaten by."""
-    marks = {row["rate"]: row["hull"] for row in others}
-    return [{**row, "hull": marks[row["rate"]]} for row in rows]
-
-
-def test_near_front():
-    rows = [{"bytes_mean": b, "top1": t} for b, t in [(100, 0.5), (200, 0.49), (300, 0.4), (400, 0.6), (None, 0.0)]]
-    assert near_front(rows, 0.03) == [True, True, False, True, False]
 
 
 def test_store_refuses_what_is_damaged(tmp_path, pack):

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from benchmarks.statistics import cost_at, mcnemar_p, pareto_front, value_on_front
+from benchmarks.statistics import cost_at, mcnemar_p, pareto_front
 
 POINTS = st.lists(st.tuples(st.integers(1, 30), st.integers(0, 30)), max_size=40)
 
@@ -88,8 +88,3 @@ def test_cost_at_never_extrapolates():
     never = cost_at([100, 200], [0.6, 0.8], 0.9)
     assert (never.cost, never.reason) == (None, "best measured is 0.800 at 200 bytes")
     assert cost_at([], [], 0.9).reason == "nothing was measured"
-
-
-def test_value_on_front():
-    assert value_on_front([100, 200, 300], [0.5, 0.7, 0.6], 250) == 0.7
-    assert value_on_front([100], [0.5], 99) == -math.inf
