@@ -6,7 +6,8 @@
          "latent": {"channels", "height", "width", "low", "high"}, "layers": [{"channels": [start, stop]}, ...],
          "rates": [{"name": "low", "layers": 1}, ...], "context": "none" | "checkerboard", "tables_sha256": hex},
      "edge":  {"files": {"encoder.onnx": {"sha256", "bytes"}, ...}, "mean", "std", "precision": "fp32" | "int8"},
-     "cloud": {"files": {...}, "output": "pixels" | "embedding", "synthesis": {"arch", ...}, "clip": null | name},
+     "cloud": {"files": {...}, "output": "pixels" | "embedding", "synthesis": {"arch", ...},
+        "clip": null | "name" | "name#fingerprint"},
      "about": {"training": {...}, "metrics": {...}}}
 
 Other keys are allowed in edge, cloud and about. In wire too: they are part of the model id.

@@ -1,9 +1,13 @@
 """Family `embedding`: a CLIP image tower on the edge; its unit vector is rotated, quantised in stages, entropy coded.
 
 Nothing is trained. The axes are the principal ones of the vectors of training photographs. Sending a prefix of finely
-quantised axes wastes bytes at low rates (mean cosine 0.904 at 64 bytes of clip-lite, held out); so each layer of the
-packet quantises what the layers before it left of *every* axis, with the steps that take off most squared error for
-the bits of that layer (reverse water-filling; 0.956 at 64 bytes, where a plan for that one rate alone gives 0.961).
+quantised axes wastes bytes at low rates; so each layer of the packet quantises what the layers before it left of
+*every* axis, with the steps that take off most squared error for the bits of that layer (reverse water-filling).
+Mean cosine of clip-lite's vectors on held-out photographs at 32, 64 and 128 bytes of whole packets: 0.862, 0.953, 0.990
+by stages; 0.710, 0.869, 0.963 by prefixes. A plan for 63 bytes alone gives 0.967: what layers cost.
+
+An int8 encoder is not written: static QDQ convolutions of clip-lite's tower left a cosine of 0.84 (min-max) to 0.88
+(percentiles) at the finest rate, and took longer than fp32 (19 against 17 ms on one core of a busy machine).
 """
 
 from __future__ import annotations
