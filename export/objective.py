@@ -1,27 +1,32 @@
 """The objective of every family: distortion + lambda * rate + mu * (0.7 (1 - patch cosine) + 0.3 (1 - pooled cosine)).
 
-The cosines are taken on a frozen image tower. For clip-lite that is EfficientNet-Lite0: its last feature map (and an
-earlier one, whose gradient reaches fine detail) as patches, its class logits as the image.
+The cosines are taken on the frozen image tower of clip-lite: the last feature map of its EfficientNet-Lite0 (and an
+earlier one, whose gradient reaches fine detail) as patches, its image embedding as the pooled vector.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 
+import thinwire
+from export.clip_lite.image_head import EMBED_DIM, ImageHead
 from export.folding import fold_batch_norm
-from export.teachers import load_lite0
+from export.teachers import TeacherMissing, load_lite0
 
 POOLED_SHARE = 0.3
+CLIP_LITE = Path(thinwire.__file__).parent / "models" / "clip-lite"
 
 
 @dataclass
 class TowerFeatures:
-    """middle (B, 112, h/16, w/16), last (B, 1280, h/32, w/32), pooled (B, 1000): the centred class logits, from which
-    clip-lite's projection starts; the plain pooled vector is positive everywhere and its cosine says little."""
+    """middle (B, 112, h/16, w/16), last (B, 1280, h/32, w/32), pooled (B, 384): clip-lite's embedding less the
+    mean over photographs, for what all images share says little."""
 
     middle: torch.Tensor
     last: torch.Tensor
@@ -29,12 +34,20 @@ class TowerFeatures:
 
 
 class FrozenTower(nn.Module):
-    """EfficientNet-Lite0, folded, bfloat16, without gradients to its weights; input normalised RGB (B, 3, H, W)."""
+    """clip-lite's image tower, folded, bfloat16, no gradients to its weights; input normalised RGB (B, 3, H, W)."""
 
-    def __init__(self) -> None:
+    def __init__(self, clip: Path = CLIP_LITE) -> None:
         super().__init__()
-        net = fold_batch_norm(load_lite0()).requires_grad_(False)
+        weights = clip / "open_clip_model.safetensors"
+        if not weights.exists():
+            raise TeacherMissing(f"{weights} is missing: `thinwire-export clip-lite` makes it")
+        net = fold_batch_norm(load_lite0(num_classes=0)).requires_grad_(False)
         self.net = net.to(torch.bfloat16, memory_format=torch.channels_last)
+        prefix = "visual.head.mlp."
+        state = {k.removeprefix(prefix): v for k, v in load_file(weights).items() if k.startswith(prefix)}
+        self.head = ImageHead().requires_grad_(False)
+        self.head.load_state_dict(state)
+        self.register_buffer("mean", torch.zeros(EMBED_DIM))
 
     def forward(self, x: torch.Tensor) -> TowerFeatures:
         net = self.net
@@ -44,8 +57,13 @@ class FrozenTower(nn.Module):
             if index == 4:
                 middle = x
         last = net.bn2(net.conv_head(x))
-        logits = net.classifier(last.mean((2, 3))).float()
-        return TowerFeatures(middle, last, logits - logits.mean(1, keepdim=True))
+        pooled = F.normalize(self.head(last.float().mean((2, 3))), dim=1)
+        return TowerFeatures(middle, last, pooled - self.mean)
+
+    @torch.no_grad()
+    def centre(self, x: torch.Tensor) -> None:
+        """Takes the mean embedding from photographs (B, 3, H, W)."""
+        self.mean.copy_((self(x).pooled + self.mean).mean(0))
 
     def train(self, mode: bool = True) -> FrozenTower:
         return super().train(False)

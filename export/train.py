@@ -40,7 +40,8 @@ class Settings:
     pixel_weight: float = 1.0
     decoder_only_until: float = 0.08
     encoder_until: float = 0.7
-    tuning_pixel_weight: float = 0.1  # second stage: the decoder follows the tower, not the pixels
+    tuning_crop: int = 192  # second stage: nearly whole views, as the tower will see them,
+    tuning_pixel_weight: float = 0.1  # and the decoder follows the tower, not the pixels
     tuning_pooled_share: float = 0.6
     seed: int = 0
     device: str = "cpu"
@@ -86,6 +87,8 @@ class Trainer:
         self.images, self.unseen = images[:-kept], images[-kept:]
         device = settings.device
         self.tower = FrozenTower().to(device)
+        sample = crops(self.images, settings.crop, 200, torch.Generator().manual_seed(settings.seed), device)
+        self.tower.centre(sample)
         self.analysis = family.analysis()
         self.analysis.initialise(crops(self.images, settings.crop, 200, self.generator, "cpu"))
         self.analysis.to(device, memory_format=torch.channels_last).eval()
@@ -164,14 +167,15 @@ class Trainer:
         settings, family = self.settings, self.family
         self.set_learning_rates()
         train_encoder = settings.decoder_only_until <= self.progress < settings.encoder_until
-        x = crops(self.images, settings.crop, settings.batch, self.generator, settings.device)
+        tuning = self.progress >= settings.encoder_until
+        size = settings.tuning_crop if tuning else settings.crop
+        x = crops(self.images, size, settings.batch, self.generator, settings.device)
         counts = torch.randint(1, len(family.layers) + 1, (settings.batch,), generator=self.generator).to(x.device)
         with torch.no_grad():
             wanted = self.tower(x)
         with torch.set_grad_enabled(train_encoder), self.autocast():
             latents = self.analysis(x).float()
         got, mse = self.seen_again(x, latents, counts)
-        tuning = self.progress >= settings.encoder_until
         pooled_share = settings.tuning_pooled_share if tuning else POOLED_SHARE
         feature = feature_distance(got, wanted, pooled_share).mean()
         bits = self.rate(latents).mean(0)  # (C,)
@@ -188,7 +192,7 @@ class Trainer:
         self.optimiser.step()
         if train_encoder:
             self.controller.update(layer_bits.tolist(), self.progress)
-        scale = (224 / settings.crop) ** 2 / 8
+        scale = (224 / size) ** 2 / 8
         return {
             "loss": loss.item(),
             "psnr_db": -10 * math.log10(max(mse.item(), 1e-9)),

@@ -3,10 +3,12 @@ from __future__ import annotations
 from dataclasses import fields
 from itertools import pairwise
 
+import open_clip
 import pytest
 import torch
 
-from export.objective import FrozenTower, TowerFeatures, feature_distance
+from export.objective import CLIP_LITE, FrozenTower, TowerFeatures, feature_distance
+from export.teachers import TeacherMissing
 from tests.export.photographs import photograph
 from thinwire.imaging import canonical_view
 
@@ -24,16 +26,30 @@ def photos():
 
 def random_features(seed):
     generator = torch.Generator().manual_seed(seed)
-    shapes = {"middle": (2, 112, 6, 6), "last": (2, 1280, 3, 3), "pooled": (2, 1000)}
+    shapes = {"middle": (2, 112, 6, 6), "last": (2, 1280, 3, 3), "pooled": (2, 384)}
     return TowerFeatures(**{name: torch.randn(shape, generator=generator) for name, shape in shapes.items()})
 
 
-def test_features_have_the_documented_shapes_and_centred_logits(tower, photos):
+def test_features_have_the_documented_shapes_and_a_centred_embedding(tower, photos):
+    tower.centre(photos)
     features = tower(photos)
     assert features.middle.shape == (2, 112, 6, 6)
     assert features.last.shape == (2, 1280, 3, 3)
-    assert features.pooled.shape == (2, 1000)
-    assert features.pooled.mean(1).abs().max() < 1e-3
+    assert features.pooled.shape == (2, 384)
+    assert features.pooled.mean(0).abs().max() < 1e-3
+
+
+def test_the_pooled_vector_is_the_embedding_of_the_shipped_clip(photos):
+    model = open_clip.create_model(f"local-dir:{CLIP_LITE}").eval()
+    with torch.inference_mode():
+        wanted = torch.nn.functional.normalize(model.encode_image(photos), dim=1)
+        got = FrozenTower()(photos).pooled  # bfloat16 inside
+    assert (got * wanted).sum(1).min() > 0.99
+
+
+def test_a_missing_clip_is_named(tmp_path):
+    with pytest.raises(TeacherMissing, match="clip-lite"):
+        FrozenTower(tmp_path)
 
 
 def test_the_distance_is_zero_between_equals_one_between_strangers_two_between_opposites():
