@@ -7,7 +7,7 @@ ENV ?= $(or $(THINWIRE_ENV),$(HOME)/.cache/thinwire/env-$(KEY))
 PY := PYTHONPATH="$(CURDIR)" "$(ENV)/bin/python"
 .DEFAULT_GOAL := help
 
-.PHONY: help setup demo test lint format stubs edge-size clean
+.PHONY: help setup demo test lint format figures stubs edge-size clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -39,6 +39,9 @@ lint: setup ## ruff, import contracts, buf lint, stubs as generated
 
 format: setup ## rewrite the code in the house format
 	@$(PY) -m ruff check --fix . && $(PY) -m ruff format .
+
+figures: setup ## write the tables of README.md from benchmarks/results
+	@$(PY) scripts/readme_figures.py
 
 stubs: setup ## regenerate thinwire/v1 from proto/
 	@$(PY) scripts/generate_stubs.py

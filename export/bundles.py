@@ -16,7 +16,16 @@ from tqdm import tqdm
 
 from export.families import Family, embedding
 from export.families.front import IMAGE_MEAN, IMAGE_STD, normalise
-from export.onnx_export import OPSET, Parity, ParityError, check_parity, encode_views, export_encoder, store_half
+from export.onnx_export import (
+    OPSET,
+    Parity,
+    ParityError,
+    check_parity,
+    encode_views,
+    export_encoder,
+    round_weights,
+    store_half,
+)
 from export.photos import train_photos
 from export.quantise import quantise_encoder
 from export.towers import load_tower
@@ -49,15 +58,17 @@ def make_bundle(family: Family, run: Path, out: Path, count: int = 3000) -> Path
     work = run / "bundle-work"
     work.mkdir(exist_ok=True)
     encoder = work / "encoder.onnx"
+    round_weights(analysis)
     export_encoder(analysis.eval(), family.low, family.high, SIZE, encoder)
     views = training_views(count)
-    parity = check_parity(analysis, family.low, family.high, encoder, views[:64])
     encoder_int8 = work / "encoder.int8.onnx"
     try:
         parities = {"int8": _stated(quantise_encoder(encoder, encoder_int8, views[-128:], views[:64]), encoder_int8)}
     except ParityError as error:
         print(f"no int8 encoder: {error}")
         encoder_int8, parities = None, {}
+    store_half(encoder)
+    parity = check_parity(analysis, family.low, family.high, encoder, views[:64])
     with tqdm(total=len(views), desc="symbols of training photographs") as bar:
         symbols = encode_views(encoder, views, progress=bar.update)  # (N, C, h, w)
     tables = count_tables(symbols, layers=family.layers, context=family.context, low=family.low, high=family.high)
@@ -81,7 +92,7 @@ def make_bundle(family: Family, run: Path, out: Path, count: int = 3000) -> Path
     about = {
         "training": {
             "data": "photos-train (10,000 photographs)",
-            "tuned_for": "EfficientNet-Lite0 features, the image tower of clip-lite",
+            "tuned_for": "clip-lite",
             "settings": settings,
             "progress": round(checkpoint["progress"], 4),
             "date": datetime.date.today().isoformat(),

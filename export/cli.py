@@ -61,6 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     evaluate = commands.add_parser("clip-lite-eval", help="zero-shot and retrieval figures of an open_clip folder")
     evaluate.add_argument("folder", type=Path, nargs="?", default=MODELS / "clip-lite")
+    evaluate.add_argument("--teacher-text", action="store_true", help="MiniLM as text tower: what distilling it cost")
 
     listing = commands.add_parser("list", help="families and bundles, with sizes, work, ladder and measured figures")
     listing.add_argument("bundles", type=Path, nargs="*", metavar="BUNDLE", help="folders to list beside the shipped")
@@ -139,7 +140,7 @@ def run_clip_lite(args: argparse.Namespace) -> None:
 def run_evaluate(args: argparse.Namespace) -> None:
     from export.clip_lite.evaluate import Evaluator
 
-    print(json.dumps(Evaluator(args.folder).report()))
+    print(json.dumps(Evaluator(args.folder, args.teacher_text).report()))
 
 
 def run_list(args: argparse.Namespace) -> None:

@@ -54,8 +54,19 @@ def export_encoder(analysis: nn.Module, low: int, high: int, size: int | tuple[i
     onnx.checker.check_model(str(path))
 
 
-def store_half(path: Path, least: int = 4096) -> None:
-    """Rewrites `path` with weights of `least` values or more stored as float16, which a Cast turns back when it loads.
+HALF_FROM = 4096  # weights of as many values or more are stored as float16
+
+
+def round_weights(net: nn.Module) -> None:
+    """Rounds the weights that `store_half` will store to float16, so that torch and the file stay the same net."""
+    with torch.no_grad():
+        for weight in net.parameters():
+            if weight.numel() >= HALF_FROM:
+                weight.copy_(weight.half())
+
+
+def store_half(path: Path) -> None:
+    """Rewrites `path` with its large weights stored as float16, which a Cast turns back when it loads.
 
     Half the file; the arithmetic stays float32, so it is no slower (ONNX Runtime folds the casts once).
     """
@@ -63,7 +74,7 @@ def store_half(path: Path, least: int = 4096) -> None:
     casts = []
     for weight in model.graph.initializer:
         values = numpy_helper.to_array(weight)
-        if values.dtype == np.float32 and values.size >= least and np.abs(values).max() < 65504:
+        if values.dtype == np.float32 and values.size >= HALF_FROM and np.abs(values).max() < 65504:
             name = weight.name
             weight.CopyFrom(numpy_helper.from_array(values.astype(np.float16), f"{name}.half"))
             casts.append(onnx.helper.make_node("Cast", [weight.name], [name], to=onnx.TensorProto.FLOAT))
