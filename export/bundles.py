@@ -107,7 +107,11 @@ def make_bundle(family: Family, run: Path, out: Path, count: int = 3000) -> Path
         name=family.name,
         wire=wire,
         edge={"mean": IMAGE_MEAN / 255, "std": IMAGE_STD / 255},
-        cloud={"output": "pixels", "synthesis": family.synthesis_spec, "clip": None},
+        cloud={
+            "output": family.output,
+            "synthesis": family.synthesis_spec,
+            "clip": load_tower("clip-lite").id if family.output == "embedding" else None,
+        },
         about=about,
         tables=tables,
         encoder=encoder,

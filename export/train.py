@@ -18,13 +18,16 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from export.answers import AnswerDivergence
+from export.depthwise import fast_backward
 from export.families import Family
 from export.families.front import IMAGE_MEAN, IMAGE_STD, normalise
+from export.memory import keep_freed_memory
 from export.objective import POOLED_SHARE, FrozenTower, TowerFeatures, feature_distance
 from export.photos import train_photos
 from export.rate import FactorisedRate, RateController
 
-HELD_OUT = 32  # photographs that no step sees
+HELD_OUT = 64  # photographs that no step sees
 
 
 @dataclass
@@ -34,10 +37,11 @@ class Settings:
     minutes: float = 30.0
     steps: int | None = None
     batch: int = 16
-    crop: int = 128
+    crop: int | None = None  # the family's own
     learning_rate: float = 1e-3
     feature_weight: float = 1.0
-    pixel_weight: float = 1.0
+    answer_weight: float = 0.2
+    pixel_weight: float = 0.3
     decoder_only_until: float = 0.08
     encoder_until: float = 0.7
     tuning_crop: int = 192  # second stage: nearly whole views, as the tower will see them,
@@ -50,7 +54,7 @@ class Settings:
 
 PRESETS = {
     "cpu": Settings(),
-    "gpu": Settings(minutes=25.0, batch=64, crop=160, device="cuda"),
+    "gpu": Settings(minutes=25.0, batch=64, device="cuda"),
 }
 
 
@@ -80,11 +84,17 @@ def round_through(latents: torch.Tensor, low: int, high: int) -> torch.Tensor:
     return latents + (latents.round().clamp(low, high) - latents).detach()
 
 
+def psnr_db(mse: torch.Tensor) -> float:
+    """Peak signal to noise of values in [0, 1]."""
+    return -10 * math.log10(max(mse.item(), 1e-9))
+
+
 class Trainer:
     """Holds nets, optimiser and controller; `state()`/`restore()` make a run resumable at any step."""
 
     def __init__(self, family: Family, settings: Settings) -> None:
         torch.manual_seed(settings.seed)
+        settings = replace(settings, crop=settings.crop or family.crop)
         self.family, self.settings = family, settings
         self.generator = torch.Generator().manual_seed(settings.seed)
         images = np.array(train_photos().images)
@@ -94,10 +104,14 @@ class Trainer:
         self.tower = FrozenTower().to(device)
         sample = crops(self.images, settings.crop, 200, torch.Generator().manual_seed(settings.seed), device)
         self.tower.centre(sample)
-        self.analysis = family.analysis()
+        self.answers = AnswerDivergence.of_clip_lite().to(device)
+        self.analysis = fast_backward(family.analysis())
         self.analysis.initialise(crops(self.images, settings.crop, 200, self.generator, "cpu"))
         self.analysis.to(device, memory_format=torch.channels_last).eval()
-        self.synthesis = family.synthesis().to(device, memory_format=torch.channels_last)
+        self.synthesis = fast_backward(family.synthesis())
+        if family.start_synthesis:
+            family.start_synthesis(self.synthesis, self.analysis, self.tower.head)
+        self.synthesis.to(device, memory_format=torch.channels_last)
         self.rate = FactorisedRate(family.channels).to(device)
         area = (settings.crop / 224) ** 2
         spans = family.layers
@@ -118,7 +132,7 @@ class Trainer:
     def warm_start(self, checkpoint: Path) -> None:
         """Takes the weights of another run of the same sizes; its layers may be cut differently.
 
-        Every layer begins at the median of the old multipliers.
+        Every layer begins at its old multiplier, or at their median if there were more or fewer of them.
         """
         state = torch.load(checkpoint, map_location=self.settings.device, weights_only=True)
         for name in ("analysis", "synthesis", "rate"):
@@ -128,8 +142,9 @@ class Trainer:
             if dropped := set(own) - set(fits) - {"layer_bias.weight"}:  # the one table that depends on the layers
                 raise SystemExit(f"{checkpoint} is of another size: {', '.join(sorted(dropped))} differ")
             net.load_state_dict(own | fits)
-        start = float(np.median(state["log_lambda"]))
-        self.controller.log_lambda = [start] * len(self.family.layers)
+        multipliers, layers = state["log_lambda"], len(self.family.layers)
+        same = len(multipliers) == layers
+        self.controller.log_lambda = list(multipliers) if same else [float(np.median(multipliers))] * layers
         self.skip_beginning()
 
     def skip_beginning(self) -> None:
@@ -165,8 +180,9 @@ class Trainer:
         encoder_on = stage.decoder_only_until <= self.progress < stage.encoder_until
         for index, group in enumerate(self.optimiser.param_groups):
             group["lr"] = group["peak"] * min(cosine, self.progress / 0.01 + 0.01)
-            if index == 0 and not encoder_on:
-                group["lr"] = 0.0
+            if index == 0:  # gently: the decoder must follow each of its steps
+                joined = (self.progress - stage.decoder_only_until) / 0.05
+                group["lr"] *= min(1.0, joined) if encoder_on else 0.0
 
     def step(self) -> dict[str, float]:
         settings, family = self.settings, self.family
@@ -183,14 +199,16 @@ class Trainer:
         got, mse = self.seen_again(x, latents, counts)
         pooled_share = settings.tuning_pooled_share if tuning else POOLED_SHARE
         feature = feature_distance(got, wanted, pooled_share).mean()
+        answer = self.answers(self.tower.embedding(got), self.tower.embedding(wanted), self.generator).mean()
         bits = self.rate(latents).mean(0)  # (C,)
         layer_bits = torch.zeros(len(family.layers), device=x.device).index_add_(0, self.layer_of, bits)
         multipliers = torch.tensor(self.controller.multipliers(self.progress), device=x.device)
         # While the encoder rests, the rate model alone follows the latents, at any weight.
         rate = (multipliers * layer_bits).sum() if train_encoder else 1e-4 * layer_bits.sum()
-        pixel = mse * 10
+        pixel = 0.0 if mse is None else mse * 10
         pixel_weight = settings.tuning_pixel_weight if tuning else settings.pixel_weight
-        loss = pixel_weight * pixel + settings.feature_weight * feature + rate
+        meaning = settings.feature_weight * feature + settings.answer_weight * answer
+        loss = pixel_weight * pixel + meaning + rate
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_([p for g in self.optimiser.param_groups for p in g["params"]], 1.0)
@@ -200,8 +218,9 @@ class Trainer:
         scale = (224 / size) ** 2 / 8
         return {
             "loss": loss.item(),
-            "psnr_db": -10 * math.log10(max(mse.item(), 1e-9)),
+            **({} if mse is None else {"psnr_db": psnr_db(mse)}),
             "feature": feature.item(),
+            "answer": answer.item(),
             **{f"bytes_{i + 1}": value * scale for i, value in enumerate(layer_bits.tolist())},
         }
 
@@ -210,11 +229,17 @@ class Trainer:
 
     def seen_again(
         self, x: torch.Tensor, latents: torch.Tensor, counts: torch.Tensor
-    ) -> tuple[TowerFeatures, torch.Tensor]:
-        """What the tower sees of each image after `counts` (B,) layers, and the mean squared error of the pixels."""
+    ) -> tuple[TowerFeatures, torch.Tensor | None]:
+        """What the tower sees of each image after `counts` (B,) layers, and the mean squared error of the pixels.
+
+        A family without pixels says itself what the tower would have seen, and has no such error.
+        """
         with self.autocast():
             symbols = round_through(latents, self.family.low, self.family.high)
             shown = symbols * (self.layer_of[None] < counts[:, None])[:, :, None, None]
+            if self.family.output == "embedding":
+                middle, last = self.synthesis.maps(shown, counts)
+                return TowerFeatures(middle, last, self.synthesis.embedding(last) - self.tower.mean), None
             image = self.synthesis.unclamped(shown, counts).float()  # (B, 3, H, W) in [0, 1]
         again = image * (255.0 / IMAGE_STD) - IMAGE_MEAN / IMAGE_STD
         got = self.tower(again.clamp(-1.2, 1.2).contiguous(memory_format=torch.channels_last))
@@ -222,7 +247,7 @@ class Trainer:
 
     @torch.no_grad()
     def held_out(self) -> dict[str, float]:
-        """Feature distance and PSNR of photographs that no step sees, after each number of layers."""
+        """Feature distance, answers and PSNR of photographs that no step sees, after each number of layers."""
         generator = torch.Generator().manual_seed(0)  # the same crops every time
         x = crops(self.unseen, self.settings.crop, HELD_OUT, generator, self.settings.device)
         with self.autocast():
@@ -230,8 +255,12 @@ class Trainer:
         wanted, figures = self.tower(x), {}
         for layers in range(1, len(self.family.layers) + 1):
             got, mse = self.seen_again(x, latents, torch.full((len(x),), layers, device=x.device))
+            got_vector, wanted_vector = self.tower.embedding(got), self.tower.embedding(wanted)
+            answer = self.answers(got_vector, wanted_vector, torch.Generator().manual_seed(0)).mean()
             figures[f"feature_{layers}"] = round(feature_distance(got, wanted).mean().item(), 4)
-            figures[f"psnr_db_{layers}"] = round(-10 * math.log10(max(mse.item(), 1e-9)), 2)
+            figures[f"answer_{layers}"] = round(answer.item(), 4)
+            if mse is not None:
+                figures[f"psnr_db_{layers}"] = round(psnr_db(mse), 2)
         return figures
 
 
@@ -244,6 +273,8 @@ def train(family: Family, settings: Settings, folder: Path, warm_start: Path | N
     """
     folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(settings.threads)
+    torch.set_flush_denormal(True)  # nets that have learned nothing yet are full of them, and they are slow
+    keep_freed_memory()
     trainer = Trainer(family, settings)
     checkpoint = folder / "checkpoint.pt"
     if checkpoint.exists():

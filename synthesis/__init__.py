@@ -24,8 +24,9 @@ def build(spec: dict[str, Any]) -> nn.Module:
     """
     from synthesis.embedding import EmbeddingSynthesis
     from synthesis.pixels import PixelSynthesis
+    from synthesis.semantic import SemanticSynthesis
 
-    archs = {"pixels": PixelSynthesis, "embedding": EmbeddingSynthesis}
+    archs = {"pixels": PixelSynthesis, "embedding": EmbeddingSynthesis, "semantic": SemanticSynthesis}
     kwargs = {key: value for key, value in spec.items() if key != "arch"}
     if spec.get("arch") not in archs:
         raise BadCard(f"synthesis arch {spec.get('arch')!r} is unknown; this version knows {sorted(archs)}")

@@ -17,7 +17,9 @@ class Family:
 
     layers: channel spans [start, stop) of each packet layer; layer_bytes: target payload of each at 224x224;
     rates: (name, number of layers), low to high; low, high: the symbol range; build_analysis(channels) gives the
-    untrained analysis net: normalised RGB (B, 3, H, W) → latents (B, C, H/16, W/16), whose rounding are the symbols.
+    untrained analysis net: normalised RGB (B, 3, H, W) → latents (B, C, H/stride, W/stride), whose rounding are the
+    symbols. output: what the synthesis makes of them, `pixels` or the `embedding` of the shipped clip-lite;
+    start_synthesis(synthesis, analysis, clip-lite's image head) may give better than random weights. crop: pixels of a training view.
     """
 
     name: str
@@ -30,6 +32,10 @@ class Family:
     low: int = -15
     high: int = 15
     context: str = "checkerboard"
+    output: str = "pixels"
+    stride: int = 16
+    crop: int = 128
+    start_synthesis: Callable[[nn.Module, nn.Module, nn.Module], None] | None = None
 
     def analysis(self) -> nn.Module:
         return self.build_analysis(self.channels)

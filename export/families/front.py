@@ -18,18 +18,19 @@ IMAGE_MEAN, IMAGE_STD = 127.0, 128.0  # Lite0's own input scaling
 
 
 class Front(nn.Module):
-    """Normalised RGB (B, 3, H, W) → (B, 80 + patch_channels, H/16, W/16)."""
+    """Normalised RGB (B, 3, H, W) → (B, 80 + patch_channels, H/16, W/16). patch_channels 0: no patch branch."""
 
     def __init__(self, patch_channels: int = 24) -> None:
         super().__init__()
         lite0 = fold_batch_norm(load_lite0())
         self.stem, self.stem_norm = lite0.conv_stem, lite0.bn1
         self.stages = nn.Sequential(*[lite0.blocks[i] for i in range(4)])
-        self.patch = nn.Conv2d(3, patch_channels, STRIDE, stride=STRIDE)
+        self.patch = nn.Conv2d(3, patch_channels, STRIDE, stride=STRIDE) if patch_channels else None
         self.channels = FRONT_CHANNELS + patch_channels
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.cat([self.stages(self.stem_norm(self.stem(x))) / 4, self.patch(x)], dim=1)
+        deep = self.stages(self.stem_norm(self.stem(x))) / 4
+        return deep if self.patch is None else torch.cat([deep, self.patch(x)], dim=1)
 
     def initialise_patch(self, images: torch.Tensor) -> None:
         """Sets the patch branch to the leading principal axes (KLT) of 16x16 patches of normalised `images`."""

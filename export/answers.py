@@ -1,0 +1,61 @@
+"""What a picture answers: its similarities to many texts, as a distribution, and how far two pictures disagree.
+
+The part of the objective that knows what the product is asked. Texts are drawn anew for every step, so that no label set
+is learned: class names of ImageNet in a prompt, and captions of photos-train, both as the shipped clip-lite reads them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+
+import numpy as np
+import torch
+from timm.data import ImageNetInfo
+from torch import nn
+from torch.nn import functional as F
+
+from export.clip_lite.evaluate import Evaluator
+from export.clip_lite.texts import captions
+from export.objective import CLIP_LITE
+from export.teachers import cache_root
+
+CAPTIONS = 2000
+TEXTS_PER_STEP = 512
+LOGIT_SCALE = 50.0  # half of what CLIP answers with: softer targets also say which wrong labels are near
+
+
+def texts(seed: int = 0) -> list[str]:
+    """1000 class names inside a prompt, then up to 2000 captions of photos-train."""
+    info = ImageNetInfo("imagenet-1k")
+    names = [info.index_to_description(index).split(",")[0] for index in range(1000)]
+    own = sorted({caption for group in captions() for caption in group})
+    return [f"a photo of a {name}." for name in names] + random.Random(seed).sample(own, min(CAPTIONS, len(own)))
+
+
+class AnswerDivergence(nn.Module):
+    """KL divergence between the answers of two pictures to `TEXTS_PER_STEP` random texts (Hinton et al. 2015)."""
+
+    def __init__(self, vectors: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer("vectors", vectors)  # (N, D) unit
+
+    @classmethod
+    def of_clip_lite(cls) -> AnswerDivergence:
+        """The shipped text tower's vectors of `texts()`; kept in the export cache."""
+        asked = texts()
+        stamp = hashlib.sha256("\n".join(asked).encode() + (CLIP_LITE / "open_clip_model.safetensors").read_bytes())
+        cached = cache_root() / f"answer-texts-{stamp.hexdigest()[:16]}.npy"
+        if not cached.exists():
+            partial = cached.with_suffix(".partial.npy")
+            np.save(partial, Evaluator(CLIP_LITE).texts(asked).numpy())
+            partial.rename(cached)
+        return cls(torch.from_numpy(np.load(cached)))
+
+    def forward(self, got: torch.Tensor, wanted: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Unit CLIP vectors (B, D) of the decoded and the original pictures → KL(original || decoded) (B,), nats."""
+        chosen = torch.randperm(len(self.vectors), generator=generator)[:TEXTS_PER_STEP]
+        to = LOGIT_SCALE * self.vectors[chosen.to(self.vectors.device)].T  # (D, T)
+        return F.kl_div((got @ to).log_softmax(1), (wanted @ to).log_softmax(1), reduction="none", log_target=True).sum(
+            1
+        )

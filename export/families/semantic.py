@@ -1,0 +1,94 @@
+"""Family `semantic`: symbols that become a CLIP embedding directly, with no pixels on the way.
+
+A split of the teacher itself (features compressed at a bottleneck: Matsubara et al. 2022, arXiv 2203.08875). The edge runs
+Lite0's first stages and one block of its fifth, and codes 2x2 positions as 64 channels; the cloud runs Lite0's end. Both
+sides of the bottleneck start as a principal component transform and its inverse, the rest as the teacher's own weights,
+so that training begins with a codec that works. Its packets mean something only to the CLIP that it was distilled from;
+the card names it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from export.clip_lite.image_head import EMBED_DIM
+from export.families.base import Family
+from export.families.front import Front
+from export.folding import fold_batch_norm
+from export.teachers import load_lite0
+from synthesis.semantic import InvertedResidual, SemanticSynthesis
+
+WIDTH = 112  # of Lite0's fifth stage
+
+
+def copy_block(own: InvertedResidual, source: nn.Module) -> None:
+    """Copies the weights of a folded block of timm's."""
+    for name in ("conv_pw", "conv_dw", "conv_pwl"):
+        getattr(own, name).load_state_dict(getattr(source, name).state_dict())
+
+
+class SemanticAnalysis(nn.Module):
+    """Normalised RGB (B, 3, H, W) → real-valued latents (B, C, H/32, W/32); symbols are their rounding."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.front = Front(patch_channels=0)
+        for early in (self.front.stem, self.front.stages[:3]):  # the costly half of a training step stays the teacher's
+            early.requires_grad_(False)
+        self.deep = InvertedResidual(80, WIDTH, 480, 5)
+        copy_block(self.deep, fold_batch_norm(load_lite0()).blocks[4][0])
+        self.linear = nn.Conv2d(WIDTH, channels, 2, stride=2)
+        self.bend = InvertedResidual(WIDTH, channels, 224, 5, stride=2)
+        nn.init.zeros_(self.bend.conv_pwl.weight)
+        nn.init.zeros_(self.bend.conv_pwl.bias)
+        self.mean = torch.zeros(4 * WIDTH)  # of the 2x2 patches that it was initialised with
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        features = self.deep(4 * self.front(x))
+        return self.linear(features) + self.bend(features)
+
+    @torch.no_grad()
+    def initialise(self, images: torch.Tensor) -> None:
+        """Starts the latents at the principal axes of 2x2 patches, the first with a standard deviation of 3 steps."""
+        features = self.deep(4 * self.front(images))
+        patches = F.unfold(features, 2, stride=2).transpose(1, 2).reshape(-1, 4 * WIDTH)
+        self.mean = patches.mean(0)
+        _, values, axes = torch.linalg.svd(patches - self.mean, full_matrices=False)
+        axes, values = axes[: self.linear.out_channels], values[: self.linear.out_channels]
+        spread = values / len(patches) ** 0.5
+        weight = axes * (3.0 / (spread * spread[0]).sqrt())[:, None]
+        self.linear.weight.copy_(weight.reshape_as(self.linear.weight))
+        self.linear.bias.copy_(-(weight @ self.mean))
+
+
+@torch.no_grad()
+def start_at_teacher(net: SemanticSynthesis, analysis: SemanticAnalysis, head: nn.Module) -> None:
+    """The inverse of the analysis' linear start, then the end of Lite0 and clip-lite's image head."""
+    weight = analysis.linear.weight.flatten(1)  # (C, 448), orthogonal rows
+    net.stem.weight.copy_((weight / weight.square().sum(1, keepdim=True)).T[:, :, None, None])
+    net.stem.bias.copy_(analysis.mean)
+    lite0 = fold_batch_norm(load_lite0(num_classes=0))
+    for own, source in zip(net.middle, lite0.blocks[4][1:], strict=True):
+        copy_block(own, source)
+    for own, source in zip(net.deep, [*lite0.blocks[5][:3], lite0.blocks[6][0]], strict=True):
+        copy_block(own, source)
+    net.conv_head.load_state_dict(lite0.conv_head.state_dict())
+    net.fc1.load_state_dict(head.fc1.state_dict())
+    net.fc2.load_state_dict(head.fc2.state_dict())
+
+
+SEMANTIC = Family(
+    name="semantic",
+    channels=64,
+    layers=((0, 8), (8, 14), (14, 24), (24, 40), (40, 64)),
+    layer_bytes=(45.0, 35.0, 45.0, 95.0, 150.0),
+    rates=(("tiny", 1), ("low", 2), ("mid", 3), ("high", 4), ("max", 5)),
+    synthesis_spec={"arch": "semantic", "channels": 64, "layers": 5, "dim": EMBED_DIM},
+    build_analysis=SemanticAnalysis,
+    start_synthesis=start_at_teacher,
+    output="embedding",
+    stride=32,
+    crop=192,
+)
