@@ -1,7 +1,8 @@
 """Depthwise convolutions whose backward pass runs in float32 on CPUs where that is faster.
 
-oneDNN has no fast bfloat16 kernel for the gradient of a strided one's input, nor for that of 5x5 weights: four such layers took most of the backward pass of EfficientNet-Lite0
-(the gradient of a 16 x 96 x 97 x 97 input: 94 ms in bfloat16, 9 ms in float32; one core of a Xeon with AMX).
+oneDNN has no fast bfloat16 kernel for the gradient of a strided one's input, nor for that of 5x5 weights: four layers
+took most of the backward pass of EfficientNet-Lite0 (the gradient of a 16 x 96 x 97 x 97 input: 94 ms in bfloat16, 9 ms
+in float32; one core of a Xeon with AMX).
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ from torch import nn
 
 class _Backward(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight, bias, stride, padding):  # noqa: ANN001, ANN205
+    def forward(ctx, x, weight, bias, stride, padding):
         weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
         ctx.save_for_backward(x, weight)
         ctx.sizes = stride, padding, None if bias is None else list(bias.shape)
         return nn.functional.conv2d(x, weight, bias, stride, padding, groups=x.shape[1])
 
     @staticmethod
-    def backward(ctx, gradient):  # noqa: ANN001, ANN205
+    def backward(ctx, gradient):
         x, weight = ctx.saved_tensors
         stride, padding, bias_sizes = ctx.sizes
         need_x, need_weight, need_bias = ctx.needs_input_grad[:3]

@@ -19,7 +19,8 @@ class Family:
     rates: (name, number of layers), low to high; low, high: the symbol range; build_analysis(channels) gives the
     untrained analysis net: normalised RGB (B, 3, H, W) → latents (B, C, H/stride, W/stride), whose rounding are the
     symbols. output: what the synthesis makes of them, `pixels` or the `embedding` of the shipped clip-lite;
-    start_synthesis(synthesis, analysis, clip-lite's image head) may give better than random weights. crop: pixels of a training view.
+    start_synthesis(synthesis, analysis, clip-lite's image head) may give better than random weights. crop: pixels of a
+    training view.
     """
 
     name: str
