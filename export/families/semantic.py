@@ -1,9 +1,9 @@
 """Family `semantic`: symbols that become a CLIP embedding directly, with no pixels on the way.
 
 A split of the teacher itself (features compressed at a bottleneck: Matsubara et al. 2022, arXiv 2203.08875). The edge
-runs Lite0's first stages and one block of its fifth, and codes 2x2 positions as 64 channels; the cloud runs Lite0's end.
-Both sides of the bottleneck start as a principal component transform and its inverse, the rest as the teacher's own
-weights, so that training begins with a codec that works. Its packets mean something only to the CLIP that it was
+runs Lite0's first stages and one block of its fifth, and codes 2x2 positions as 64 channels; the cloud runs Lite0's
+end. Both sides of the bottleneck start as a principal component transform and its inverse, the rest as the teacher's
+own weights, so that training begins with a codec that works. Its packets mean something only to the CLIP that it was
 distilled from; the card names it.
 """
 
