@@ -6,20 +6,15 @@ import argparse
 import contextlib
 import json
 import shlex
-import signal
 import sys
-import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from benchmarks.contestants import parse_families, parse_peers
+from benchmarks.progress import ended_by_sigterm
 from thinwire.errors import ThinwireError
 from thinwire.prompts import PROMPT_SETS
-
-if TYPE_CHECKING:
-    from benchmarks.peers import Peer
-    from thinwire.bundle import Bundle
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -148,43 +143,30 @@ def _eval(args: argparse.Namespace, words: list[str]) -> dict[str, object]:
 
 
 def _rate_accuracy(args: argparse.Namespace, words: list[str]) -> dict[str, object]:
-    from tqdm import tqdm
-
     from benchmarks.data import load_dataset
     from benchmarks.judge import Judge
     from benchmarks.points import PointStore
-    from benchmarks.rate_accuracy import Progress, RateAccuracy
+    from benchmarks.progress import progress_bar
+    from benchmarks.rate_accuracy import NAME, RateAccuracy
+    from benchmarks.rows import group_points, rows_of
     from benchmarks.summary import summarise_run
     from benchmarks.tables import print_points
     from benchmarks.testbed import describe
 
-    families, peers = _families(args.families), _peers(args.peers)
+    families, peers = parse_families(args.families), parse_peers(args.peers)
     data = load_dataset(args.data, args.limit, args.seed)
     started = time.monotonic()
     judge = Judge(args.clip)
-    store = PointStore(Path(args.json + ".points"), data.labels)
-    pause_s = 0.2 if sys.stderr.isatty() else 10.0  # a log file needs no line for every batch
-    with (
-        _ended_by_sigterm(),
-        tqdm(
-            total=0, desc=data.name, unit="image", file=sys.stderr, smoothing=0, dynamic_ncols=True, mininterval=pause_s
-        ) as bar,
-    ):
-
-        def planned(count: int) -> None:
-            bar.total += count
-
-        def skipped(count: int) -> None:
-            bar.initial += count  # the rate, and so the ETA, is of what this run measures
-            bar.update(count)
-
-        progress = Progress(bar.update, skipped, planned, lambda name: bar.set_postfix_str(name, refresh=False))
-        run = RateAccuracy(data, judge, args.clip, args.prompt_set, args.seed, store, progress=progress)
-        points = run.run(families, peers)
+    context = {"command": shlex.join(["thinwire-bench", *words]), "testbed": describe()}
+    store = PointStore(Path(args.json + ".points"), NAME, context)
+    prompts = {args.prompt_set: PROMPT_SETS[args.prompt_set]}
+    with ended_by_sigterm(), progress_bar(data.name) as progress:
+        run = RateAccuracy(data, judge, args.clip, prompts, args.seed, store, progress=progress)
+        (group,) = group_points(run.run(families, peers))
+    points = rows_of(group)
     document = {
         "benchmark": "rate-accuracy",
-        "command": shlex.join(["thinwire-bench", *words]),
-        "testbed": describe(),
+        **context,
         "seed": args.seed,
         "n": len(data.items),
         "data": {"name": data.name, "sha256": data.sha256, "images": data.total, "labels": len(data.labels)},
@@ -199,40 +181,6 @@ def _rate_accuracy(args: argparse.Namespace, words: list[str]) -> dict[str, obje
     }
     print_points(document)
     return document
-
-
-@contextlib.contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """SIGTERM ends this process as Ctrl-C does, so that no server outlives it."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _families(text: str) -> list[Bundle]:
-    """Loaded bundles, each once. Raises `BundleError`."""
-    from thinwire.bundle import load_bundle, resolve_bundle, shipped_bundles
-
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    paths = [
-        path for name in names for path in (shipped_bundles().values() if name == "all" else [resolve_bundle(name)])
-    ]
-    return [load_bundle(path) for path in dict.fromkeys(path.resolve() for path in paths)]
-
-
-def _peers(text: str) -> list[Peer]:
-    from benchmarks.peers import PEERS, UnknownPeer
-
-    names = list(dict.fromkeys(name.strip().lower() for name in text.split(",") if name.strip()))
-    for name in names:
-        if name not in PEERS:
-            raise UnknownPeer(f"--peers: {name!r} is unknown: use any of {', '.join(PEERS)}")
-    return [PEERS[name] for name in names]
 
 
 def _print_table(results: list[dict[str, object]], title: str) -> None:

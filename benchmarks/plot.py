@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.rate_accuracy import FAMILY, PEER
+from benchmarks.grid import FAMILY, PEER
 from benchmarks.summary import LEVELS
 
 FAMILY_COLOURS = ("#D55E00", "#0072B2", "#CC79A7", "#332288")
