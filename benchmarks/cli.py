@@ -56,6 +56,29 @@ def _parser() -> argparse.ArgumentParser:
     curve.add_argument("--prompt-set", default="7", choices=list(PROMPT_SETS), help="prompt templates")
     curve.add_argument("--limit", type=int, metavar="N", help="use N images, drawn by --seed (default: all)")
     curve.add_argument("--seed", type=int, default=0, help="seed of the sample and of the bootstrap")
+    study = commands.add_parser(
+        "study",
+        help="all experiments of a preset, then the report; finished points are never measured again",
+        description="Runs every experiment on the data sets in a folder. Each operating point is a file of its own in "
+        "OUT, kept as it is finished; run again, only missing points are measured. Ends with one line of JSON that "
+        "names the files.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    study.add_argument("--preset", default="quick", choices=["quick", "full"], help="how much; see docs/benchmarks.md")
+    study.add_argument("--data-dir", required=True, metavar="DIR", help="folder of labelled data sets, or one of them")
+    study.add_argument("--out", required=True, metavar="OUT", help="folder of the points and the report")
+    study.add_argument("--only", action="append", default=[], metavar="NAME", help="run this experiment (repeatable)")
+    study.add_argument("--data", metavar="A,B", help="data sets of DIR to use (default: the preset's)")
+    study.add_argument("--families", default="all", metavar="A,B", help="shipped bundles, bundle folders, or all")
+    study.add_argument("--peers", default="all", metavar="A,B", help='jpeg, webp, avif, jxl, jpeg2000; "" for none')
+    study.add_argument("--clip", nargs="+", default=["clip-lite"], metavar="CLIP", help="CLIPs that look")
+    study.add_argument("--limit", type=int, metavar="N", help="images of each set (default: the preset's)")
+    study.add_argument("--seed", type=int, default=0, help="seed of samples and bootstraps")
+    study.add_argument(
+        "--skip-existing", action=argparse.BooleanOptionalAction, default=True, help="keep points that OUT holds"
+    )
+    report = commands.add_parser("report", help="write report.html, report.md, results.csv and figures anew from OUT")
+    report.add_argument("out", metavar="OUT", help="folder that a study wrote")
     return parser
 
 
@@ -64,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     args = _parser().parse_args(words)
     try:
-        document = _rate_accuracy(args, words) if args.command == "rate-accuracy" else _eval(args, words)
+        document = RUN[args.command](args, words)
     except ThinwireError as error:
         print(f"thinwire-bench: {error}", file=sys.stderr)
         return 1
@@ -78,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("thinwire-bench: interrupted", file=sys.stderr)
         return 130
     line = json.dumps(document, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    if args.json:
+    if getattr(args, "json", None):
         try:
             Path(args.json).parent.mkdir(parents=True, exist_ok=True)
             Path(args.json).write_text(line + "\n", encoding="utf-8")
@@ -97,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(line, flush=True)
             return 1
     print(line, flush=True)
-    return 3 if any(row["failed"] for row in document.get("points", document.get("results"))) else 0
+    return 3 if any(row["failed"] for row in document.get("points", document.get("results", ()))) else 0
 
 
 def _eval(args: argparse.Namespace, words: list[str]) -> dict[str, object]:
@@ -181,6 +204,36 @@ def _rate_accuracy(args: argparse.Namespace, words: list[str]) -> dict[str, obje
     }
     print_points(document)
     return document
+
+
+def _study(args: argparse.Namespace, words: list[str]) -> dict[str, object]:
+    from benchmarks.study import PRESETS, Study, run_study
+    from benchmarks.testbed import describe
+
+    study = Study(
+        PRESETS[args.preset],
+        Path(args.data_dir),
+        Path(args.out),
+        parse_families(args.families),
+        parse_peers(args.peers),
+        args.clip,
+        {"command": shlex.join(["thinwire-bench", *words]), "testbed": describe()},
+        args.seed,
+        args.limit,
+        [name.strip() for name in (args.data or "").split(",") if name.strip()],
+        args.skip_existing,
+    )
+    return run_study(study, args.only)
+
+
+def _report(args: argparse.Namespace, words: list[str]) -> dict[str, object]:
+    from benchmarks.study_report import write_study_report
+
+    files = write_study_report(Path(args.out))
+    return {"benchmark": "report", "out": args.out, "files": {name: str(path) for name, path in files.items()}}
+
+
+RUN = {"eval": _eval, "rate-accuracy": _rate_accuracy, "study": _study, "report": _report}
 
 
 def _print_table(results: list[dict[str, object]], title: str) -> None:

@@ -55,7 +55,7 @@ class PointStore:
 
     def path(self, key: Mapping[str, object]) -> Path:
         text = json.dumps(self._whole(key), sort_keys=True, ensure_ascii=True, allow_nan=False)
-        said = (str(key[part]) for part in ("data", "codec", "rate") if key.get(part))
+        said = (str(key[part]) for part in ("data", "photo", "codec", "rate") if key.get(part))
         name = re.sub(r"[^\w.@+-]+", "-", "-".join(said))[:100]
         return self.folder / self.experiment / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
 
