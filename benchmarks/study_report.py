@@ -102,7 +102,6 @@ def _html(sections: Sequence[Section], points: Sequence[dict[str, Any]]) -> str:
     data = {section.name: section.data for section in sections if section.data is not None}
     scripts = dict.fromkeys(section.script for section in sections if section.script)
     fills = {
-        "TITLE": escape(TITLE),
         "STYLE": page["page.css"],
         "SECTIONS": "\n".join(bodies),
         # "</" would end the script element in the middle of a label
@@ -110,8 +109,8 @@ def _html(sections: Sequence[Section], points: Sequence[dict[str, Any]]) -> str:
         "PLOTLY": _plotly(),
         "SCRIPT": page["page.js"] + "\n" + "\n".join(_page_file(name) for name in scripts),
     }
-    text = page["page.html"]
-    for name, fill in fills.items():
+    text = page["page.html"].replace("{{TITLE}}", escape(TITLE))
+    for name, fill in fills.items():  # one after the other: a fill may hold what looks like a mark
         before, mark, after = text.partition("{{" + name + "}}")
         if not mark:
             raise ResultsError(f"benchmarks/page/page.html has no place for {name}: install thinwire again")

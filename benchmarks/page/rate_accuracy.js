@@ -58,10 +58,11 @@
     const drawn = own.filter((row) => row[x] !== null && row[y] !== null).sort((a, b) => a[x] - b[x]);
     const line = drawn.filter((row) => family || row.hull);
     const ends = (side) => line.map((row) => Math.abs(row.top1_relative_ci95[side] - row.top1_relative));
-    const bars = y === "top1_relative" && line.every((row) => row.top1_relative_ci95);
+    const bars = family && y === "top1_relative" && line.every((row) => row.top1_relative_ci95);
     const say = (row) =>
       `<b>${title(codec)} ${row.rate}</b><br>${row.bytes_mean.toFixed(0)} B packet, ${row.wire_bytes_mean?.toFixed(0) ?? "–"} B on the wire` +
-      `<br>top-1 ${(100 * row.top1).toFixed(1)} %, relative ${row.top1_relative?.toFixed(3) ?? "–"}`;
+      `<br>top-1 ${(100 * row.top1).toFixed(1)} %, relative ${row.top1_relative?.toFixed(3) ?? "–"}` +
+      (row.top1_relative_ci95 ? ` (${row.top1_relative_ci95.map((end) => end.toFixed(3)).join(" to ")})` : "");
     const common = { name: title(codec), legendgroup: codec, hovertemplate: "%{text}<extra></extra>" };
     const made = [
       {
@@ -153,7 +154,7 @@
   function prompts() {
     const select = document.getElementById("choose-prompts");
     const before = select.value;
-    const names = Object.keys(group().sets);
+    const names = group().prompt_sets;
     select.replaceChildren(...names.map((name) => element("option", { value: name }, name)));
     select.value = names.includes(before) ? before : names[0];
   }
