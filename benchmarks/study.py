@@ -138,6 +138,7 @@ def run_study(study: Study, only: Sequence[str] = ()) -> dict[str, object]:
 
     if unknown := [name for name in only if name not in EXPERIMENTS]:
         raise StudyError(f"--only {', '.join(unknown)}: no such experiment; there are {', '.join(EXPERIMENTS)}")
+    print(f"preset {study.preset.name}: {study.preset.about}", file=sys.stderr)
     _leave_a_core_free()
     done = {}
     with ended_by_sigterm():
