@@ -55,7 +55,7 @@ def _answer(each: dict[str, Any]) -> str:
 
 def _cell(each: dict[str, Any]) -> str:
     picture = (
-        f"<img src='{each['picture']}' alt='{escape(_name(each), quote=True)}' width=160 height=160>"
+        f"<img src='{each['picture']}' alt='{escape(_name(each), quote=True)}' width=120 height=120>"
         if each["picture"]
         else "<div class=vector>a CLIP vector,<br>no picture</div>"
     )

@@ -18,6 +18,7 @@
     ["psnr_db", "PSNR, dB"],
     ["ms_ssim", "MS-SSIM"],
   ];
+  const BYTES = [10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000];
   const TABLE = [
     ["codec", "codec"],
     ["rate", "rate"],
@@ -106,7 +107,7 @@
       traces,
       {
         margin: { l: 60, r: 15, t: 10, b: 50 },
-        xaxis: { type: "log", title: { text: `${name(X, x)}, mean of an image (log scale)` }, gridcolor: "#eef0f3", dtick: x === "bits_per_pixel" ? undefined : "D2" },
+        xaxis: { type: "log", title: { text: `${name(X, x)}, mean of an image (log scale)` }, gridcolor: "#eef0f3", ...(x === "bits_per_pixel" ? {} : { tickvals: BYTES, ticktext: BYTES.map((n) => n.toLocaleString("en")) }) },
         yaxis: { title: { text: name(Y, y) }, gridcolor: "#eef0f3", rangemode: y === "margin" ? "normal" : "tozero" },
         legend: { x: 1, y: 0, xanchor: "right", yanchor: "bottom", bgcolor: "#ffffffcc" },
         hoverlabel: { align: "left" },
