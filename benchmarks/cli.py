@@ -6,20 +6,15 @@ import argparse
 import contextlib
 import json
 import shlex
-import signal
 import sys
-import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from benchmarks.contestants import parse_families, parse_peers
+from benchmarks.progress import ended_by_sigterm
 from thinwire.errors import ThinwireError
 from thinwire.prompts import PROMPT_SETS
-
-if TYPE_CHECKING:
-    from benchmarks.peers import Peer
-    from thinwire.bundle import Bundle
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -61,6 +56,29 @@ def _parser() -> argparse.ArgumentParser:
     curve.add_argument("--prompt-set", default="7", choices=list(PROMPT_SETS), help="prompt templates")
     curve.add_argument("--limit", type=int, metavar="N", help="use N images, drawn by --seed (default: all)")
     curve.add_argument("--seed", type=int, default=0, help="seed of the sample and of the bootstrap")
+    study = commands.add_parser(
+        "study",
+        help="all experiments of a preset, then the report; finished points are never measured again",
+        description="Runs every experiment on the data sets in a folder. Each operating point is a file of its own in "
+        "OUT, kept as it is finished; run again, only missing points are measured. Ends with one line of JSON that "
+        "names the files.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    study.add_argument("--preset", default="quick", choices=["quick", "full"], help="how much; see docs/benchmarks.md")
+    study.add_argument("--data-dir", required=True, metavar="DIR", help="folder of labelled data sets, or one of them")
+    study.add_argument("--out", required=True, metavar="OUT", help="folder of the points and the report")
+    study.add_argument("--only", action="append", default=[], metavar="NAME", help="run this experiment (repeatable)")
+    study.add_argument("--data", metavar="A,B", help="data sets of DIR to use (default: the preset's)")
+    study.add_argument("--families", default="all", metavar="A,B", help="shipped bundles, bundle folders, or all")
+    study.add_argument("--peers", default="all", metavar="A,B", help='jpeg, webp, avif, jxl, jpeg2000; "" for none')
+    study.add_argument("--clip", nargs="+", default=["clip-lite"], metavar="CLIP", help="CLIPs that look")
+    study.add_argument("--limit", type=int, metavar="N", help="images of each set (default: the preset's)")
+    study.add_argument("--seed", type=int, default=0, help="seed of samples and bootstraps")
+    study.add_argument(
+        "--skip-existing", action=argparse.BooleanOptionalAction, default=True, help="keep points that OUT holds"
+    )
+    report = commands.add_parser("report", help="write report.html, report.md, results.csv and figures anew from OUT")
+    report.add_argument("out", metavar="OUT", help="folder that a study wrote")
     return parser
 
 
@@ -69,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     args = _parser().parse_args(words)
     try:
-        document = _rate_accuracy(args, words) if args.command == "rate-accuracy" else _eval(args, words)
+        document = RUN[args.command](args, words)
     except ThinwireError as error:
         print(f"thinwire-bench: {error}", file=sys.stderr)
         return 1
@@ -83,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("thinwire-bench: interrupted", file=sys.stderr)
         return 130
     line = json.dumps(document, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    if args.json:
+    if getattr(args, "json", None):
         try:
             Path(args.json).parent.mkdir(parents=True, exist_ok=True)
             Path(args.json).write_text(line + "\n", encoding="utf-8")
@@ -102,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(line, flush=True)
             return 1
     print(line, flush=True)
-    return 3 if any(row["failed"] for row in document.get("points", document.get("results"))) else 0
+    return 3 if any(row["failed"] for row in document.get("points", document.get("results", ()))) else 0
 
 
 def _eval(args: argparse.Namespace, words: list[str]) -> dict[str, object]:
@@ -148,43 +166,30 @@ def _eval(args: argparse.Namespace, words: list[str]) -> dict[str, object]:
 
 
 def _rate_accuracy(args: argparse.Namespace, words: list[str]) -> dict[str, object]:
-    from tqdm import tqdm
-
     from benchmarks.data import load_dataset
     from benchmarks.judge import Judge
     from benchmarks.points import PointStore
-    from benchmarks.rate_accuracy import Progress, RateAccuracy
+    from benchmarks.progress import progress_bar
+    from benchmarks.rate_accuracy import NAME, RateAccuracy
+    from benchmarks.rows import group_points, rows_of
     from benchmarks.summary import summarise_run
     from benchmarks.tables import print_points
     from benchmarks.testbed import describe
 
-    families, peers = _families(args.families), _peers(args.peers)
+    families, peers = parse_families(args.families), parse_peers(args.peers)
     data = load_dataset(args.data, args.limit, args.seed)
     started = time.monotonic()
     judge = Judge(args.clip)
-    store = PointStore(Path(args.json + ".points"), data.labels)
-    pause_s = 0.2 if sys.stderr.isatty() else 10.0  # a log file needs no line for every batch
-    with (
-        _ended_by_sigterm(),
-        tqdm(
-            total=0, desc=data.name, unit="image", file=sys.stderr, smoothing=0, dynamic_ncols=True, mininterval=pause_s
-        ) as bar,
-    ):
-
-        def planned(count: int) -> None:
-            bar.total += count
-
-        def skipped(count: int) -> None:
-            bar.initial += count  # the rate, and so the ETA, is of what this run measures
-            bar.update(count)
-
-        progress = Progress(bar.update, skipped, planned, lambda name: bar.set_postfix_str(name, refresh=False))
-        run = RateAccuracy(data, judge, args.clip, args.prompt_set, args.seed, store, progress=progress)
-        points = run.run(families, peers)
+    context = {"command": shlex.join(["thinwire-bench", *words]), "testbed": describe()}
+    store = PointStore(Path(args.json + ".points"), NAME, context)
+    prompts = {args.prompt_set: PROMPT_SETS[args.prompt_set]}
+    with ended_by_sigterm(), progress_bar(data.name) as progress:
+        run = RateAccuracy(data, judge, args.clip, prompts, args.seed, store, progress=progress)
+        (group,) = group_points(run.run(families, peers))
+    points = rows_of(group)
     document = {
         "benchmark": "rate-accuracy",
-        "command": shlex.join(["thinwire-bench", *words]),
-        "testbed": describe(),
+        **context,
         "seed": args.seed,
         "n": len(data.items),
         "data": {"name": data.name, "sha256": data.sha256, "images": data.total, "labels": len(data.labels)},
@@ -201,38 +206,34 @@ def _rate_accuracy(args: argparse.Namespace, words: list[str]) -> dict[str, obje
     return document
 
 
-@contextlib.contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """SIGTERM ends this process as Ctrl-C does, so that no server outlives it."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def _study(args: argparse.Namespace, words: list[str]) -> dict[str, object]:
+    from benchmarks.study import PRESETS, Study, run_study
+    from benchmarks.testbed import describe
+
+    study = Study(
+        PRESETS[args.preset],
+        Path(args.data_dir),
+        Path(args.out),
+        parse_families(args.families),
+        parse_peers(args.peers),
+        args.clip,
+        {"command": shlex.join(["thinwire-bench", *words]), "testbed": describe()},
+        args.seed,
+        args.limit,
+        [name.strip() for name in (args.data or "").split(",") if name.strip()],
+        args.skip_existing,
+    )
+    return run_study(study, args.only)
 
 
-def _families(text: str) -> list[Bundle]:
-    """Loaded bundles, each once. Raises `BundleError`."""
-    from thinwire.bundle import load_bundle, resolve_bundle, shipped_bundles
+def _report(args: argparse.Namespace, words: list[str]) -> dict[str, object]:
+    from benchmarks.study_report import write_study_report
 
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    paths = [
-        path for name in names for path in (shipped_bundles().values() if name == "all" else [resolve_bundle(name)])
-    ]
-    return [load_bundle(path) for path in dict.fromkeys(path.resolve() for path in paths)]
+    files = write_study_report(Path(args.out))
+    return {"benchmark": "report", "out": args.out, "files": {name: str(path) for name, path in files.items()}}
 
 
-def _peers(text: str) -> list[Peer]:
-    from benchmarks.peers import PEERS, UnknownPeer
-
-    names = list(dict.fromkeys(name.strip().lower() for name in text.split(",") if name.strip()))
-    for name in names:
-        if name not in PEERS:
-            raise UnknownPeer(f"--peers: {name!r} is unknown: use any of {', '.join(PEERS)}")
-    return [PEERS[name] for name in names]
+RUN = {"eval": _eval, "rate-accuracy": _rate_accuracy, "study": _study, "report": _report}
 
 
 def _print_table(results: list[dict[str, object]], title: str) -> None:

@@ -1,31 +1,20 @@
-"""Labelled images from a tar or a folder, sampled the same way every time.
-
-Three layouts are read: a tar that holds NAME/labels.csv, a folder that holds labels.csv (both with the columns
-`path` and `class`, paths relative to the csv), and a folder of class folders (ImageFolder).
-"""
+"""Labelled images and captions from a tar or a folder, sampled the same way every time; see `benchmarks.layouts`."""
 
 from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import os
-import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import ClassVar
 
 import numpy as np
 
-from thinwire.errors import ThinwireError
+from benchmarks.layouts import DataError, open_files, open_listing
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".jp2")
-
-
-class DataError(ThinwireError):
-    """A data set cannot be read; the message names the file and what is wrong with it."""
-
-    reason: ClassVar[str] = "BAD_DATA"
+__all__ = ["CaptionItem", "Captions", "DataError", "Dataset", "Item", "find_datasets", "load_captions", "load_dataset"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +31,7 @@ class Dataset:
 
     `labels` are those of the whole set, whatever was sampled: leaving some out would make the task easier.
     `sha256` is over the names and bytes of the sampled files alone, so equal hashes mean the same pictures.
+    `templates`: the set's own prompt templates, {} for the label; empty where it brings none.
     """
 
     name: str
@@ -50,8 +40,32 @@ class Dataset:
     sha256: str
     total: int
     _read: Callable[[str], bytes]
+    templates: tuple[str, ...] = ()
 
     def read(self, item: Item) -> bytes:
+        """The bytes of the item's file."""
+        return self._read(item.name)
+
+
+@dataclass(frozen=True)
+class CaptionItem:
+    """One image with what people said of it."""
+
+    name: str
+    captions: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Captions:
+    """A sample of an image-caption set, for retrieval; `sha256` as of `Dataset`, the captions included."""
+
+    name: str
+    items: tuple[CaptionItem, ...]
+    sha256: str
+    total: int
+    _read: Callable[[str], bytes]
+
+    def read(self, item: CaptionItem) -> bytes:
         """The bytes of the item's file."""
         return self._read(item.name)
 
@@ -71,89 +85,108 @@ def load_dataset(source: str | os.PathLike[str], limit: int | None = None, seed:
     The same seed gives the same items in the same order, and a smaller limit gives a prefix of a larger one.
     Raises `DataError` when the set is missing, empty, of no known layout, or names files that are not there.
     """
-    if limit is not None and limit < 1:
-        raise DataError(f"a limit of {limit} leaves no images: give 1 or more")
     path = Path(source)
-    if path.is_dir():
-        rows, read = _open_folder(path)
-    elif path.is_file():
-        rows, read = _open_tar(path)
-    else:
-        raise DataError(f"{path}: there is no such tar or folder")
-    if not rows:
+    order = _sampler(limit, seed)
+    listing = open_listing(path)
+    if not listing.rows:
         raise DataError(f"{path}: lists no images")
-    labels = tuple(sorted({label_text(name) for _, name in rows}))
+    labels = tuple(dict.fromkeys(map(label_text, listing.classes or sorted({name for _, name in listing.rows}))))
+    if not listing.classes:
+        labels = tuple(sorted(labels))
     index = {label: place for place, label in enumerate(labels)}
-    rows.sort()  # the order on disk or in the csv must not change what a seed means
-    order = np.random.default_rng(seed).permutation(len(rows))[:limit]
-    items = tuple(Item(rows[place][0], index[label_text(rows[place][1])]) for place in order)
-    name = path.resolve().name.removesuffix(".tar")
-    return Dataset(name, items, labels, _manifest_hash(items, read), len(rows), read)
+    rows = sorted(listing.rows)  # the order on disk or in the csv must not change what a seed means
+    items = tuple(Item(rows[place][0], index[label_text(rows[place][1])]) for place in order(len(rows)))
+    digest = _manifest_hash((item.name for item in items), listing.read)
+    return Dataset(_name(path), items, labels, digest, len(rows), listing.read, listing.templates)
 
 
-def _manifest_hash(items: tuple[Item, ...], read: Callable[[str], bytes]) -> str:
-    """SHA-256 over the sorted lines `sha256(bytes)  name`, as hex: what `sha256sum` of the files would print."""
-    manifest = hashlib.sha256()
-    for name in sorted(item.name for item in items):
-        manifest.update(f"{hashlib.sha256(read(name)).hexdigest()}  {name}\n".encode())
-    return manifest.hexdigest()
+def find_datasets(folder: str | os.PathLike[str]) -> dict[str, Path]:
+    """Labelled sets by name: those in `folder` (tars, subfolders), or `folder` itself where it holds none."""
+    path = Path(folder)
+    if not path.is_dir():
+        raise DataError(f"{path}: there is no such folder")
+    candidates = sorted(each for each in path.iterdir() if each.is_dir() or ".tar" in each.suffixes)
+    found = {_name(each): each for each in candidates if _is_labelled(each)}
+    return found or ({_name(path): path} if _is_labelled(path) else {})
 
 
-def _open_tar(path: Path) -> tuple[list[tuple[str, str]], Callable[[str], bytes]]:
+def _is_labelled(path: Path) -> bool:
     try:
-        archive = tarfile.open(path)  # noqa: SIM115 - stays open as long as images are read from it
-        members = {str(PurePosixPath(member.name)): member for member in archive if member.isfile()}
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise DataError(f"{path}: is no readable tar ({error})") from error
-    lists = sorted((name for name in members if PurePosixPath(name).name == "labels.csv"), key=lambda n: n.count("/"))
+        return bool(open_listing(path).rows)
+    except DataError:
+        return False
+
+
+def load_captions(source: str | os.PathLike[str], limit: int | None = None, seed: int = 0) -> Captions:
+    """Reads an image-caption csv: `source` is the csv, a folder or a tar that holds captions.csv or labels.csv.
+
+    The image's column is called path, image, filepath or file_name; captions are all columns that begin with caption,
+    title or sentence, and an image may have several lines. Comma or tab separates. Sampling is as in `load_dataset`.
+    Raises `DataError`.
+    """
+    path = Path(source)
+    order = _sampler(limit, seed)
+    if path.is_file() and path.suffix in (".csv", ".tsv", ".txt"):
+        root, wanted = path.parent, (path.name,)
+    else:
+        root, wanted = path, ("captions.csv", "captions.txt", "captions.tsv", "labels.csv")
+    names, read = open_files(root)
+    lists = [name for last in wanted for name in sorted(names) if PurePosixPath(name).name == last]
     if not lists:
-        raise DataError(f"{path}: holds no NAME/labels.csv")
-    root = PurePosixPath(lists[0]).parent
-
-    def read(name: str) -> bytes:
-        with archive.extractfile(members[str(root / name)]) as file:
-            return file.read()
-
-    rows = _rows(read("labels.csv"), f"{path}:{lists[0]}")
-    for name, _ in rows:
-        if str(root / name) not in members:
-            raise DataError(f"{path}: labels.csv names {name}, which the tar does not hold")
-    return rows, read
-
-
-def _open_folder(path: Path) -> tuple[list[tuple[str, str]], Callable[[str], bytes]]:
-    def read(name: str) -> bytes:
-        try:
-            return (path / name).read_bytes()
-        except OSError as error:
-            raise DataError(f"{path / name}: cannot be read ({error.strerror or error})") from error
-
-    if (path / "labels.csv").is_file():
-        rows = _rows(read("labels.csv"), str(path / "labels.csv"))
-        for name, _ in rows:
-            if not (path / name).is_file():
-                raise DataError(f"{path}: labels.csv names {name}, which is not there")
-        return rows, read
-    rows = [
-        (file.relative_to(path).as_posix(), file.relative_to(path).parts[0])
-        for file in path.rglob("*")
-        if file.suffix.lower() in IMAGE_SUFFIXES and len(file.relative_to(path).parts) > 1
-    ]
+        raise DataError(f"{path}: holds no {' or '.join(wanted)}")
+    base = PurePosixPath(lists[0]).parent
+    images: dict[str, list[str]] = {}
+    for image, caption in _captions(read(lists[0]), f"{path}:{lists[0]}"):
+        name = next(
+            (
+                str(each)
+                for each in (base / image, base / "Images" / image, base / "images" / image)
+                if str(each) in names
+            ),
+            None,
+        )
+        if name is None:
+            raise DataError(f"{path}: {lists[0]} names {image}, which is not there")
+        images.setdefault(name, []).append(caption)
+    rows = sorted(images.items())
     if not rows:
-        raise DataError(f"{path}: holds neither labels.csv nor class folders with images")
-    return rows, read
+        raise DataError(f"{path}: lists no captions")
+    items = tuple(CaptionItem(rows[place][0], tuple(rows[place][1])) for place in order(len(rows)))
+    said = hashlib.sha256(repr(sorted((item.name, item.captions) for item in items)).encode()).hexdigest()
+    digest = hashlib.sha256((_manifest_hash((i.name for i in items), read) + said).encode()).hexdigest()
+    return Captions(_name(path), items, digest, len(rows), read)
 
 
-def _rows(data: bytes, name: str) -> list[tuple[str, str]]:
-    """(path, class) of every line of a csv."""
+def _captions(data: bytes, name: str) -> list[tuple[str, str]]:
+    """(image, caption) of every caption of a csv."""
     try:
-        table = csv.DictReader(data.decode("utf-8-sig").splitlines())
-        if not {"path", "class"} <= set(table.fieldnames or ()):
-            raise DataError(f"{name}: needs the columns path and class, has {', '.join(table.fieldnames or ())}")
-        rows = [(row["path"], row["class"]) for row in table]
+        text = data.decode("utf-8-sig")
+        first = text.partition("\n")[0]
+        table = csv.DictReader(io.StringIO(text), delimiter="\t" if "\t" in first else ",")
+        fields = [field or "" for field in table.fieldnames or ()]
+        image = next((each for each in fields if each in ("path", "image", "filepath", "file_name", "filename")), None)
+        columns = [each for each in fields if each.startswith(("caption", "title", "sentence"))]
+        if image is None or not columns:
+            raise DataError(f"{name}: needs a column path (or image) and caption columns, has {', '.join(fields)}")
+        return [(row[image], row[each].strip()) for row in table for each in columns if (row[each] or "").strip()]
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{name}: is no UTF-8 csv ({error})") from error
-    for line, (path, label) in enumerate(rows, start=2):
-        if not path or not label or not label.strip():
-            raise DataError(f"{name}: line {line} lacks its path or class")
-    return rows
+
+
+def _sampler(limit: int | None, seed: int) -> Callable[[int], np.ndarray]:
+    if limit is not None and limit < 1:
+        raise DataError(f"a limit of {limit} leaves no images: give 1 or more")
+    return lambda count: np.random.default_rng(seed).permutation(count)[:limit]
+
+
+def _name(path: Path) -> str:
+    name = path.resolve().name
+    return name.partition(".tar")[0] if path.is_file() else name
+
+
+def _manifest_hash(names: Iterable[str], read: Callable[[str], bytes]) -> str:
+    """SHA-256 over the sorted lines `sha256(bytes)  name`, as hex: what `sha256sum` of the files would print."""
+    manifest = hashlib.sha256()
+    for name in sorted(names):
+        manifest.update(f"{hashlib.sha256(read(name)).hexdigest()}  {name}\n".encode())
+    return manifest.hexdigest()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -46,9 +46,9 @@ class Peer:
     version: Callable[[], str]
 
 
-def sides(height: int, width: int) -> list[tuple[int, int]]:
+def sides(height: int, width: int, wanted: Sequence[int] = SIDES) -> list[tuple[int, int]]:
     """(height, width) of each size at which a view is sent, the view itself first."""
-    return [(max(1, round(height * side / FULL_SIDE)), max(1, round(width * side / FULL_SIDE))) for side in SIDES]
+    return [(max(1, round(height * side / FULL_SIDE)), max(1, round(width * side / FULL_SIDE))) for side in wanted]
 
 
 def encode(peer: Peer, view: np.ndarray, height: int, width: int, value: float) -> bytes:
@@ -62,12 +62,6 @@ def encode(peer: Peer, view: np.ndarray, height: int, width: int, value: float) 
 def restore(peer: Peer, data: bytes, height: int, width: int) -> np.ndarray:
     """File → uint8 (height, width, 3), what CLIP is shown: decoded and enlarged as the server does."""
     return canonical_view(peer.decode(data), height, width)
-
-
-def psnr_db(view: np.ndarray, seen: np.ndarray) -> float:
-    """Peak signal-to-noise ratio of two uint8 views, dB; 100 for equal ones, so that means stay finite."""
-    error = float(np.mean((view.astype(np.float32) - seen.astype(np.float32)) ** 2))
-    return min(100.0, 10 * np.log10(255**2 / error)) if error else 100.0
 
 
 def _by_pillow(

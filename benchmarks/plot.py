@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.rate_accuracy import FAMILY, PEER
+from benchmarks.grid import FAMILY, PEER
 from benchmarks.summary import LEVELS
 
 FAMILY_COLOURS = ("#D55E00", "#0072B2", "#CC79A7", "#332288")
@@ -17,11 +17,26 @@ NAMES = {"jpeg": "JPEG", "webp": "WebP", "avif": "AVIF", "jxl": "JPEG XL", "jpeg
 BYTE_TICKS = (10, 20, 50, 100, 200, 300, 500, 1000, 2000, 5000, 10000, 20000)
 
 
+NO_DATES = {".png": {"Software": None}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
+"""Metadata that would make two pictures of the same points differ."""
+
+
+def codec_title(codec: str) -> str:
+    """A codec as people write it; a version (codec@version) stays behind it.
+
+    >>> codec_title("jxl@1a2b3c")
+    'JPEG XL@1a2b3c'
+    """
+    name, at, version = codec.partition("@")
+    return NAMES.get(name, name) + at + version
+
+
 def plot(rows: Sequence[dict], path: Path, title: str) -> None:
     """Writes the picture; its format follows the file's name (png, svg, pdf). Makes the folder."""
     import matplotlib
 
     matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "thinwire"  # ids in an SVG are random otherwise
     from matplotlib import pyplot
     from matplotlib.ticker import FixedLocator, NullFormatter, StrMethodFormatter
 
@@ -29,8 +44,9 @@ def plot(rows: Sequence[dict], path: Path, title: str) -> None:
     shown: list[dict] = []
     for codec in dict.fromkeys(row["codec"] for row in rows if row["kind"] == PEER):
         own = _hull(rows, codec)
-        style = {"color": PEER_COLOURS.get(codec, "#666666"), "marker": MARKERS.get(codec, "+")}
-        _curve(axes, own, f"{NAMES.get(codec, codec)}, best size × quality", 0.10, lw=1.2, ls="--", ms=4, **style)
+        base = codec.partition("@")[0]
+        style = {"color": PEER_COLOURS.get(base, "#666666"), "marker": MARKERS.get(base, "+")}
+        _curve(axes, own, f"{codec_title(codec)}, best size × quality", 0.10, lw=1.2, ls="--", ms=4, **style)
         shown += own
     for place, codec in enumerate(dict.fromkeys(row["codec"] for row in rows if row["kind"] == FAMILY)):
         own = sorted(
@@ -57,7 +73,7 @@ def plot(rows: Sequence[dict], path: Path, title: str) -> None:
             title_fontsize=8,
             alignment="left",
         )
-    axes.set_ylim(0, 1.08)
+    axes.set_ylim(0, max([1.08, *(row["top1_relative"] + 0.04 for row in shown)]))  # a codec may beat the original
     axes.set_yticks(sorted({0.0, 0.2, 0.4, 0.6, 0.8, 1.0, *LEVELS}))
     axes.set_xlabel("mean bytes an image, headers included (B, log scale)")
     axes.set_ylabel("relative top-1 (through the codec ÷ uncompressed)")
@@ -65,7 +81,7 @@ def plot(rows: Sequence[dict], path: Path, title: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="x", color="#eeeeee", zorder=0)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150, metadata={"Software": None} if path.suffix == ".png" else None)
+    figure.savefig(path, dpi=150, metadata=NO_DATES.get(path.suffix))
     pyplot.close(figure)
 
 

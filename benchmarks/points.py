@@ -1,99 +1,127 @@
-"""Measured operating points on disk: one file each, named by everything that its numbers depend on.
+"""Measured operating points on disk: one JSON file each, named by everything that its numbers depend on.
 
 A run that is killed loses the point that it was measuring and no other; a run with any other images, labels, weights,
-CLIP, prompts, settings or code version finds none of these files, so that two configurations never mix. Files hold what
-was measured image by image; accuracies and intervals are computed from them anew each time.
+CLIP, prompts, settings, versions or machine finds none of these files, so that two configurations never mix. Files hold
+what was measured image by image; accuracies, intervals, tables and plots are computed from them anew each time.
+docs/benchmarks.md describes the file.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
+import re
 import tempfile
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar
 
 from benchmarks.data import Dataset
-from benchmarks.evaluate import Record
+from thinwire.errors import ThinwireError
 
-VERSION = 1
+SCHEMA = "thinwire-bench/point/1"
+VERSION = 2
 """Part of every key. Raise it when the same settings give other numbers than before."""
 
 
-def task_key(data: Dataset, clip_id: str, prompt_set: str, seed: int) -> dict[str, object]:
-    """What all points of a run share. The hash of the pictures alone would miss a corrected label."""
+class ResultsError(ThinwireError):
+    """A folder of results cannot be used; the message says what is wrong with it."""
+
+    reason: ClassVar[str] = "BAD_RESULTS"
+
+
+def data_key(data: Dataset) -> dict[str, object]:
+    """Which pictures in which order, with which labels: the pictures' hash alone would miss a corrected label."""
     answers = json.dumps([[item.name, item.target] for item in data.items] + [list(data.labels)], ensure_ascii=False)
     return {
-        "version": VERSION,
+        "data": data.name,
         "data_sha256": data.sha256,
         "answers_sha256": hashlib.sha256(answers.encode("utf-8", "surrogatepass")).hexdigest(),
-        "clip": clip_id,
-        "prompt_set": prompt_set,
         "n": len(data.items),
-        "seed": seed,
     }
 
 
+@dataclass(frozen=True)
 class PointStore:
-    """A folder of records. `labels` are the data set's: predictions are stored as their indices."""
+    """A folder of points of one experiment. `context`: what every file says beside its key (testbed, command, ...)."""
 
-    def __init__(self, folder: Path, labels: Sequence[str]) -> None:
-        self.folder = folder
-        self._labels = tuple(labels)
-        self._index = {label: place for place, label in enumerate(labels)}
+    folder: Path
+    experiment: str
+    context: Mapping[str, object]
+    skip_existing: bool = True
 
     def path(self, key: Mapping[str, object]) -> Path:
-        text = json.dumps(key, sort_keys=True, ensure_ascii=True, allow_nan=False)
-        name = (
-            "-".join(str(key[part]) for part in ("codec", "rate") if key.get(part)).replace("/", "_").replace(" ", "-")
-        )
-        return self.folder / f"{name[:80]}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
+        text = json.dumps(self._whole(key), sort_keys=True, ensure_ascii=True, allow_nan=False)
+        said = (str(key[part]) for part in ("data", "photo", "codec", "rate") if key.get(part))
+        name = re.sub(r"[^\w.@+-]+", "-", "-".join(said))[:100]
+        return self.folder / self.experiment / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
 
-    def load(self, key: Mapping[str, object]) -> Record | None:
-        """The record of this very key; None when it is not there or its file is damaged (it is then measured again)."""
-        try:
-            stored = json.loads(self.path(key).read_text(encoding="utf-8"))
-            if stored["key"] != json.loads(json.dumps(key)):
-                return None
-            record = Record(
-                stored["codec"],
-                stored["rate"],
-                [tuple(self._labels[place] for place in ranked) for ranked in stored["predictions"]],
-                *([math.nan if x is None else x for x in stored[name]] for name in ("sent_bytes", "encode_ms")),
-                [math.nan if x is None else x for x in stored["round_trip_ms"]],
-                stored["messages"],
-                [math.nan if x is None else x for x in stored["psnr_db"]],
-            )
-        except (OSError, ValueError, KeyError, TypeError, IndexError):
+    def load(self, key: Mapping[str, object]) -> dict[str, Any] | None:
+        """The point of this very key; None when it is not there or its file is damaged (it is then measured again)."""
+        if not self.skip_existing:
             return None
-        counts = {len(record.predictions), len(record.sent_bytes), len(record.encode_ms), len(record.psnr_db)}
-        return record if counts == {key["n"]} else None
-
-    def save(self, key: Mapping[str, object], record: Record) -> None:
-        """Writes a record whole or not at all."""
-        stored = {
-            "key": dict(key),
-            "codec": record.codec,
-            "rate": record.rate,
-            "predictions": [[self._index[label] for label in ranked] for ranked in record.predictions],
-            "sent_bytes": _plain(record.sent_bytes),
-            "encode_ms": _plain(record.encode_ms),
-            "round_trip_ms": _plain(record.round_trip_ms),
-            "messages": record.messages,
-            "psnr_db": _plain(record.psnr_db),
-        }
-        self.folder.mkdir(parents=True, exist_ok=True)
-        handle, partial = tempfile.mkstemp(dir=self.folder, suffix=".partial")
         try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump(stored, file, separators=(",", ":"), allow_nan=False)
-            os.replace(partial, self.path(key))
-        except BaseException:
-            Path(partial).unlink(missing_ok=True)
-            raise
+            point = read_point(self.path(key))
+        except ResultsError:
+            return None
+        return point if point["key"] == json.loads(json.dumps(self._whole(key))) else None
+
+    def save(self, key: Mapping[str, object], content: Mapping[str, object], wall_s: float) -> dict[str, Any]:
+        """Writes a point whole or not at all, and returns it as a later `load` will."""
+        point = {
+            "schema": SCHEMA,
+            "experiment": self.experiment,
+            "key": self._whole(key),
+            **self.context,
+            "measured_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "wall_s": round(wall_s, 2),
+            **content,
+        }
+        path = self.path(key)
+        write_whole(path, json.dumps(point, separators=(",", ":"), ensure_ascii=False, allow_nan=False) + "\n")
+        return read_point(path)
+
+    def _whole(self, key: Mapping[str, object]) -> dict[str, object]:
+        return {"version": VERSION, **key}
 
 
-def _plain(values: Sequence[float]) -> list[float | None]:
-    return [round(float(value), 4) if math.isfinite(value) else None for value in values]
+def write_whole(path: Path, text: str | bytes) -> None:
+    """Writes a file so that a reader, or the next run after a kill, finds the old one or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, partial = tempfile.mkstemp(dir=path.parent, suffix=".partial")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text)
+        os.chmod(partial, 0o644)  # mkstemp's 0600 would keep a web server from showing a report
+        os.replace(partial, path)
+    except BaseException:
+        Path(partial).unlink(missing_ok=True)
+        raise
+
+
+def read_point(path: Path) -> dict[str, Any]:
+    """A point's file. Raises `ResultsError` when it is missing, damaged or of another schema."""
+    try:
+        point = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ResultsError(f"{path}: is no readable point ({error}): remove it and run the study again") from error
+    if not isinstance(point, dict) or point.get("schema") != SCHEMA or not {"key", "experiment"} <= set(point):
+        raise ResultsError(f"{path}: is no point of schema {SCHEMA}: remove it and run the study again")
+    return point
+
+
+def read_points(folder: Path, experiment: str) -> list[dict[str, Any]]:
+    """Every point of an experiment, sorted by file name: the order of measuring must not change a report."""
+    return [read_point(path) for path in point_paths(folder, experiment)]
+
+
+def point_paths(folder: Path, experiment: str) -> list[Path]:
+    return sorted((folder / experiment).glob("*.json"))
+
+
+def numbers(values: Iterable[float | None], digits: int = 4) -> list[float | None]:
+    """Measured values for JSON: NaN and None, for what was not measured, become null."""
+    return [None if value is None or value != value else round(float(value), digits) for value in values]

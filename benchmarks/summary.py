@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from benchmarks.rate_accuracy import FAMILY, PEER
+from benchmarks.grid import FAMILY, PEER
 from benchmarks.statistics import Crossing, cost_at
 
 LEVELS = (0.90, 0.85)

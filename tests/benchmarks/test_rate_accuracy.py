@@ -16,17 +16,25 @@ from tests.tiny_bundle import make_tiny_bundle, synthetic_views
 
 pytest.importorskip("torch")
 
-from benchmarks import cli, points, rate_accuracy
+from benchmarks import cli, grid, points, rate_accuracy
 from benchmarks.data import load_dataset
-from benchmarks.evaluate import Record, png_bytes, summarise
-from benchmarks.judge import ClipsDiffer, Judge
+from benchmarks.evaluate import png_bytes
+from benchmarks.grid import PEER, Point, peer_points
+from benchmarks.judge import ClipsDiffer, Judge, Synthesis
+from benchmarks.measure import Sight, measure_family
 from benchmarks.peers import PEERS, encode, restore
-from benchmarks.points import PointStore, task_key
-from benchmarks.rate_accuracy import PEER, Point, Progress, RateAccuracy, peer_points
+from benchmarks.points import PointStore, ResultsError, data_key, point_paths, read_points
+from benchmarks.progress import Progress
+from benchmarks.rate_accuracy import RateAccuracy
+from benchmarks.rows import group_points, rows_of
 from benchmarks.summary import summarise_run
+from benchmarks.views import Originals, Views
+from benchmarks.wire_bytes import wire_meter
 from cloud.assemble import open_engine
 from cloud.server import background_server
 from edge import Client
+from edge.client import Question
+from thinwire.prompts import PROMPT_SETS
 
 KEYS = {
     "codec",
@@ -111,17 +119,59 @@ def test_in_process_answers_are_the_servers(client, judge):
         assert {each.label: each.probability for each in sent} == probabilities(seen)
 
 
-def test_a_family_without_pixels_has_no_psnr(client, pack):
-    """Packets of an embedding go the same way; there is no picture to compare."""
+@pytest.fixture
+def sight(pack, judge):
     data = load_dataset(pack)
-    point = rate_accuracy.family_points(client.bundle, "tiny")[1]
+    views = Views(data, 64, 64)
+    prompts = {name: PROMPT_SETS[name] for name in ("7", "1")}
+    with wire_meter(data.labels) as meter:
+        yield Sight(views, Originals(views, judge), judge, meter, prompts)
+
+
+def test_a_family_is_asked_over_the_wire_and_looked_at_here(client, judge, sight):
     ticks = []
-    views = rate_accuracy.Views(data, 64, 64)
-    record = rate_accuracy.measure_rate(client, None, data, views, point, "1", lambda: ticks.append(1))
-    row = summarise(record, [data.labels[item.target] for item in data.items], record, 64 * 64)
-    assert len(ticks) == row["n"] == 8
-    assert row["psnr_db"] is None
-    assert row["bytes_mean"] > 0
+    sight.tick = ticks.append
+    for point in grid.family_points(client.bundle, "tiny")[::2]:
+        done = measure_family(client, Synthesis(client.bundle, judge), point, sight)
+        content = done.content()
+        assert (content["failed"], content["wire_disagreements"]) == (0, 0)
+        images = content["images"]
+        for index, item in enumerate(sight.data.items):
+            told = client.classify(sight.views[index], sight.data.labels, 3, "7", point.rate)
+            assert content["answers"]["7"]["top"][index] == [sight.data.labels.index(p.label) for p in told.predictions]
+            assert content["answers"]["7"]["probability"][index] == pytest.approx(told.best.probability, abs=1e-5)
+            similarity = {p.label: p.similarity for p in told.predictions}
+            own = similarity.pop(sight.data.labels[item.target])
+            assert content["answers"]["7"]["true_similarity"][index] == pytest.approx(own, abs=1e-5)
+            assert content["answers"]["7"]["other_similarity"][index] == pytest.approx(
+                max(similarity.values()), abs=1e-5
+            )
+            single = client.classify(sight.views[index], sight.data.labels, 1, "1", point.rate)
+            assert sight.data.labels[content["answers"]["1"]["top"][index][0]] == single.best.label
+            assert images["packet_bytes"][index] == told.packet_bytes
+            assert images["packet_bytes"][index] < images["message_bytes"][index] < images["wire_bytes"][index]
+        assert all(-1 <= value <= 1 for value in images["pooled_cosine"] + images["patch_cosine"])
+        assert images["ms_ssim"] == [None] * 8  # 64 pixels are too few for five scales
+    assert sum(ticks) == 2 * 8
+
+
+def test_wire_bytes_are_the_message_in_its_frames(sight):
+    """Measured bytes: headers and frames of a warm connection around the message, the same for equal messages."""
+    question = Question.check(LABELS, 3, "7")
+    overheads = set()
+    for size in (100, 1000, 10_000):
+        message, wire = sight.meter.measure(question, packet=bytes(size))
+        assert message == question.request(packet=bytes(size)).ByteSize()
+        overheads.add(wire - message)
+    assert all(14 <= each < 200 for each in overheads)  # at least a frame's 9 and gRPC's 5 bytes
+
+
+def test_originals_agree_with_themselves(sight, judge):
+    seen = judge.look([sight.views[index] for index in range(3)])
+    original = sight.originals.look([0, 1, 2])
+    assert np.allclose((seen.embeddings * original.embeddings).sum(axis=1), 1, atol=1e-5)
+    assert seen.patches.shape == original.patches.shape
+    assert np.allclose(sight.originals.look([2, 0]).embeddings, original.embeddings[[2, 0]])
 
 
 def test_another_clip_on_the_server_is_noticed(client, tmp_path, judge):
@@ -155,7 +205,7 @@ def test_command_line_end_to_end_and_again(capsys, tmp_path, pack, clip, tiny_bu
     assert all(row["n"] == 8 and row["failed"] == 0 and row["bytes_mean"] > 0 for row in rows)
     assert all(row["psnr_db"] > 3 for row in of["family"] + of["peer"])
     assert all(row["encode_ms_p50"] > 0 for row in rows)
-    assert of["peer"][0]["parameters"]["side"] == 64
+    assert max(row["parameters"]["side"] for row in of["peer"]) == 64
     for codec in ("tiny", "jpeg", "avif"):
         hull = sorted((r["bytes_mean"], r["top1"]) for r in rows if r["codec"] == codec and r["hull"])
         assert hull
@@ -189,10 +239,11 @@ def test_wrong_use_is_told(capsys, tmp_path, pack):
 
 def experiment(tmp_path, pack, judge, limit=None, **other) -> RateAccuracy:
     data = load_dataset(pack, limit)
-    store = PointStore(tmp_path / "points", data.labels)
-    return RateAccuracy(data, judge, "unused", "1", 0, store, **other)
+    store = PointStore(tmp_path / "points", "rate-accuracy", CONTEXT)
+    return RateAccuracy(data, judge, "unused", {"1": PROMPT_SETS["1"]}, 0, store, **other)
 
 
+CONTEXT = {"command": "thinwire-bench test", "testbed": {"cpu": "any"}}
 JPEG = [replace(PEERS["jpeg"], ladder=(5, 35))]
 POINTS = 1 + 6 * 2
 
@@ -212,7 +263,7 @@ def test_a_killed_run_loses_one_point_at_most(tmp_path, pack, judge):
     with pytest.raises(Killed):
         first.run([], JPEG)
     assert first.measured == 5
-    assert not list((tmp_path / "points").glob("*.partial"))
+    assert not list((tmp_path / "points").rglob("*.partial"))
     skipped = []
     second = experiment(tmp_path, pack, judge, progress=Progress(skipped=skipped.append))
     rows = second.run([], JPEG)
@@ -234,6 +285,31 @@ def test_whatever_changes_the_numbers_changes_the_key(tmp_path, pack, judge, mon
     assert _measured(experiment(tmp_path, pack, judge)) == POINTS
 
 
+def test_another_machine_or_prompt_set_is_another_configuration(tmp_path, pack, judge):
+    assert _measured(experiment(tmp_path, pack, judge)) == POINTS
+    elsewhere = experiment(tmp_path, pack, judge)
+    elsewhere.store = PointStore(tmp_path / "points", "rate-accuracy", {**CONTEXT, "testbed": {"cpu": "another"}})
+    assert _measured(elsewhere) == POINTS
+    more = experiment(tmp_path, pack, judge)
+    more.prompts = {name: PROMPT_SETS[name] for name in ("1", "7")}
+    assert _measured(more) == POINTS
+    groups = group_points(read_points(tmp_path / "points", "rate-accuracy"))
+    assert [len(group.points) for group in groups] == [POINTS] * 3
+    assert len({group.title for group in groups}) == 3
+
+
+def test_two_versions_of_a_codec_are_two_curves(tmp_path, pack, judge):
+    experiment(tmp_path, pack, judge).run([], JPEG)
+    newer = [replace(JPEG[0], version=lambda: "a newer library")]
+    experiment(tmp_path, pack, judge).run([], newer)
+    (group,) = group_points(read_points(tmp_path / "points", "rate-accuracy"))
+    rows = rows_of(group)
+    assert len(rows) == 1 + 2 * 12
+    codecs = {row["codec"] for row in rows}
+    assert len(codecs) == 3
+    assert all(each.startswith("jpeg@") for each in codecs - {"uncompressed"})
+
+
 def _measured(run: RateAccuracy) -> int:
     run.run([], JPEG)
     return run.measured
@@ -243,7 +319,7 @@ def test_a_decoder_trained_further_is_another_point(tmp_path, tiny_bundle_with_d
     bundle = tiny_bundle_with_decoder
     twin = make_tiny_bundle(tmp_path / "twin")  # the same tables and encoder, no decoder: the same model id
     assert twin.model_id == bundle.model_id
-    here, there = (rate_accuracy.family_points(each, "tiny")[0].parameters for each in (bundle, twin))
+    here, there = (grid.family_points(each, "tiny")[0].parameters for each in (bundle, twin))
     assert here != there
     assert {k: v for k, v in here.items() if k != "files"} == {k: v for k, v in there.items() if k != "files"}
 
@@ -251,30 +327,40 @@ def test_a_decoder_trained_further_is_another_point(tmp_path, tiny_bundle_with_d
 def test_broken_images_are_failures_not_ends(tmp_path, judge):
     pack = write_pack(tmp_path / "pack", judge)
     (pack / "a/0.png").write_bytes(b"")
-    rows = experiment(tmp_path, pack, judge).run([], JPEG)
+    found = experiment(tmp_path, pack, judge).run([], JPEG)
+    rows = rows_of(*group_points(found))
     assert {row["failed"] for row in rows} == {1}
     assert all("a/0.png" in row["failure_messages"][0] for row in rows)
     again = experiment(tmp_path, pack, judge).run([], JPEG)
-    assert again == rows
+    assert again == found
 
 
 def test_store_refuses_what_is_damaged(tmp_path, pack):
     data = load_dataset(pack)
-    store = PointStore(tmp_path, data.labels)
-    key = {**task_key(data, "clip#1", "7", 0), "codec": "jpeg", "rate": "64px quality 5", "parameters": {"quality": 5}}
+    store = PointStore(tmp_path, "rate-accuracy", CONTEXT)
+    key = {**data_key(data), "clip": "clip#1", "codec": "jpeg", "rate": "64px quality 5", "parameters": {"quality": 5}}
     assert store.load(key) is None
-    record = Record("jpeg", "64px quality 5")
-    for _ in range(7):
-        record.add_answer(data.labels[:2], 100.0, 1.5, psnr_db=20.0)
-    record.add_failure("x: broken")
-    store.save(key, record)
-    assert repr(store.load(key)) == repr(record)  # repr: NaN is not equal to itself
+    saved = store.save(key, {"codec": "jpeg", "value": 1.5}, 2.0)
+    assert store.load(key) == saved
+    assert (saved["command"], saved["testbed"], saved["wall_s"]) == ("thinwire-bench test", {"cpu": "any"}, 2.0)
     assert store.load({**key, "clip": "clip#2"}) is None
+    assert replace(store, skip_existing=False).load(key) is None
     path = store.path(key)
+    assert point_paths(tmp_path, "rate-accuracy") == [path]
     whole = path.read_bytes()
-    for damaged in (whole[:-20], b"", b"{}", whole.replace(b'"quality": 5', b'"quality": 6').replace(b'y":5', b'y":6')):
+    for damaged in (
+        whole[:-20],
+        b"",
+        b"{}",
+        b"[]",
+        whole.replace(b"point/1", b"point/9"),
+        whole.replace(b'y":5', b'y":6'),
+    ):
         path.write_bytes(damaged)
         assert store.load(key) is None
+    path.write_bytes(b"{")
+    with pytest.raises(ResultsError, match="run the study again"):
+        read_points(tmp_path, "rate-accuracy")
 
 
 def row(kind, codec, size, relative, side=224, ms=2.0) -> dict:

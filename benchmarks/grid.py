@@ -1,0 +1,92 @@
+"""The operating points of a rate-accuracy run: every rate of a bundle, every size x quality of a peer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from benchmarks import peers as codecs
+from benchmarks.peers import Peer
+from thinwire.bundle import Bundle
+
+REFERENCE, FAMILY, PEER = "reference", "family", "peer"
+UNCOMPRESSED = "uncompressed"
+
+
+@dataclass(frozen=True, eq=False)
+class Point:
+    """One way of sending. `parameters` say all that its bytes depend on; they are part of the stored point's key."""
+
+    kind: str
+    codec: str
+    rate: str | None
+    parameters: dict[str, object]
+    peer: Peer | None = None
+    bundle: Bundle | None = None
+
+
+@dataclass(frozen=True)
+class PeerGrid:
+    """How finely peers are searched. `sides`: of a view of 224 pixels; `every`: each n-th value of a dial's ladder."""
+
+    sides: tuple[int, ...] = codecs.SIDES
+    every: int = 1
+
+
+FULL_GRID = PeerGrid()
+QUICK_GRID = PeerGrid(sides=(224, 112, 80, 56), every=3)
+
+
+def reference_point(height: int, width: int) -> Point:
+    """The uncompressed view as a raw PNG."""
+    return Point(REFERENCE, UNCOMPRESSED, None, {"height": height, "width": width, "encoder": "PNG"})
+
+
+def family_points(bundle: Bundle, codec: str) -> list[Point]:
+    """One point for each rate. The model id leaves encoder and decoder weights out, so their hashes are named too."""
+    files = {
+        file: entry["sha256"]
+        for section in (bundle.card.edge, bundle.card.cloud)
+        for file, entry in section["files"].items()
+    }
+    return [
+        Point(
+            FAMILY,
+            codec,
+            rate,
+            {
+                "layers": layers,
+                "model_id": bundle.model_id.hex(),
+                "output": bundle.card.cloud["output"],
+                "view": list(bundle.input_size),
+                "encoder": bundle.encoder_path().name,
+                "files": files,
+            },
+            bundle=bundle,
+        )
+        for rate, layers in bundle.rates.items()
+    ]
+
+
+def peer_points(peer: Peer, height: int, width: int, grid: PeerGrid = FULL_GRID) -> list[Point]:
+    """Every size x setting of a codec, for views of height x width."""
+    return [
+        Point(
+            PEER,
+            peer.name,
+            f"{w}x{h} {peer.dial} {value:g}" if h != w else f"{w}px {peer.dial} {value:g}",
+            {"side": min(h, w), "height": h, "width": w, peer.dial: value, "encoder": peer.version()},
+            peer=peer,
+        )
+        for h, w in codecs.sides(height, width, grid.sides)
+        for value in peer.ladder[:: grid.every]
+    ]
+
+
+def codec_names(bundles: Sequence[Bundle]) -> list[str]:
+    """Names of bundles, told apart where two share one."""
+    names = [bundle.name for bundle in bundles]
+    return [
+        name if names.count(name) == 1 else f"{name}@{bundle.path.resolve().parent.name}/{bundle.path.resolve().name}"
+        for name, bundle in zip(names, bundles)
+    ]

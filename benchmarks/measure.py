@@ -1,0 +1,235 @@
+"""One operating point over all images: what is sent, how long it takes to make, what CLIP makes of what arrives."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from benchmarks import peers as codecs
+from benchmarks.evaluate import MAX_MESSAGES, png_bytes
+from benchmarks.grid import UNCOMPRESSED, Point
+from benchmarks.judge import Judge, Seen, Synthesis
+from benchmarks.metrics import ZeroShot, answer_of, ms_ssim, patch_cosine, pooled_cosine, psnr_db, zero_shot
+from benchmarks.points import numbers
+from benchmarks.views import Originals, Views
+from benchmarks.wire_bytes import WireMeter
+from edge.client import Client, Question, Result
+from edge.errors import ServerUnreachable
+from thinwire.errors import ThinwireError
+
+TIMED_IMAGES = 32
+"""Of a peer's point so many images are encoded while nothing else runs, and timed; the rest beside CLIP, untimed."""
+
+ARRAYS = (
+    "packet_bytes",
+    "message_bytes",
+    "wire_bytes",
+    "encode_ms",
+    "round_trip_ms",
+    "psnr_db",
+    "ms_ssim",
+    "pooled_cosine",
+    "patch_cosine",
+)
+_DIGITS = {"pooled_cosine": 6, "patch_cosine": 6, "ms_ssim": 6}
+
+
+@dataclass
+class Sight:
+    """What all points of one run share. `prompts`: named templates; families are asked the first over the wire."""
+
+    views: Views
+    originals: Originals
+    judge: Judge
+    meter: WireMeter
+    prompts: Mapping[str, tuple[str, ...]]
+    tick: Callable[[int], object] = lambda n: None
+    heads: dict = field(init=False)
+    question: Question = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.data = self.views.data
+        self.main = next(iter(self.prompts))
+        self.heads = self.judge.heads(self.data.labels, self.prompts)
+        self.question = Question.check(self.data.labels, len(self.data.labels), self.main)
+
+    def targets(self, indices: list[int]) -> list[int]:
+        return [self.data.items[index].target for index in indices]
+
+
+class Measurement:
+    """One point's figures, image by image in the order of the data set. A failed image has nulls and no answer."""
+
+    def __init__(self, count: int, prompts: Mapping[str, object]) -> None:
+        self.arrays: dict[str, list[float | None]] = {name: [None] * count for name in ARRAYS}
+        self.answers: dict[str, list[ZeroShot | None]] = {name: [None] * count for name in prompts}
+        self.failures: dict[int, str] = {}
+        self.disagreements = 0
+
+    def put(self, index: int, **values: float | None) -> None:
+        for name, value in values.items():
+            self.arrays[name][index] = value
+
+    def judged(self, sight: Sight, indices: list[int], seen: Seen) -> None:
+        """Cosines against the originals, and the answers of every prompt set that has none yet."""
+        original = sight.originals.look(indices)
+        for index, cosine in zip(indices, pooled_cosine(seen.embeddings, original.embeddings)):
+            self.put(index, pooled_cosine=cosine)
+        if seen.patches is not None and original.patches is not None and seen.patches.shape == original.patches.shape:
+            for index, cosine in zip(indices, patch_cosine(seen.patches, original.patches)):
+                self.put(index, patch_cosine=cosine)
+        for name, head in sight.heads.items():
+            for index, answer in zip(indices, zero_shot(head, seen.embeddings, sight.targets(indices))):
+                told = self.answers[name][index]
+                if told is None:
+                    self.answers[name][index] = answer
+                elif told.top[0] != answer.top[0]:  # the server's word stands; see `wire_disagreements`
+                    self.disagreements += 1
+
+    def content(self) -> dict[str, object]:
+        """What a point's file says of its images; see docs/benchmarks.md."""
+        return {
+            "images": {name: numbers(values, _DIGITS.get(name, 4)) for name, values in self.arrays.items()},
+            "answers": {
+                name: {
+                    "top": [[] if each is None else list(each.top) for each in answers],
+                    **{
+                        key: numbers([None if each is None else getattr(each, key) for each in answers], 6)
+                        for key in ("probability", "true_similarity", "other_similarity")
+                    },
+                }
+                for name, answers in self.answers.items()
+            },
+            "failed": len(self.failures),
+            "failure_messages": list(self.failures.values())[:MAX_MESSAGES],
+            "wire_disagreements": self.disagreements,
+        }
+
+
+def measure_family(client: Client, decoder: Synthesis, point: Point, sight: Sight) -> Measurement:
+    """One rate of a bundle: every image through the edge client to the server, one at a time.
+
+    The server's answer to the first prompt set counts. What a reply does not hold (the picture, the vector, the other
+    prompt sets) is made here of the same packet, which encoding gives again bit by bit, and its answer to the first set
+    is compared with the server's. Raises `ServerUnreachable`; whatever else befalls an image is its failure alone.
+    """
+    done = Measurement(len(sight.data.items), sight.prompts)
+    place = {label: index for index, label in enumerate(sight.data.labels)}
+    grey = np.full((*sight.views.size, 3), 128, np.uint8)
+    client.classify(grey, sight.data.labels, 1, sight.main, point.rate)  # the first request makes the label vectors
+    for batch in _batches(len(sight.data.items), sight.judge.batch):
+        packets: dict[int, bytes] = {}
+        for index in batch:
+            try:
+                view = sight.views[index]
+                result = client.classify(view, sight.data.labels, len(place), sight.main, point.rate)
+                packets[index] = client.encoder.encode(view, point.rate).packet.to_bytes()
+                message, wire = sight.meter.measure(sight.question, packet=packets[index])
+            except ServerUnreachable:
+                raise  # a thousand more timeouts would measure nothing
+            except ThinwireError as error:
+                packets.pop(index, None)
+                done.failures[index] = f"{sight.data.items[index].name}: {error}"
+                continue
+            done.answers[sight.main][index] = _told(result, place, sight.data.items[index].target)
+            done.put(index, packet_bytes=result.packet_bytes, message_bytes=message, wire_bytes=wire)
+            done.put(index, encode_ms=result.encode_ms + result.code_ms, round_trip_ms=result.round_trip_ms)
+        if packets:
+            indices = list(packets)
+            seen, pictures = decoder.look(list(packets.values()))
+            done.judged(sight, indices, seen)
+            if pictures is not None:
+                _compare(done, indices, np.stack([sight.views[index] for index in indices]), pictures)
+        sight.tick(len(batch))
+    return done
+
+
+def _told(result: Result, place: Mapping[str, int], target: int) -> ZeroShot:
+    order = np.array([place[each.label] for each in result.predictions])
+    similarities = np.empty(len(place))
+    similarities[order] = [each.similarity for each in result.predictions]
+    return answer_of(order, similarities, result.best.probability, target)
+
+
+@dataclass
+class _Prepared:
+    """One batch of a peer, encoded and restored. `views`, uint8 (H, W, 3) each, of those `indices` that arrived."""
+
+    batch: range
+    indices: list[int]
+    views: list[np.ndarray]
+
+
+def measure_views(point: Point, sight: Sight) -> Measurement:
+    """A peer's point (or the reference): encode, decode, enlarge, and classify in batches in this process."""
+    done = Measurement(len(sight.data.items), sight.prompts)
+    height, width = sight.judge.view_size
+    grey = np.full((height, width, 3), 128, np.uint8)
+    _through(point, grey)  # codecs load their libraries when first used
+    for prepared in _prepared(point, sight, done):
+        if prepared.indices:
+            done.judged(sight, prepared.indices, sight.judge.look(prepared.views))
+        sight.tick(len(prepared.batch))
+    return done
+
+
+def _prepared(point: Point, sight: Sight, done: Measurement) -> Iterator[_Prepared]:
+    """Batches in order. Once enough images are timed, the next batch is made while CLIP looks at this one."""
+    batches = _batches(len(sight.data.items), sight.judge.batch)
+    timed = [batch for batch in batches if batch.start < TIMED_IMAGES]
+    for batch in timed:
+        yield _prepare(batch, point, sight, done)
+    with ThreadPoolExecutor(1, "peer-codec") as worker:
+        coming = None
+        for batch in [*batches[len(timed) :], None]:
+            following = None if batch is None else worker.submit(_prepare, batch, point, sight, done)
+            if coming is not None:
+                yield coming.result()
+            coming = following
+
+
+def _prepare(batch: range, point: Point, sight: Sight, done: Measurement) -> _Prepared:
+    indices: list[int] = []
+    originals: list[np.ndarray] = []
+    seen: list[np.ndarray] = []
+    for index in batch:
+        try:
+            view = sight.views[index]
+            data, encode_ms, picture = _through(point, view)
+        except Exception as error:  # image codecs share no base class below Exception
+            done.failures[index] = f"{sight.data.items[index].name}: {error}"
+            continue
+        message, wire = sight.meter.measure(sight.question, image_file=data)
+        done.put(index, packet_bytes=len(data), message_bytes=message, wire_bytes=wire)
+        done.put(index, encode_ms=encode_ms if batch.start < TIMED_IMAGES else None)
+        indices.append(index)
+        originals.append(view)
+        seen.append(picture)
+    if indices and point.codec != UNCOMPRESSED:
+        _compare(done, indices, np.stack(originals), np.stack(seen))
+    return _Prepared(batch, indices, seen)
+
+
+def _through(point: Point, view: np.ndarray) -> tuple[bytes, float, np.ndarray]:
+    """(file, milliseconds from view to file, what CLIP is shown)."""
+    settings = point.parameters
+    started = time.perf_counter()
+    if point.peer is None:
+        data = png_bytes(view)
+        return data, 1000 * (time.perf_counter() - started), view
+    data = codecs.encode(point.peer, view, settings["height"], settings["width"], settings[point.peer.dial])
+    encode_ms = 1000 * (time.perf_counter() - started)
+    return data, encode_ms, codecs.restore(point.peer, data, *view.shape[:2])
+
+
+def _compare(done: Measurement, indices: list[int], views: np.ndarray, seen: np.ndarray) -> None:
+    for index, view, picture, similarity in zip(indices, views, seen, ms_ssim(views, seen)):
+        done.put(index, psnr_db=psnr_db(view, picture), ms_ssim=similarity)
+
+
+def _batches(count: int, size: int) -> list[range]:
+    return [range(start, min(start + size, count)) for start in range(0, count, size)]
