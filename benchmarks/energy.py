@@ -7,6 +7,7 @@ process alone, all its threads; they are no energy, but they compare ways on one
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -76,6 +77,8 @@ def per_image(
 ) -> dict[str, Any]:
     """Does `work(index)` for each of `count` images. `work` raises `ThinwireError` for an image that fails."""
     meter = meter or Meter()
+    with contextlib.suppress(ThinwireError):  # warm-up; a broken first image is told below
+        work(0)
     idle_w = None
     if meter.zones:
         meter.joules()

@@ -250,6 +250,7 @@ def summarise(run: Run, targets: Sequence[str], loop: str) -> dict[str, Any]:
     stages = [call.stages_ms(each) for call, each in zip(answered, match(spans, run.exchanges))]
     latencies = [call.latency_ms for call in run.calls]
     results = [call.result for call in answered if call.result is not None]
+    figures = distribution(latencies)
     count = len(run.calls)
     busy = run.busy_s / run.wall_s if run.wall_s else 0.0
     cpu = run.cpu_s / run.wall_s if run.wall_s else 0.0
@@ -257,7 +258,9 @@ def summarise(run: Run, targets: Sequence[str], loop: str) -> dict[str, Any]:
         "n": count,
         "failed": count - len(answered),
         "failure_messages": [call.error for call in run.calls if call.error is not None][:MAX_MESSAGES],
-        "latency_ms": distribution(latencies),
+        "latency_ms": figures,
+        "total_ms_p50": figures["p50"],
+        "total_ms_p95": figures["p95"],
         "stages_ms": {name: distribution([each[name] for each in stages]) for name in STAGES},
         "split": sum(not math.isnan(each["send"]) for each in stages),
         "payload_bytes_mean": _rounded(np.mean([each.packet_bytes for each in results])) if results else 0.0,
@@ -291,7 +294,7 @@ def distribution(values: Sequence[float]) -> dict[str, float | None]:
     {'mean': None, 'p50': 2.0, 'p95': None, 'p99': None}
     """
     ordered = sorted(value for value in values if not math.isnan(value))
-    figures: dict[str, float | None] = {"mean": float(np.mean(ordered)) if ordered else math.nan}
+    figures: dict[str, float] = {"mean": float(np.mean(ordered)) if ordered else math.nan}
     for percent in PERCENTILES:
         place = max(0, math.ceil(percent / 100 * len(ordered)) - 1)
         figures[f"p{percent}"] = ordered[place] if ordered else math.nan

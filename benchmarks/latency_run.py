@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Self
 
 from benchmarks.data import Dataset
 from benchmarks.latency import CLOSED, OPEN, arrivals_s, on_edge, over_link, summarise
 from benchmarks.link_proxy import LinkProxy
 from benchmarks.links import LINKS, Link
-from benchmarks.progress import Bar
+from benchmarks.points import PointStore
+from benchmarks.progress import Progress
 from benchmarks.service import running_service
-from benchmarks.timing_points import TimingStore, timing_key
+from benchmarks.timing_points import Key, found_or_measured, timing_key
 from benchmarks.ways import ON_EDGE, EdgeHead, Way
 from edge.client import Client, Question
 from thinwire.bundle import Bundle
 
+NAME = "latency"
 TOP_K = 5
+ROW_NAMES = ("kind", "codec", "rate", "link", "loop", "arrivals_per_s", "parameters")
 Serve = Callable[[str, Bundle], contextlib.AbstractContextManager[str]]
 
 
@@ -50,11 +52,12 @@ class LatencyRun:
     clip: str
     prompt_set: str
     seed: int
-    store: TimingStore
+    store: PointStore
     threads: int = 1
     timeout_s: float = 30.0
     serve: Serve = _serve
-    measured: int = 0
+    progress: Progress = field(default_factory=Progress)
+    measured: int = 0  # points that were not found on disk
 
     def plan(self, ways: Sequence[Way], links: Sequence[Link], loops: Sequence[Loop]) -> list[tuple[Way, Link, Loop]]:
         """All points, those that share a server and a link side by side."""
@@ -63,62 +66,41 @@ class LatencyRun:
         points.sort(key=lambda point: (order.index(point[0].bundle.path), links.index(point[1])))
         return points + [(way, LINKS["none"], Loop()) for way in ways if way.kind == ON_EDGE]
 
-    def run(self, ways: Sequence[Way], links: Sequence[Link], loops: Sequence[Loop], bar: Bar) -> list[dict[str, Any]]:
-        """Rows of all points, without their samples (those are in the store)."""
+    def run(self, ways: Sequence[Way], links: Sequence[Link], loops: Sequence[Loop]) -> list[dict[str, Any]]:
+        """Rows of all points."""
         rows = []
-        with contextlib.ExitStack() as server, contextlib.ExitStack() as line:
-            serving: Bundle | None = None
-            connected: Link | None = None
-            images: list[bytes] = []
-            for way, link, loop in self.plan(ways, links, loops):
+        points = self.plan(ways, links, loops)
+        self.progress.planned(len(points) * len(self.data.items))
+        with _Ends(self) as ends:
+            for way, link, loop in points:
                 key = self._key(way, link, loop)
-                result = self.store.load(key)
-                if result is not None:
-                    bar.skip(len(self.data.items))
-                    rows.append(_row(key, way, result))
-                    continue
-                bar.point(f"{way.codec} {way.rate} {link.name} {loop.name}")
-                images = images or [self.data.read(item) for item in self.data.items]
-                if serving is not way.bundle:
-                    line.close()
-                    server.close()
-                    connected, serving = None, way.bundle
-                    address = server.enter_context(self.serve(self.clip, way.bundle))
-                if connected is not link:
-                    line.close()
-                    connected = link
-                    proxy = line.enter_context(LinkProxy(link, address, self.seed))
-                    client = line.enter_context(
-                        Client(proxy.address, way.bundle, threads=self.threads, timeout_s=self.timeout_s)
-                    )
-                load_average = os.getloadavg()[0]
-                result = self._measure(way, client, proxy, address, loop, images, bar)
-                self.store.save(key, result, load_average)
-                self.measured += 1
-                rows.append(_row(key, way, result))
+                named = {name: key[name] for name in ROW_NAMES}
+                row, new = found_or_measured(self.store, key, named, lambda: self._measure(ends, way, link, loop))  # noqa: B023
+                self.measured += new
+                if not new:
+                    self.progress.skipped(len(self.data.items))
+                rows.append(row)
         return rows
 
-    def _measure(
-        self,
-        way: Way,
-        client: Client,
-        proxy: LinkProxy,
-        address: str,
-        loop: Loop,
-        images: Sequence[bytes],
-        bar: Bar,
-    ) -> dict[str, Any]:
+    def _measure(self, ends: _Ends, way: Way, link: Link, loop: Loop) -> dict[str, Any]:
+        self.progress.point(f"{way.codec} {way.rate} {link.name} {loop.name}")
+        client, proxy, address = ends.connect(way.bundle, link)
+        images = [self.data.read(item) for item in self.data.items]
         targets = [self.data.labels[item.target] for item in self.data.items]
+
+        def tick() -> None:
+            self.progress.images(1)
+
         if way.kind == ON_EDGE:
             head = EdgeHead.fetch(way.bundle, address, self.data.labels, self.prompt_set)
-            return summarise(on_edge(client, head, images, TOP_K, bar.tick), targets, CLOSED)
+            return summarise(on_edge(client, head, images, TOP_K, tick), targets, CLOSED)
         question = Question.check(self.data.labels, TOP_K, self.prompt_set)
         due_s = None if loop.arrivals_per_s is None else arrivals_s(loop.arrivals_per_s, len(images), self.seed)
-        return summarise(over_link(way, client, proxy, images, question, due_s, bar.tick), targets, loop.name)
+        return summarise(over_link(way, client, proxy, images, question, due_s, tick), targets, loop.name)
 
-    def _key(self, way: Way, link: Link, loop: Loop) -> dict[str, Any]:
+    def _key(self, way: Way, link: Link, loop: Loop) -> Key:
         return timing_key(
-            "latency",
+            self.store,
             self.data,
             self.clip,
             self.prompt_set,
@@ -137,6 +119,37 @@ class LatencyRun:
         )
 
 
-def _row(key: dict[str, Any], way: Way, result: dict[str, Any]) -> dict[str, Any]:
-    named = {name: key[name] for name in ("kind", "codec", "rate", "link", "loop", "arrivals_per_s", "parameters")}
-    return {**named, **{name: value for name, value in result.items() if name != "samples"}}
+class _Ends:
+    """The server, proxy and client of the point before: kept as long as the next ones can use them."""
+
+    def __init__(self, run: LatencyRun) -> None:
+        self._run = run
+        self._server, self._line = contextlib.ExitStack(), contextlib.ExitStack()
+        self._bundle: Bundle | None = None
+        self._link: Link | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._line.close()
+        self._server.close()
+
+    def connect(self, bundle: Bundle, link: Link) -> tuple[Client, LinkProxy, str]:
+        """(client behind the link, the link, the server's own address)."""
+        run = self._run
+        if self._bundle is not bundle:
+            self._line.close()
+            self._server.close()
+            self._link, self._bundle = None, None
+            self._address = self._server.enter_context(run.serve(run.clip, bundle))
+            self._bundle = bundle
+        if self._link is not link:
+            self._line.close()
+            self._link = None
+            self._proxy = self._line.enter_context(LinkProxy(link, self._address, run.seed))
+            self._client = self._line.enter_context(
+                Client(self._proxy.address, bundle, threads=run.threads, timeout_s=run.timeout_s)
+            )
+            self._link = link
+        return self._client, self._proxy, self._address

@@ -53,6 +53,15 @@ class LoadFailed(ThinwireError):
     reason: ClassVar[str] = "LOAD_FAILED"
 
 
+@dataclass(frozen=True)
+class Rounds:
+    """How long is measured. in_flight: unanswered requests that the load generator keeps; None: three full batches."""
+
+    count: int = 5
+    seconds: float = 4.0
+    in_flight: int | None = None
+
+
 @dataclass
 class Service:
     """One bundle and one CLIP, as model, engine and server at once. Close it by leaving `background_server`."""
@@ -82,13 +91,11 @@ def measure(
     packets: Sequence[bytes],
     labels: Sequence[str],
     prompt_set: str,
-    in_flight: int | None,
-    rounds: int,
-    round_s: float,
+    rounds: Rounds,
     tick: Callable[[], object],
 ) -> dict[str, Any]:
-    """A point's result. Each of the three runs for about `round_s` seconds in each of `rounds` rounds."""
-    in_flight = in_flight or BATCHES_IN_FLIGHT * service.batch
+    """A point's result. Leaves the service closed."""
+    in_flight = rounds.in_flight or BATCHES_IN_FLIGHT * service.batch
     templates = resolve_templates(prompt_set)
     parsed = [Packet.from_bytes(packet) for packet in packets]
     prepared = [Prepared(bundle.decode(each), bundle.name, len(each.layers), bundle.model_id) for each in parsed]
@@ -101,10 +108,10 @@ def measure(
         run_engine(0.1)
         _bare_round(service.runner, prepared, service.batch, 0.1)
         load.round(0.1)  # warm-up of all three: heads, kernels, connections
-        for _ in range(rounds):
-            rates["bare"].append(_bare_round(service.runner, prepared, service.batch, round_s))
-            rates["engine"].append(run_engine(round_s))
-            served = load.round(round_s)
+        for _ in range(rounds.count):
+            rates["bare"].append(_bare_round(service.runner, prepared, service.batch, rounds.seconds))
+            rates["engine"].append(run_engine(rounds.seconds))
+            served = load.round(rounds.seconds)
             rates["served"].append(served["images_per_s"])
             client_cpu.append(served["client_cpu_share"])
             sizes.update({int(size): count for size, count in served["batch_sizes"].items()})

@@ -11,14 +11,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from benchmarks.contestants import parse_families, parse_peers
 from thinwire.errors import ThinwireError
 from thinwire.prompts import PROMPT_SETS
 
 if TYPE_CHECKING:
     from benchmarks.data import Dataset
-    from benchmarks.timing_points import TimingStore
+    from benchmarks.points import PointStore
+    from benchmarks.progress import Progress
     from benchmarks.ways import Way
-    from thinwire.bundle import Bundle
 
 COMMANDS = ("latency", "throughput", "energy")
 
@@ -113,20 +114,21 @@ def _add_ways(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, words: Sequence[str]) -> dict[str, Any]:
     """Measures what is missing and returns the document. Raises `ThinwireError`."""
     from benchmarks.data import load_dataset
+    from benchmarks.points import PointStore
+    from benchmarks.progress import ended_by_sigterm, progress_bar
     from benchmarks.testbed import describe
-    from benchmarks.timing_points import TimingStore, clip_identity
+    from benchmarks.timing_points import clip_identity
 
-    command = ["thinwire-bench", *words]
+    context = {"command": shlex.join(["thinwire-bench", *words]), "testbed": describe()}
     data = load_dataset(args.data, args.n, args.seed)
-    store = TimingStore(Path(args.json + ".points"), command, args.skip_existing)
+    store = PointStore(Path(args.json + ".points"), args.command, context, args.skip_existing)
     started, load_average = time.monotonic(), os.getloadavg()[0]
-    points, measured = {"latency": _latency, "throughput": _throughput, "energy": _energy}[args.command](
-        args, data, store
-    )
+    measure = {"latency": _latency, "throughput": _throughput, "energy": _energy}[args.command]
+    with ended_by_sigterm(), progress_bar(args.command) as progress:
+        points, measured = measure(args, data, store, progress)
     return {
         "benchmark": args.command,
-        "command": shlex.join(command),
-        "testbed": describe(),
+        **context,
         "load_average": round(load_average, 2),
         "seed": args.seed,
         "n": len(data.items),
@@ -139,10 +141,9 @@ def run(args: argparse.Namespace, words: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _latency(args: argparse.Namespace, data: Dataset, store: TimingStore) -> tuple[list[dict], int]:
+def _latency(args: argparse.Namespace, data: Dataset, store: PointStore, progress: Progress) -> tuple[list[dict], int]:
     from benchmarks.latency_run import LatencyRun, Loop
     from benchmarks.links import find_links
-    from benchmarks.progress import Bar
 
     loops = []
     for name in _names(args.loops):
@@ -152,73 +153,32 @@ def _latency(args: argparse.Namespace, data: Dataset, store: TimingStore) -> tup
     if args.arrivals <= 0:
         raise WrongUse(f"--arrivals: {args.arrivals:g} images per second never come: give more than 0")
     ways, links = _ways(args), find_links(args.links)
-    run = LatencyRun(data, args.clip, args.prompt_set, args.seed, store, args.threads, args.timeout)
-    with Bar(len(run.plan(ways, links, loops)) * len(data.items), "latency") as bar:
-        return run.run(ways, links, loops, bar), run.measured
+    run = LatencyRun(data, args.clip, args.prompt_set, args.seed, store, args.threads, args.timeout, progress=progress)
+    return run.run(ways, links, loops), run.measured
 
 
-def _throughput(args: argparse.Namespace, data: Dataset, store: TimingStore) -> tuple[list[dict], int]:
-    from benchmarks.progress import Bar
-    from benchmarks.throughput import Service, measure
-    from benchmarks.timing_points import timing_key
+def _throughput(
+    args: argparse.Namespace, data: Dataset, store: PointStore, progress: Progress
+) -> tuple[list[dict], int]:
+    from benchmarks.throughput import Rounds
+    from benchmarks.throughput_run import ThroughputRun
     from benchmarks.ways import family_ways
-    from edge.client import Client, Question
 
     if args.rounds < 1 or args.round_s <= 0:
         raise WrongUse("--rounds and --round-s: at least one round of more than 0 seconds")
-    threads = args.server_threads or len(os.sched_getaffinity(0))
-    ways = [way for bundle in _bundles(args.bundles) for way in family_ways(bundle, args.rates)]
-    question = Question.check(data.labels, 5, args.prompt_set)
-    rows, measured = [], 0
-    with Bar(len(ways) * args.rounds, "throughput") as bar:
-        for way in ways:
-            settings = {
-                "kind": way.kind,
-                "codec": way.codec,
-                "rate": way.rate,
-                "parameters": way.parameters,
-                "device": args.device,
-                "server_threads": threads,
-                "in_flight": args.in_flight,
-                "rounds": args.rounds,
-                "round_s": args.round_s,
-            }
-            key = timing_key("throughput", data, args.clip, args.prompt_set, args.seed, **settings)
-            result = store.load(key)
-            if result is None:
-                bar.point(f"{way.codec} {way.rate}")
-                load_average = os.getloadavg()[0]
-                with Client("127.0.0.1:1", way.bundle, way.rate) as client:  # encodes; is never connected
-                    prepared = [way.prepare(client, data.read(item), question) for item in data.items]
-                packets = [each.request.image.packet for each in prepared]
-                service = Service.load(args.clip, way.bundle, args.device, threads, args.in_flight)
-                result = measure(
-                    service,
-                    way.bundle,
-                    packets,
-                    list(question.labels),
-                    args.prompt_set,
-                    args.in_flight,
-                    args.rounds,
-                    args.round_s,
-                    bar.tick,
-                )
-                store.save(key, result, load_average)
-                measured += 1
-            else:
-                bar.skip(args.rounds)
-            rows.append({**{name: key[name] for name in ("kind", "codec", "rate", "parameters")}, **result})
-    return rows, measured
+    rounds = Rounds(args.rounds, args.round_s, args.in_flight)
+    ways = [way for bundle in parse_families(args.bundles) for way in family_ways(bundle, args.rates)]
+    run = ThroughputRun(
+        data, args.clip, args.prompt_set, args.seed, store, rounds, args.device, args.server_threads, progress
+    )
+    return run.run(ways), run.measured
 
 
-def _energy(args: argparse.Namespace, data: Dataset, store: TimingStore) -> tuple[list[dict], int]:
+def _energy(args: argparse.Namespace, data: Dataset, store: PointStore, progress: Progress) -> tuple[list[dict], int]:
     from benchmarks.energy_run import EnergyRun
-    from benchmarks.progress import Bar
 
-    ways = _ways(args)
-    run = EnergyRun(data, args.clip, args.prompt_set, args.seed, store, args.device, args.threads)
-    with Bar(len(run.plan(ways)) * len(data.items), "energy") as bar:
-        return run.run(ways, bar), run.measured
+    run = EnergyRun(data, args.clip, args.prompt_set, args.seed, store, args.device, args.threads, progress)
+    return run.run(_ways(args)), run.measured
 
 
 # ---------------------------------------------------------------- arguments
@@ -228,27 +188,18 @@ def _names(text: str) -> list[str]:
     return list(dict.fromkeys(name.strip().lower() for name in text.split(",") if name.strip()))
 
 
-def _bundles(text: str) -> list[Bundle]:
-    from thinwire.bundle import load_bundle, resolve_bundle
-
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    return [load_bundle(path) for path in dict.fromkeys(resolve_bundle(name).resolve() for name in names)]
-
-
 def _ways(args: argparse.Namespace) -> list[Way]:
-    from benchmarks.peers import PEERS, UnknownPeer
     from benchmarks.ways import family_ways, on_edge_way, peer_ways
     from edge.defaults import DEFAULT_BUNDLE
     from thinwire.bundle import load_bundle
 
-    bundles = _bundles(args.bundles)
+    bundles = parse_families(args.bundles)
     ways = [way for bundle in bundles for way in family_ways(bundle, args.rates)]
     host = bundles[0] if bundles else load_bundle(DEFAULT_BUNDLE)
-    for name in _names(args.peers):
-        if name not in PEERS or name == "jxl":  # the service opens image files by Pillow, which reads no JPEG XL
-            known = ", ".join(each for each in PEERS if each != "jxl")
-            raise UnknownPeer(f"--peers: {name!r} cannot be sent to the service: use any of {known}")
-        ways += peer_ways(PEERS[name], host, _hull(args.hull, name) if args.hull else _peer_points(args.peer_points))
+    for peer in parse_peers(args.peers):
+        if peer.name == "jxl":  # the service opens image files by Pillow
+            raise WrongUse("--peers: the service reads no JPEG XL: leave jxl out")
+        ways += peer_ways(peer, host, _hull(args.hull, peer.name) if args.hull else _peer_points(args.peer_points))
     if args.on_edge:
         ways.append(on_edge_way(load_bundle(args.on_edge)))
     if not ways:

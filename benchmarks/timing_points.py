@@ -1,85 +1,58 @@
-"""Timed operating points on disk, one JSON file each, named by everything that their figures depend on.
+"""What the points of latency, throughput and energy have in common: keys, and how a point is measured or found.
 
-The habits are those of `benchmarks.points`: a killed run loses the point it was measuring and no other, and a run with
-other settings, images, weights or another machine finds none of these files. A file holds
-
-    schema    "thinwire-bench/EXPERIMENT/VERSION"
-    key       what was asked for: see `timing_key`; a file answers no other key
-    testbed   machine and versions (part of the key too), command  as it was typed, load_average  when it began
-    result    the figures; samples, where there are any, in milliseconds and in the order of the images
+A point's file (`benchmarks.points`) holds beside its key: `load_average` when it began, `rows` (one row, the figures)
+and `samples` (what they were made from, image by image, where there is such a thing).
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
-import json
 import os
-import shlex
-import tempfile
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from benchmarks.data import Dataset
-from benchmarks.points import task_key
-from benchmarks.testbed import describe
+from benchmarks.points import PointStore, data_key
 from cloud.clip import SHIPPED, shipped_clip_path
 from thinwire.bundle import Bundle
 
 VERSION = 1
 """Part of every key. Raise it when the same settings give other figures than before."""
 
-
-class TimingStore:
-    """A folder of points of any experiment. `command` is written beside each; `reuse` False measures all anew."""
-
-    def __init__(self, folder: Path, command: Sequence[str], reuse: bool = True) -> None:
-        self.folder = folder
-        self._command, self._reuse = shlex.join(command), reuse
-
-    def path(self, key: Mapping[str, Any]) -> Path:
-        text = json.dumps(key, sort_keys=True, allow_nan=False)
-        parts = [str(key[part]) for part in ("experiment", "codec", "rate", "link", "loop") if key.get(part)]
-        name = "-".join(parts).replace("/", "_").replace(" ", "-")
-        return self.folder / f"{name[:80]}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
-
-    def load(self, key: Mapping[str, Any]) -> dict[str, Any] | None:
-        """The result of this very key; None when it is not there, damaged, or not to be used again."""
-        if not self._reuse:
-            return None
-        try:
-            stored = json.loads(self.path(key).read_text(encoding="utf-8"))
-            return stored["result"] if stored["key"] == json.loads(json.dumps(key)) else None
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-
-    def save(self, key: Mapping[str, Any], result: Mapping[str, Any], load_average: float) -> None:
-        """Writes a point whole or not at all."""
-        document = {
-            "schema": f"thinwire-bench/{key['experiment']}/{VERSION}",
-            "key": dict(key),
-            "testbed": key["testbed"],
-            "command": self._command,
-            "load_average": round(load_average, 2),
-            "result": dict(result),
-        }
-        self.folder.mkdir(parents=True, exist_ok=True)
-        handle, partial = tempfile.mkstemp(dir=self.folder, suffix=".partial")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump(document, file, separators=(",", ":"), allow_nan=False)
-            os.replace(partial, self.path(key))
-        except BaseException:
-            Path(partial).unlink(missing_ok=True)
-            raise
+Key = dict[str, Any]
 
 
-def timing_key(experiment: str, data: Dataset, clip: str, prompt_set: str, seed: int, **settings: Any) -> dict:
+def timing_key(store: PointStore, data: Dataset, clip: str, prompt_set: str, seed: int, **settings: Any) -> Key:
     """The key of one point. Times depend on the machine, so the testbed is in it; `settings` are the experiment's."""
-    task = task_key(data, clip_identity(clip), prompt_set, seed)
-    return {"experiment": experiment, "timing_version": VERSION, **task, "testbed": describe(), **settings}
+    return {
+        "timing_version": VERSION,
+        **data_key(data),
+        "seed": seed,
+        "clip": clip_identity(clip),
+        "prompt_set": prompt_set,
+        "testbed": store.context["testbed"],
+        **settings,
+    }
 
 
+def found_or_measured(
+    store: PointStore, key: Key, named: dict[str, Any], measure: Callable[[], dict[str, Any]]
+) -> tuple[dict[str, Any], bool]:
+    """The row of a point, and whether it had to be measured. `named` are the row's first keys."""
+    point = store.load(key)
+    if point is not None:
+        return point["rows"][0], False
+    started, load_average = time.monotonic(), os.getloadavg()[0]
+    result = measure()
+    samples = result.pop("samples", {})
+    content = {"load_average": round(load_average, 2), "rows": [{**named, **result}], "samples": samples}
+    return store.save(key, content, time.monotonic() - started)["rows"][0], True
+
+
+@functools.lru_cache(maxsize=8)
 def clip_identity(spec: str) -> str:
     """`spec`, with a hash of its files where it is a folder, so that other weights make another key."""
     folder = shipped_clip_path() if spec == SHIPPED else Path(spec)
