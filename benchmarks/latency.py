@@ -148,6 +148,7 @@ def over_link(
 def on_edge(client: Client, head: EdgeHead, images: Sequence[bytes], top_k: int, tick: Callable[[], object]) -> Run:
     """The same with nothing sent, one image after the other; `client` lends its encoder."""
     bundle, encoder = client.bundle, client.encoder
+    head.rank(encoder.symbols(np.zeros((encoder.height, encoder.width, 3), np.uint8)), top_k)  # warm-up
     run = Run([])
     cpu_s, began = time.process_time(), time.monotonic()
     for data, due in _schedule(images, None, began):

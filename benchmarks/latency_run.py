@@ -40,6 +40,9 @@ class Loop:
         return CLOSED if self.arrivals_per_s is None else OPEN
 
 
+Case = tuple[Link, Loop]
+
+
 @dataclass
 class LatencyRun:
     """One run. `serve`: clip, bundle → a context manager that yields the address of a real server.
@@ -59,17 +62,18 @@ class LatencyRun:
     progress: Progress = field(default_factory=Progress)
     measured: int = 0  # points that were not found on disk
 
-    def plan(self, ways: Sequence[Way], links: Sequence[Link], loops: Sequence[Loop]) -> list[tuple[Way, Link, Loop]]:
+    def plan(self, ways: Sequence[Way], cases: Sequence[Case]) -> list[tuple[Way, Link, Loop]]:
         """All points, those that share a server and a link side by side."""
-        order = list(dict.fromkeys(way.bundle.path for way in ways))
-        points = [(way, link, loop) for way in ways if way.kind != ON_EDGE for link in links for loop in loops]
-        points.sort(key=lambda point: (order.index(point[0].bundle.path), links.index(point[1])))
+        bundles = list(dict.fromkeys(way.bundle.path for way in ways))
+        links = list(dict.fromkeys(link for link, _ in cases))
+        points = [(way, link, loop) for way in ways if way.kind != ON_EDGE for link, loop in cases]
+        points.sort(key=lambda point: (bundles.index(point[0].bundle.path), links.index(point[1])))
         return points + [(way, LINKS["none"], Loop()) for way in ways if way.kind == ON_EDGE]
 
-    def run(self, ways: Sequence[Way], links: Sequence[Link], loops: Sequence[Loop]) -> list[dict[str, Any]]:
-        """Rows of all points."""
+    def run(self, ways: Sequence[Way], cases: Sequence[Case]) -> list[dict[str, Any]]:
+        """Rows of all points: every way over every case."""
         rows = []
-        points = self.plan(ways, links, loops)
+        points = self.plan(ways, cases)
         self.progress.planned(len(points) * len(self.data.items))
         with _Ends(self) as ends:
             for way, link, loop in points:

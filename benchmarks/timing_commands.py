@@ -154,7 +154,7 @@ def _latency(args: argparse.Namespace, data: Dataset, store: PointStore, progres
         raise WrongUse(f"--arrivals: {args.arrivals:g} images per second never come: give more than 0")
     ways, links = _ways(args), find_links(args.links)
     run = LatencyRun(data, args.clip, args.prompt_set, args.seed, store, args.threads, args.timeout, progress=progress)
-    return run.run(ways, links, loops), run.measured
+    return run.run(ways, [(link, loop) for link in links for loop in loops]), run.measured
 
 
 def _throughput(

@@ -85,11 +85,11 @@ def test_points_add_up_and_are_kept(tmp_path, pack, clip, serve, tiny_bundle_wit
     ways = [*family_ways(bundle, "low,high"), *peer_ways(PEERS["jpeg"], bundle, [(224, 35), (112, 36), (112, 35)])]
     assert [way.rate for way in ways] == ["low", "high", "64px quality 35", "32px quality 35"]
     links = [LINKS["none"], Link("slow", 400e3, 400e3, 20.0, 5.0)]
-    loops = [Loop(), Loop(40.0)]
+    cases = [(link, loop) for link in links for loop in (Loop(), Loop(40.0))]
     ticks, skipped = [], []
     first = experiment(tmp_path, pack, clip, serve, progress=Progress(ticks.append, skipped.append))
     started = len(serve.started)
-    rows = first.run(ways, links, loops)
+    rows = first.run(ways, cases)
     assert (first.measured, sum(ticks), len(skipped)) == (16, 16 * 6, 0)
     assert len(serve.started) == started + 1  # one server for all that share a bundle
     for row in rows:
@@ -112,10 +112,10 @@ def test_points_add_up_and_are_kept(tmp_path, pack, clip, serve, tiny_bundle_wit
     assert all(len(point["samples"]["latency_ms"]) == 6 for point in stored)
 
     second = experiment(tmp_path, pack, clip, serve, progress=Progress(ticks.append, skipped.append))
-    assert second.run(ways, links, loops) == rows
+    assert second.run(ways, cases) == rows
     assert (second.measured, sum(skipped), len(serve.started)) == (0, 16 * 6, started + 1)
     # Whatever the figures depend on makes another point
-    one = ([ways[0]], [links[1]], [Loop()])
+    one = ([ways[0]], [(links[1], Loop())])
     for other in (
         experiment(tmp_path, pack, clip, serve, limit=4),
         experiment(tmp_path, pack, clip, serve, timeout_s=20.0),
@@ -123,7 +123,7 @@ def test_points_add_up_and_are_kept(tmp_path, pack, clip, serve, tiny_bundle_wit
         other.run(*one)
         assert other.measured == 1
     moved = experiment(tmp_path, pack, clip, serve)
-    moved.run([ways[0]], [Link("slow", 400e3, 400e3, 21.0, 5.0)], [Loop()])
+    moved.run([ways[0]], [(Link("slow", 400e3, 400e3, 21.0, 5.0), Loop())])
     assert moved.measured == 1
 
 
@@ -138,7 +138,7 @@ def test_a_killed_run_loses_one_point_at_most(tmp_path, pack, clip, serve, tiny_
         if len(seen) > 8:  # in the middle of the second point
             raise Killed
 
-    plan = (family_ways(tiny_bundle_with_decoder, "all"), [LINKS["none"]], [Loop()])
+    plan = (family_ways(tiny_bundle_with_decoder, "all"), [(LINKS["none"], Loop())])
     with pytest.raises(Killed):
         experiment(tmp_path, pack, clip, serve, progress=Progress(images)).run(*plan)
     again = experiment(tmp_path, pack, clip, serve)
@@ -155,7 +155,7 @@ def test_a_broken_image_and_a_cut_line_fail_alone(tmp_path, clip, serve, tiny_bu
     (folder / "cat/0.png").write_bytes(b"not an image")
     ways = family_ways(tiny_bundle_with_decoder, "low")
     run = experiment(tmp_path / "out", folder, clip, serve)
-    (row,) = run.run(ways, [Link("cut", None, None, 1.0, 0.0, 0.05)], [Loop()])
+    (row,) = run.run(ways, [(Link("cut", None, None, 1.0, 0.0, 0.05), Loop())])
     assert row["failed"] >= 1
     assert any("not an image" in each or "image" in each for each in row["failure_messages"])
     assert row["latency_ms"]["mean"] is None  # an answer that never came is not left out of the mean

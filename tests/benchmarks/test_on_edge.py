@@ -69,7 +69,7 @@ def test_its_points(tmp_path, clip, bundle, monkeypatch, address):
     store = PointStore(tmp_path / "out", "latency", context)
     run = LatencyRun(data, str(clip), "1", 0, store, serve=lambda *_: contextlib.nullcontext(address))
     way = on_edge_way(bundle)
-    (row,) = run.run([way], [], [])
+    (row,) = run.run([way], [])
     assert (row["kind"], row["link"], row["failed"], row["payload_bytes_mean"]) == ("on-edge", "none", 0, 0)
     spent = sum(row["stages_ms"][name]["mean"] for name in ("decode_image", "preprocess", "encode", "head"))
     assert 0 < spent <= row["latency_ms"]["mean"]

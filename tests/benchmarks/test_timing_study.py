@@ -1,0 +1,75 @@
+"""Latency and throughput as experiments of a study: the points they choose, and where their rows go."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+
+from benchmarks.deployment import best_codecs
+from benchmarks.evaluate import png_bytes
+from benchmarks.experiments import EXPERIMENTS
+from benchmarks.grid import PeerGrid
+from benchmarks.peers import PEERS
+from benchmarks.points import read_points
+from benchmarks.rows import group_points, rows_of
+from benchmarks.study import Preset, Study
+from benchmarks.throughput import Rounds
+from benchmarks.timing_study import PLANS, TimingPlan, study_latency, study_throughput
+from tests.cloud.tiny_clip import write_tiny_clip
+from tests.tiny_bundle import synthetic_views
+
+PLAN = TimingPlan(3, 2, ("none",), ("none",), 50.0, Rounds(1, 0.1))
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch, tiny_bundle_with_decoder) -> Study:
+    monkeypatch.setenv("THINWIRE_CACHE", str(tmp_path / "cache"))
+    clip = write_tiny_clip(tmp_path / "tiny-random-clip")
+    folder = tmp_path / "data" / "eval-tiny"
+    for place, view in enumerate(synthetic_views(4, 64, seed=2)):
+        path = folder / ("cat", "dog")[place % 2] / f"{place}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(png_bytes(view))
+    preset = Preset("tiny", {}, 4, PeerGrid((224, 112), 3), "test")
+    peers = [PEERS["jpeg"], PEERS["jxl"]]
+    context = {"command": "test", "testbed": {"cpu": "test"}}
+    return Study(preset, Path(folder.parent), tmp_path / "out", [tiny_bundle_with_decoder], peers, [str(clip)], context)
+
+
+def test_a_study_times_what_it_knows_the_accuracy_of(study):
+    assert study_throughput(study, PLAN) == (1, 1)
+    EXPERIMENTS["rate-accuracy"].run(study)
+    points, measured = study_latency(study, PLAN)
+    assert points == measured
+    assert study_latency(study, PLAN) == (points, 0)
+    assert study_throughput(study, PLAN) == (1, 0)
+    times = [point["rows"][0] for point in read_points(study.out, "latency")]
+    assert len(times) == points
+    assert {(row["link"], row["loop"]) for row in times} == {("none", "closed"), ("none", "open")}
+    (group,) = group_points(read_points(study.out, "rate-accuracy"))
+    accuracy = rows_of(group, "7")
+    known = {(row["codec"], row["rate"]): row for row in accuracy}
+    assert {row["codec"] for row in times} == {"tiny", "jpeg"}  # JPEG XL cannot be sent
+    assert {row["rate"] for row in times if row["codec"] == "tiny"} == {"low", "high"}
+    for row in times:
+        assert known[row["codec"], row["rate"]]["hull"] or row["kind"] == "family"
+        if row["loop"] == "closed":
+            assert row["payload_bytes_mean"] == pytest.approx(known[row["codec"], row["rate"]]["bytes_mean"], rel=0.5)
+    table = best_codecs(times, accuracy, [60_000])
+    assert [row["link"] for row in table] == ["none"]
+    assert table[0]["best"]["top1"] == max(known[row["codec"], row["rate"]]["top1"] for row in times)
+
+
+def test_without_accuracies_only_families_are_timed(study):
+    study_latency(study, PLAN)
+    assert {point["rows"][0]["codec"] for point in read_points(study.out, "latency")} == {"tiny"}
+
+
+def test_every_preset_has_a_plan():
+    from benchmarks.study import PRESETS
+
+    assert set(PLANS) == set(PRESETS)
+    assert {"latency", "throughput"} <= set(EXPERIMENTS)
