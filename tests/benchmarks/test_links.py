@@ -103,28 +103,31 @@ def receive(peer: socket.socket, count: int) -> bytes:
 
 
 def test_a_preset_through_real_sockets(echo):
-    """Delay and rate of the satellite preset within 5 %: 36 ms of 724, 60 ms of 1.3 s, room for a loaded machine."""
-    link = replace(LINKS["satellite"], jitter_ms=0.0, reset_probability=0.0)
-    with LinkProxy(link, echo) as proxy, connect(proxy) as peer:
-        peer.sendall(b"x")
-        receive(peer, 1)  # the handshake was in this one
-        trips_ms = []
-        for _ in range(3):
-            started = time.monotonic()
-            peer.sendall(b"x")
-            receive(peer, 1)
-            trips_ms.append(1000 * (time.monotonic() - started))
-        assert statistics.median(trips_ms) == pytest.approx(2 * link.delay_ms, rel=0.05)
+    """Delay and rate of the satellite preset within 5 %.
 
-        payload = bytes(range(256)) * 1600
-        threading.Thread(target=peer.sendall, args=(payload,), daemon=True).start()
-        first, began = receive(peer, 1), time.monotonic()
-        rest = receive(peer, len(payload) - len(first))
-        took_s = time.monotonic() - began
-        assert first + rest == payload
-        sent = len(rest) + HEADER_BYTES * len(segments(rest))
-        assert 8 * sent / took_s == pytest.approx(link.up_bps, rel=0.05)
-        assert (proxy.bytes_up, proxy.bytes_down) == (4 + len(payload), 4 + len(payload))
+    A loaded machine only ever adds time, so the fastest of some tries counts, and none may be faster than the link.
+    """
+    link = replace(LINKS["satellite"], jitter_ms=0.0, reset_probability=0.0)
+    payload = bytes(range(256)) * 1600
+    wire_bits = 8 * (len(payload) + HEADER_BYTES * len(segments(payload)))
+
+    def trip_s(peer: socket.socket, data: bytes) -> float:
+        started = time.monotonic()
+        threading.Thread(target=peer.sendall, args=(data,), daemon=True).start()
+        assert receive(peer, len(data)) == data
+        return time.monotonic() - started
+
+    with LinkProxy(link, echo) as proxy, connect(proxy) as peer:
+        trip_s(peer, b"x")  # the handshake was in this one
+        assert min(trip_s(peer, b"x") for _ in range(4)) == pytest.approx(2 * link.delay_ms / 1000, rel=0.05)
+        measured_bps = 0.0
+        for _ in range(6):
+            measured_bps = max(measured_bps, wire_bits / (trip_s(peer, payload) - 2 * link.delay_ms / 1000))
+            assert measured_bps < 1.05 * link.up_bps
+            if measured_bps > 0.95 * link.up_bps:
+                break
+        assert measured_bps == pytest.approx(link.up_bps, rel=0.05)
+        assert proxy.bytes_up == proxy.bytes_down > len(payload)
         assert proxy.cpu_s() > 0
 
 
