@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks import timing_commands
 from benchmarks.contestants import parse_families, parse_peers
 from benchmarks.progress import ended_by_sigterm
 from thinwire.errors import ThinwireError
@@ -79,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     report = commands.add_parser("report", help="write report.html, report.md, results.csv and figures anew from OUT")
     report.add_argument("out", metavar="OUT", help="folder that a study wrote")
+    timing_commands.add_commands(commands)
     return parser
 
 
@@ -234,6 +236,7 @@ def _report(args: argparse.Namespace, words: list[str]) -> dict[str, object]:
 
 
 RUN = {"eval": _eval, "rate-accuracy": _rate_accuracy, "study": _study, "report": _report}
+RUN |= dict.fromkeys(timing_commands.COMMANDS, timing_commands.run)
 
 
 def _print_table(results: list[dict[str, object]], title: str) -> None:

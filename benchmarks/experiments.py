@@ -52,10 +52,24 @@ def _rate_accuracy(study: Study) -> tuple[int, int]:
     return points, measured
 
 
+def _latency(study: Study) -> tuple[int, int]:
+    from benchmarks.timing_study import study_latency
+
+    return study_latency(study)
+
+
+def _throughput(study: Study) -> tuple[int, int]:
+    from benchmarks.timing_study import study_throughput
+
+    return study_throughput(study)
+
+
 EXPERIMENTS = {
     experiment.name: experiment
     for experiment in (
         Experiment("examples", "photographs as the cloud sees them", _examples),
         Experiment("rate-accuracy", "accuracy against bytes, families and peers", _rate_accuracy),
+        Experiment("latency", "image to answer over emulated links", _latency),
+        Experiment("throughput", "the saturated service against the bare model", _throughput),
     )
 }

@@ -23,7 +23,8 @@ INTRO = (
 
 def links_section(out: Path) -> Section | None:
     """None where no latency was measured, or nothing whose accuracy is known."""
-    latencies = [row for point in read_points(out, "latency") for row in point["rows"]]
+    rows = [row for point in read_points(out, "latency") for row in point["rows"]]
+    latencies = [row for row in rows if row["loop"] == "closed"]  # what a camera that waits for its answer sees
     groups = group_points(read_points(out, "rate-accuracy"))
     if not latencies or not groups:
         return None

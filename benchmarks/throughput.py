@@ -1,0 +1,258 @@
+"""The throughput experiment: what the service answers per second, against the bare model in full batches.
+
+In one process and one run, because two machines, or one machine at two moments, cannot be compared:
+
+    bare     TorchRunner.run on full batches: synthesis and CLIP, nothing else
+    engine   the same inputs as packets through Engine.submit: with range decoding, queue, batching, heads
+    served   the same through the gRPC server on loopback, from load generators in a process of their own
+
+The three take turns, round after round, and each ratio is the median of the rounds' ratios: what else the machine does
+then falls on all three. The load generator encodes nothing (its packets are made before) and keeps `in_flight` requests
+unanswered, so that the queue never runs dry; it shares the machine's cores with the service, as its CPU share shows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import itertools
+import multiprocessing
+import statistics
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from cloud.batching import BatchLimits
+from cloud.clip import load_clip, pick_device
+from cloud.engine import Engine
+from cloud.head import HeadCache, default_cache_dir
+from cloud.intake import Intake
+from cloud.requests import EngineLimits
+from cloud.runner import Prepared, TorchRunner
+from cloud.server import background_server
+from edge.defaults import DEFAULT_TOP_K
+from thinwire.bundle import Bundle
+from thinwire.errors import ThinwireError
+from thinwire.labels import resolve_templates
+from thinwire.packet import Packet
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
+CPU_BATCH, GPU_BATCH = 8, 64  # as cloud.assemble has it
+BATCHES_IN_FLIGHT = 3  # one on the device, one being decoded, one on the wire
+CALL_TIMEOUT_S = 60.0
+
+
+class LoadFailed(ThinwireError):
+    """The load generator died or was refused; the message says why."""
+
+    reason: ClassVar[str] = "LOAD_FAILED"
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """How long is measured. in_flight: unanswered requests that the load generator keeps; None: three full batches."""
+
+    count: int = 5
+    seconds: float = 4.0
+    in_flight: int | None = None
+
+
+@dataclass
+class Service:
+    """One bundle and one CLIP, as model, engine and server at once. Close it by leaving `background_server`."""
+
+    runner: TorchRunner
+    engine: Engine
+    batch: int
+
+    @classmethod
+    def load(cls, clip: str, bundle: Bundle, device: str, threads: int, in_flight: int | None) -> Service:
+        """`threads`: of torch. The queue is made long enough for `in_flight`."""
+        import torch
+
+        torch.set_num_threads(threads)
+        loaded = load_clip(clip, pick_device(device))
+        batch = GPU_BATCH if loaded.device.startswith("cuda") else CPU_BATCH
+        limits = EngineLimits(batch=BatchLimits(items=batch), device_threads=threads)
+        limits = replace(limits, queue_items=max(limits.queue_items, 2 * (in_flight or 0)))
+        runner = TorchRunner(loaded, [bundle])
+        intake = Intake([bundle], loaded.image_height, loaded.image_width)
+        return cls(runner, Engine(runner, intake, HeadCache(loaded, default_cache_dir()), limits), batch)
+
+
+def measure(
+    service: Service,
+    bundle: Bundle,
+    packets: Sequence[bytes],
+    labels: Sequence[str],
+    prompt_set: str,
+    rounds: Rounds,
+    tick: Callable[[], object],
+) -> dict[str, Any]:
+    """A point's result. Leaves the service closed."""
+    in_flight = rounds.in_flight or BATCHES_IN_FLIGHT * service.batch
+    templates = resolve_templates(prompt_set)
+    parsed = [Packet.from_bytes(packet) for packet in packets]
+    prepared = [Prepared(bundle.decode(each), bundle.name, len(each.layers), bundle.model_id) for each in parsed]
+    rates: dict[str, list[float]] = {"bare": [], "engine": [], "served": []}
+    sizes: collections.Counter[int] = collections.Counter()
+    client_cpu: list[float] = []
+    # CPU torch keeps the number of threads per thread; the device thread's setting is Service.load's, ours the same
+    with background_server(service.engine) as address, _Load(address, packets, labels, prompt_set, in_flight) as load:
+        run_engine = _engine_round(service.engine, packets, labels, templates, in_flight)
+        run_engine(0.1)
+        _bare_round(service.runner, prepared, service.batch, 0.1)
+        load.round(0.1)  # warm-up of all three: heads, kernels, connections
+        for _ in range(rounds.count):
+            rates["bare"].append(_bare_round(service.runner, prepared, service.batch, rounds.seconds))
+            rates["engine"].append(run_engine(rounds.seconds))
+            served = load.round(rounds.seconds)
+            rates["served"].append(served["images_per_s"])
+            client_cpu.append(served["client_cpu_share"])
+            sizes.update({int(size): count for size, count in served["batch_sizes"].items()})
+            tick()
+    answered = sum(sizes.values())
+    batches = sum(count / size for size, count in sizes.items())
+    return {
+        **{f"{name}_images_per_s": round(statistics.median(values), 3) for name, values in rates.items()},
+        "served_over_bare_ratio": _ratio(rates["served"], rates["bare"]),
+        "served_over_engine_ratio": _ratio(rates["served"], rates["engine"]),
+        "batch_limit": service.batch,
+        "in_flight": in_flight,
+        "batch_size_mean": round(answered / batches, 3),
+        "batch_histogram": {str(size): round(count / size) for size, count in sorted(sizes.items())},
+        "images_answered": answered,
+        "failed": 0,
+        "client_cpu_share": round(statistics.median(client_cpu), 3),
+        "rounds": {name: [round(value, 3) for value in values] for name, values in rates.items()},
+        "device": service.runner.clip.device,
+    }
+
+
+def _ratio(above: Sequence[float], below: Sequence[float]) -> float:
+    return round(statistics.median(a / b for a, b in zip(above, below)), 4)
+
+
+def _bare_round(runner: TorchRunner, prepared: Sequence[Prepared], batch: int, seconds: float) -> float:
+    """Images per second of full batches, on a thread of its own like the engine's."""
+    source = itertools.cycle(prepared)
+
+    def work() -> float:
+        done, began = 0, time.perf_counter()
+        while time.perf_counter() - began < seconds:
+            runner.run(list(itertools.islice(source, batch)))
+            done += batch
+        return done / (time.perf_counter() - began)
+
+    import torch
+
+    threads = torch.get_num_threads()
+    with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
+        return pool.submit(work).result()
+
+
+def _engine_round(
+    engine: Engine, packets: Sequence[bytes], labels: Sequence[str], templates: Sequence[str], in_flight: int
+) -> Callable[[float], float]:
+    source = itertools.cycle(packets)
+
+    def work(seconds: float) -> float:
+        places = threading.Semaphore(in_flight)
+        futures = []
+        began = time.perf_counter()
+        while time.perf_counter() - began < seconds:
+            places.acquire()
+            future = engine.submit(packet=next(source), labels=labels, templates=templates)
+            future.add_done_callback(lambda _: places.release())
+            futures.append(future)
+        for future in futures:
+            future.result()
+        return len(futures) / (time.perf_counter() - began)
+
+    return work
+
+
+class _Load:
+    """The load generator's process. Spawned, never forked: gRPC does not survive a fork."""
+
+    def __init__(self, *arguments: Any) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_generate, args=(theirs, *arguments), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def __enter__(self) -> _Load:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pipe.close()  # ends the process, which waits for the next round
+        self._process.join(10)
+        if self._process.is_alive():
+            self._process.terminate()
+
+    def round(self, seconds: float) -> dict[str, Any]:
+        try:
+            self._pipe.send(seconds)
+            result = self._pipe.recv()
+        except (EOFError, OSError) as error:
+            raise LoadFailed("the load generator's process died") from error
+        if isinstance(result, str):
+            raise LoadFailed(f"the load generator was refused: {result}")
+        return result
+
+
+def _generate(
+    pipe: Connection, address: str, packets: Sequence[bytes], labels: Sequence[str], prompt_set: str, in_flight: int
+) -> None:
+    """In the load generator's process: one round for each number of seconds that comes, until the pipe is closed."""
+    asyncio.run(_rounds(pipe, address, packets, labels, prompt_set, in_flight))
+
+
+async def _rounds(
+    pipe: Connection, address: str, packets: Sequence[bytes], labels: Sequence[str], prompt_set: str, in_flight: int
+) -> None:
+    import grpc
+
+    from thinwire.v1 import inference_pb2 as pb
+    from thinwire.v1 import inference_pb2_grpc
+
+    requests = itertools.cycle(
+        pb.ClassifyRequest(
+            image=pb.ImageInput(packet=packet), labels=labels, prompt_set=prompt_set, top_k=DEFAULT_TOP_K
+        )
+        for packet in packets
+    )
+    async with grpc.aio.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        classify = inference_pb2_grpc.InferenceServiceStub(channel).Classify
+        while True:
+            try:
+                seconds = await asyncio.to_thread(pipe.recv)
+            except (EOFError, OSError):
+                return
+            sizes: collections.Counter[int] = collections.Counter()
+            cpu_s, began = time.process_time(), time.perf_counter()
+
+            async def ask(end: float, sizes: collections.Counter[int] = sizes) -> None:
+                while time.perf_counter() < end:
+                    reply = await classify(next(requests), timeout=CALL_TIMEOUT_S)
+                    sizes[reply.timing.batch_size] += 1
+
+            try:
+                await asyncio.gather(*(ask(began + seconds) for _ in range(in_flight)))
+            except grpc.RpcError as error:
+                pipe.send(f"{error.code().name}: {error.details()}")
+                return
+            took_s = time.perf_counter() - began
+            pipe.send(
+                {
+                    "images_per_s": sizes.total() / took_s,
+                    "client_cpu_share": (time.process_time() - cpu_s) / took_s,
+                    "batch_sizes": dict(sizes),
+                }
+            )

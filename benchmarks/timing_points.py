@@ -1,0 +1,72 @@
+"""What the points of latency, throughput and energy have in common: keys, and how a point is measured or found.
+
+A point's file (`benchmarks.points`) holds beside its key: `load_average` when it began, `rows` (one row, the figures)
+and `samples` (what they were made from, image by image, where there is such a thing).
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.data import Dataset
+from benchmarks.points import PointStore, data_key
+from cloud.clip import SHIPPED, shipped_clip_path
+from thinwire.bundle import Bundle
+
+VERSION = 1
+"""Part of every key. Raise it when the same settings give other figures than before."""
+
+Key = dict[str, Any]
+
+
+def timing_key(store: PointStore, data: Dataset, clip: str, prompt_set: str, seed: int, **settings: Any) -> Key:
+    """The key of one point. Times depend on the machine, so the testbed is in it; `settings` are the experiment's."""
+    return {
+        "timing_version": VERSION,
+        **data_key(data),
+        "seed": seed,
+        "clip": clip_identity(clip),
+        "prompt_set": prompt_set,
+        "testbed": store.context["testbed"],
+        **settings,
+    }
+
+
+def found_or_measured(
+    store: PointStore, key: Key, named: dict[str, Any], measure: Callable[[], dict[str, Any]]
+) -> tuple[dict[str, Any], bool]:
+    """The row of a point, and whether it had to be measured. `named` are the row's first keys."""
+    point = store.load(key)
+    if point is not None:
+        return point["rows"][0], False
+    started, load_average = time.monotonic(), os.getloadavg()[0]
+    result = measure()
+    samples = result.pop("samples", {})
+    content = {"load_average": round(load_average, 2), "rows": [{**named, **result}], "samples": samples}
+    return store.save(key, content, time.monotonic() - started)["rows"][0], True
+
+
+@functools.lru_cache(maxsize=8)
+def clip_identity(spec: str) -> str:
+    """`spec`, with a hash of its files where it is a folder, so that other weights make another key."""
+    folder = shipped_clip_path() if spec == SHIPPED else Path(spec)
+    if not folder.is_dir():
+        return spec
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.is_file():
+            digest.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+    return f"{folder.name}#{digest.hexdigest()[:16]}"
+
+
+def bundle_parameters(bundle: Bundle) -> dict[str, Any]:
+    """What a bundle's times depend on. The model id leaves encoder and decoder weights out: their hashes are here."""
+    sections = (bundle.card.edge, bundle.card.cloud)
+    files = {file: entry["sha256"] for section in sections for file, entry in section["files"].items()}
+    return {"model_id": bundle.model_id.hex(), "encoder": bundle.encoder_path().name, "files": files}
