@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from concurrent.futures import Future
 from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cloud.batching import BatchLimits
 from cloud.head import Head
 from cloud.runner import Prepared
+
+if TYPE_CHECKING:
+    from cloud.models import Models, Station
 
 
 @dataclass(frozen=True)
@@ -58,8 +63,17 @@ class Answer:
     layers: int
 
 
+class Kind(Enum):
+    """What a submission asks for."""
+
+    LOOK = "an embedding, and labels where some were given"
+    TEXTS = "vectors of texts"
+    PICTURE = "the picture that a packet holds"
+
+
 @dataclass(eq=False)
 class Item:
+    kind: Kind
     packet: bytes | None
     image_file: bytes | None
     labels: tuple[str, ...]
@@ -69,6 +83,9 @@ class Item:
     size_bytes: int
     accepted: float
     future: Future
+    models: Models
+    clip: str
+    station: Station | None = None
     prepared: Prepared | None = None
     head: Head | None = None
     ready: float = 0.0
