@@ -26,7 +26,7 @@ from cloud.errors import DeadlinePassed, InferenceFailed, InvalidRequest, QueueF
 from cloud.head import HeadCache
 from cloud.intake import Intake
 from cloud.models import FixedModels, Models
-from cloud.requests import Answer, EngineLimits, Item, Kind, Timing, top_predictions
+from cloud.requests import Answer, EngineLimits, Item, Kind, Timing, top_margin, top_predictions
 from cloud.runner import Runner
 from thinwire.errors import LabelError, ThinwireError
 
@@ -84,18 +84,20 @@ class Engine:
         top_k: int = 5,
         deadline: float | None = None,
         clip: str = "",
+        temperature: float | None = None,
     ) -> Future[Answer]:
         """Accepts one packet, or one image file (JPEG, PNG, WebP, ...), and returns at once.
 
         `labels` and `templates` must have passed `thinwire.labels`; without labels the answer is the embedding alone.
-        `deadline` is a `time.monotonic()` value; `clip` one of `models.names()`, "" for the default. Raises `QueueFull`,
-        `ShuttingDown`, or `UnknownClip` here; everything else (a bad packet, an unknown bundle, a passed deadline)
-        arrives through the future. Cancelling the future drops the work.
+        `temperature` asks for `Answer.margin`. `deadline` is a `time.monotonic()` value; `clip` one of
+        `models.names()`, "" for the default. Raises `QueueFull`, `ShuttingDown`, or `UnknownClip` here; everything else
+        (a bad packet, an unknown bundle, a passed deadline) arrives through the future. Cancelling the future drops the
+        work.
         """
         if (packet is None) == (image_file is None):
             raise InvalidRequest("give exactly one of packet and image_file")
         self._check_prompts(labels, templates)
-        item = self._item(Kind.LOOK, packet, image_file, labels, templates, top_k, deadline, clip)
+        item = self._item(Kind.LOOK, packet, image_file, labels, templates, top_k, deadline, clip, temperature)
         self._accept(item)
         self._find_station(item)
         return item.future
@@ -124,7 +126,7 @@ class Engine:
         return item.future
 
     def use(self, models: Models) -> None:
-        """From now on submissions are answered by `models`; what was accepted before keeps what it was accepted with."""
+        """From now on `models` answer; what was accepted before keeps the models it was accepted with."""
         self._models = models
 
     @property
@@ -172,7 +174,7 @@ class Engine:
 
     # ---------------------------------------------------------------- accounting
 
-    def _item(self, kind, packet, image_file, labels, templates, top_k, deadline, clip) -> Item:
+    def _item(self, kind, packet, image_file, labels, templates, top_k, deadline, clip, temperature=None) -> Item:
         models = self._models
         now = time.monotonic()
         return Item(
@@ -182,6 +184,7 @@ class Engine:
             labels=tuple(labels),
             templates=tuple(templates),
             top_k=top_k,
+            temperature=temperature,
             due=now + self.limits.default_deadline_s if deadline is None else deadline,
             size_bytes=len(packet or image_file or b"") + sum(map(len, labels)),
             accepted=now,
@@ -440,17 +443,16 @@ class Engine:
             start = time.monotonic()
             head = batch[rows[0]].head
             try:
-                tops = (
-                    top_predictions(head, embeddings[rows], [batch[row].top_k for row in rows])
-                    if head
-                    else [()] * len(rows)
-                )
+                tops, margins = [()] * len(rows), [None] * len(rows)
+                if head:
+                    tops = top_predictions(head, embeddings[rows], [batch[row].top_k for row in rows])
+                    margins = [self._margin(batch[row], embeddings[row]) for row in rows]
             except Exception as error:
                 for row in rows:
                     self._fail(batch[row], self._unexpected(error))
                 continue
             now = time.monotonic()
-            for row, predictions in zip(rows, tops, strict=True):
+            for row, predictions, margin in zip(rows, tops, margins, strict=True):
                 item = batch[row]
                 timing = Timing(
                     queue_ms=item.queue_s * 1000,
@@ -461,8 +463,12 @@ class Engine:
                     total_ms=(now - item.accepted) * 1000,
                     batch_size=len(batch),
                 )
-                prepared = item.prepared
-                self._resolve(item, Answer(embeddings[row], predictions, timing, prepared.bundle, prepared.n_layers))
+                bundle, layers = item.prepared.bundle, item.prepared.n_layers
+                self._resolve(item, Answer(embeddings[row], predictions, timing, bundle, layers, margin))
+
+    @staticmethod
+    def _margin(item: Item, embedding: np.ndarray) -> float | None:
+        return None if item.temperature is None else top_margin(item.head, embedding, item.temperature)
 
 
 def _by_clip(batch: list[Item]) -> list[list[Item]]:

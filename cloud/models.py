@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from cloud.calibration import Calibration, read_calibrations
 from cloud.clip import SHIPPED, load_clip, shipped_clip_path
-from cloud.errors import ClipMismatch, UnknownClip
+from cloud.errors import BadConfiguration, ClipMismatch, UnknownClip
 from cloud.head import HeadCache
 from cloud.intake import Intake
 from cloud.runner import Prepared, TorchRunner, check_clip, module_bytes
@@ -26,6 +27,7 @@ class Station:
 
     heads: HeadCache
     intake: Intake
+    calibrations: dict[bytes, Calibration]  # by model id; bundles without one get no progressive answers
 
 
 class Models(Protocol):
@@ -52,7 +54,8 @@ class FixedModels:
 
     def __init__(self, intake: Intake, heads: HeadCache) -> None:
         self.intake = intake
-        self._station = Station(heads, intake)
+        calibrations = read_calibrations(intake.bundles.values(), heads.clip.id) if hasattr(intake, "bundles") else {}
+        self._station = Station(heads, intake, calibrations)
         self.default = getattr(heads.clip, "name", "")
 
     def names(self) -> tuple[str, ...]:
@@ -97,11 +100,11 @@ class LoadedModels:
         strict: bool = True,
     ) -> None:
         self._runner, self._shelf, self._device, self._cache_dir = runner, shelf, device, cache_dir
-        self._specs = tuple(dict.fromkeys(clips))
+        self._specs = _by_name(clips)
         self._bundles = {bundle.model_id: bundle for bundle in bundles}
-        self._signatures = {spec: clip_signature(spec) for spec in self._specs}
-        self._intakes: dict[str, Intake] = {}  # by CLIP fingerprint
-        self.default = self._specs[0]
+        self._signatures = {name: clip_signature(spec) for name, spec in self._specs.items()}
+        self._stations: dict[str, tuple[Intake, dict[bytes, Calibration]]] = {}  # by CLIP id
+        self.default = next(iter(self._specs))
         self._first = self._make_station(self.default)
         self.intake = self._first.intake
         if strict and self.intake.refused:
@@ -111,10 +114,10 @@ class LoadedModels:
             self._net(bundle, self._first.heads.clip)
 
     def names(self) -> tuple[str, ...]:
-        return self._specs
+        return tuple(self._specs)
 
     def name_of(self, wanted: str) -> str:
-        return _known(wanted, self._specs)
+        return _known(wanted, self.names())
 
     def station(self, name: str) -> Station | None:
         if name == self.default:
@@ -143,23 +146,23 @@ class LoadedModels:
 
     def drop_others(self) -> None:
         """Lets go of what earlier sets on the same shelf loaded and this one does not use."""
-        clips = {self._clip_key(spec) for spec in self._specs}
+        clips = set(map(self._clip_key, self._specs))
         decoders = {_decoder_key(bundle) for bundle in self._bundles.values()}
         self._shelf.keep_only(lambda key: key in clips or (key[0] == "net" and key[1] in decoders))
 
-    def _clip_key(self, spec: str) -> Hashable:
-        return ("clip", spec, self._signatures[spec])
+    def _clip_key(self, name: str) -> Hashable:
+        return ("clip", self._specs[name], self._signatures[name])
 
-    def _make_station(self, spec: str) -> Station:
+    def _make_station(self, name: str) -> Station:
         def make() -> tuple[HeadCache, int]:
-            clip = load_clip(spec, self._device)
+            clip = load_clip(self._specs[name], self._device)
             return HeadCache(clip, self._cache_dir), module_bytes(clip.model)
 
-        return self._station_of(self._shelf.load(self._clip_key(spec), make))
+        return self._station_of(self._shelf.load(self._clip_key(name), make))
 
     def _station_of(self, heads: HeadCache) -> Station:
         clip = heads.clip
-        if clip.id not in self._intakes:  # two threads may both make it: they make the same
+        if clip.id not in self._stations:  # two threads may both make it: they make the same
             refused: dict[bytes, ThinwireError] = {}
             for bundle in self._bundles.values():
                 try:
@@ -167,8 +170,9 @@ class LoadedModels:
                 except ClipMismatch as error:
                     refused[bundle.model_id] = error
             fitting = [bundle for bundle in self._bundles.values() if bundle.model_id not in refused]
-            self._intakes[clip.id] = Intake(fitting, clip.image_height, clip.image_width, refused)
-        return Station(heads, self._intakes[clip.id])
+            intake = Intake(fitting, clip.image_height, clip.image_width, refused)
+            self._stations[clip.id] = (intake, read_calibrations(fitting, clip.id))
+        return Station(heads, *self._stations[clip.id])
 
     def _net(self, bundle: Bundle, clip: Clip) -> object:
         def make() -> tuple[object, int]:
@@ -176,6 +180,16 @@ class LoadedModels:
             return net, net.nbytes
 
         return self._shelf.load(_net_key(bundle, clip), make)
+
+
+def _by_name(specs: Sequence[str]) -> dict[str, str]:
+    """What requests call a CLIP → how it is loaded. A folder goes by its last name: its path is nobody's business."""
+    named: dict[str, str] = {}
+    for spec in specs:
+        name = Path(spec).resolve().name if spec != SHIPPED and Path(spec).is_dir() else spec
+        if named.setdefault(name, spec) != spec:
+            raise BadConfiguration(f"--clip {spec} and --clip {named[name]} have one name {name!r}: rename a folder")
+    return named
 
 
 def clip_signature(spec: str) -> Hashable:
@@ -205,7 +219,3 @@ def _known(wanted: str, names: Sequence[str]) -> str:
     if wanted and wanted not in names:
         raise UnknownClip(f"this server has no CLIP {wanted!r}: it has {', '.join(names)}; leave it out for the first")
     return wanted or names[0]
-
-
-Opener = Callable[[], LoadedModels]
-"""Makes the set of models anew from the files as they are now; see `cloud.assemble.open_engine`."""

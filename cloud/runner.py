@@ -128,7 +128,9 @@ class TorchRunner:
             clock = _Clock(clip.device)
             groups: dict[object, list[int]] = {}
             for index, item in enumerate(batch):
-                groups.setdefault((id(item.net), item.model_id) if item.model_id else item.array.shape, []).append(index)
+                groups.setdefault((id(item.net), item.model_id) if item.model_id else item.array.shape, []).append(
+                    index
+                )
             images, image_rows, vectors, vector_rows = [], [], [], []
             for rows in groups.values():
                 items = [batch[row] for row in rows]
