@@ -15,15 +15,16 @@ from cloud.errors import RateLimited
 MAX_CLIENTS = 10_000
 
 
-def client_of(context: grpc.aio.ServicerContext) -> str:
+def client_of(context: grpc.aio.ServicerContext, by_token: bool) -> str:
     """What tells clients apart: their certificate, else their token (hashed), else their address without its port.
 
-    Behind a proxy that ends TLS all clients have its address: give each a token.
+    `by_token` only where tokens are checked: unchecked ones could be made up anew for every call. Behind a proxy that
+    ends TLS all clients have its address: give each a token.
     """
     if names := context.auth_context().get("x509_common_name"):
         return "certificate " + names[0].decode(errors="replace")
     for key, value in context.invocation_metadata() or ():
-        if key == "authorization":
+        if by_token and key == "authorization":
             return "token " + hashlib.sha256(value.encode()).hexdigest()[:12]
     peer = context.peer()  # "ipv4:127.0.0.1:50312", "ipv6:%5B::1%5D:50312", "unix:..."
     return peer.rpartition(":")[0] if peer.startswith("ip") else peer

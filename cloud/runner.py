@@ -69,9 +69,9 @@ class Runner(Protocol):
 class TorchRunner:
     """Synthesis nets in front of a CLIP, on one torch device.
 
-    `bundles` are loaded for `clip` now and stay; other nets and CLIPs come with the items that use them (`load_net`). Runs exclude
-    each other, so that a canary beside the device thread harms nobody. `run` raises whatever torch raises; the engine
-    isolates the culprit.
+    `bundles` are loaded for `clip` now and stay; other nets and CLIPs come with the items that use them (`load_net`).
+    Runs exclude each other, so that a canary beside the device thread harms nobody. `run` raises whatever torch raises;
+    the engine isolates the culprit.
     """
 
     def __init__(self, clip: Clip | None, bundles: Sequence[Bundle] = (), load: Loader | None = None) -> None:

@@ -49,9 +49,7 @@ class Security:
         if (self.certificate is None) != (self.key is None):
             raise BadConfiguration("--tls-cert and --tls-key go together: give both, or none")
         if self.client_ca and not self.tls:
-            raise BadConfiguration(
-                "--tls-client-ca asks clients for certificates, which needs --tls-cert and --tls-key"
-            )
+            raise BadConfiguration("--tls-client-ca asks clients for certificates: it needs --tls-cert and --tls-key")
         if not self.tls and not LOOPBACK.fullmatch(host) and not self.allow_plaintext:
             raise BadConfiguration(
                 f"--host {host} without TLS would let anyone on the way read images and tokens: give --tls-cert and "
@@ -63,7 +61,7 @@ class Security:
             Tokens(self.token_file)
 
     def credentials(self) -> grpc.ServerCredentials | None:
-        """None without TLS. Certificates are read again whenever their files have changed. Raises `BadConfiguration`."""
+        """None without TLS. Certificates are read again when their files have changed. Raises `BadConfiguration`."""
         if not self.tls:
             return None
         files = Certificates(self)
@@ -124,7 +122,7 @@ class Tokens:
         self._look()
         digest = hashlib.sha256(token.encode()).digest()
         # Every one is compared, in constant time: how long a refusal takes tells nothing.
-        return any([hmac.compare_digest(digest, known) for known in self._hashes])
+        return sum(hmac.compare_digest(digest, known) for known in self._hashes) > 0
 
     def _look(self) -> None:
         with self._lock:

@@ -1,4 +1,4 @@
-"""The listening gRPC server: transport options, TLS, interceptors, health, a graceful stop. The RPCs: `cloud.service`."""
+"""The listening gRPC server: transport options, TLS, interceptors, health, a graceful stop."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Server:
             ],
         )
         limiter = RateLimiter(security.rate_per_s, security.burst)
-        self._service = InferenceService(self._engine, self.options, limiter)
+        self._service = InferenceService(self._engine, self.options, limiter, security.token_file is not None)
         self._health = health.aio.HealthServicer()
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(self._service, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)

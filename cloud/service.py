@@ -28,8 +28,7 @@ from cloud.replies import (
     timing_of,
 )
 from cloud.requests import Answer
-from thinwire.errors import PacketTooLarge
-from thinwire.packet import MAX_PACKET_BYTES, Packet
+from thinwire.packet import Packet
 from thinwire.v1 import inference_pb2 as pb
 from thinwire.v1 import inference_pb2_grpc
 
@@ -39,10 +38,17 @@ Context = grpc.aio.ServicerContext
 class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
     """Every failure is a status with details (`cloud.status`); limits are those of `ServerOptions`."""
 
-    def __init__(self, engine: Engine, options: ServerOptions, limiter: RateLimiter | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        options: ServerOptions,
+        limiter: RateLimiter | None = None,
+        tokens_are_checked: bool = False,
+    ) -> None:
         self.options = options
         self._engine = engine
         self._limiter = limiter or RateLimiter(None)
+        self._by_token = tokens_are_checked
         self._label_sets = LabelSets(options.max_label_sets, options.label_set_bytes)
         self._stopping = asyncio.Event()
 
@@ -84,7 +90,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
 
     def charge(self, context: Context, images: int = 1) -> None:
         """Raises `RateLimited`."""
-        self._limiter.charge(client_of(context), images)
+        self._limiter.charge(client_of(context, self._by_token), images)
 
     def labels_of(self, request: pb.ClassifyRequest) -> LabelSet:
         """A request's own labels, or those that its handle names. Raises `LabelError` or `UnknownLabelSet`."""
@@ -101,7 +107,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         top_k: int,
         clip: str,
         deadline: float | None,
-        temperature: float = 1.0,
+        temperature: float | None = None,
     ) -> asyncio.Future[Answer]:
         """One image through the engine. Cancelling what is returned drops the work."""
         question = {"labels": labels.labels, "templates": labels.templates} if labels else {}
@@ -186,11 +192,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
 
     async def _decode(self, request: pb.DecodeRequest, context: Context) -> pb.DecodeResponse:
         self.charge(context)
-        if len(request.packet) > MAX_PACKET_BYTES:
-            raise PacketTooLarge(
-                f"packet has {len(request.packet)} bytes, this server takes at most {MAX_PACKET_BYTES}"
-            )
-        packet = Packet.from_bytes(request.packet)
+        packet = Packet.from_bytes(request.packet)  # raises for one that is too large, before anything is read
         future = self._engine.submit_picture(request.packet, deadline=deadline_of(context))
         pixels = await asyncio.wrap_future(future)
         bundle = self._engine.intake.bundles.get(packet.model_id)
