@@ -29,13 +29,15 @@ def open_engine(
     limits: EngineLimits | None = None,
     cache_dir: Path | None = None,
     model_bytes: int | None = None,
+    precision: str = "auto",
 ) -> ReloadableEngine:
     """Loads the default CLIP and every bundle, runs each once as a canary, and returns an engine that answers.
 
     `clip` is one or several as for `load_clip`: the first is the default, others are loaded when a request names them.
     `bundles` are names of shipped bundles or folders, None for all shipped; `device` as for `pick_device`; `threads`
     are torch's CPU threads; `limits.batch` None takes one that suits the device; `cache_dir` keeps text heads (default:
-    `default_cache_dir()`); `model_bytes` bounds the weights in memory: beyond it the least recently used leave.
+    `default_cache_dir()`); `model_bytes` bounds the weights in memory: beyond it the least recently used leave;
+    `precision` of the image tower as for `cloud.precision.in_precision`.
     A bundle named here that needs another CLIP than the default is an error; one that merely ships is refused packet by
     packet. Raises `ClipUnavailable`, `ClipMismatch`, `DeviceUnavailable` or `BundleError`.
     """
@@ -57,7 +59,7 @@ def open_engine(
 
     def opener() -> LoadedModels:
         loaded = _load_bundles(shipped_bundles().values() if bundles is None else bundles)
-        return LoadedModels(runner, shelf, clips, loaded, device, cache_dir, strict=bundles is not None)
+        return LoadedModels(runner, shelf, clips, loaded, device, cache_dir, precision, strict=bundles is not None)
 
     models = opener()
     for error in models.intake.refused.values():

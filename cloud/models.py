@@ -12,6 +12,7 @@ from cloud.clip import SHIPPED, load_clip, shipped_clip_path
 from cloud.errors import BadConfiguration, ClipMismatch, UnknownClip
 from cloud.head import HeadCache
 from cloud.intake import Intake
+from cloud.precision import in_precision
 from cloud.runner import Prepared, TorchRunner, check_clip, module_bytes
 from cloud.shelf import Shelf
 from thinwire.errors import ThinwireError
@@ -96,10 +97,12 @@ class LoadedModels:
         bundles: Sequence[Bundle],
         device: str,
         cache_dir: Path | None = None,
+        precision: str = "auto",
         *,
         strict: bool = True,
     ) -> None:
         self._runner, self._shelf, self._device, self._cache_dir = runner, shelf, device, cache_dir
+        self._precision = precision
         self._specs = _by_name(clips)
         self._bundles = {bundle.model_id: bundle for bundle in bundles}
         self._signatures = {name: clip_signature(spec) for name, spec in self._specs.items()}
@@ -155,7 +158,7 @@ class LoadedModels:
 
     def _make_station(self, name: str) -> Station:
         def make() -> tuple[HeadCache, int]:
-            clip = load_clip(self._specs[name], self._device)
+            clip = in_precision(load_clip(self._specs[name], self._device), self._precision)
             return HeadCache(clip, self._cache_dir), module_bytes(clip.model)
 
         return self._station_of(self._shelf.load(self._clip_key(name), make))
