@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import json
 import shlex
 import signal
@@ -61,6 +62,8 @@ def _parser() -> argparse.ArgumentParser:
     curve.add_argument("--prompt-set", default="7", choices=list(PROMPT_SETS), help="prompt templates")
     curve.add_argument("--limit", type=int, metavar="N", help="use N images, drawn by --seed (default: all)")
     curve.add_argument("--seed", type=int, default=0, help="seed of the sample and of the bootstrap")
+    for module in ("benchmarks.progressive", "benchmarks.service_load"):
+        importlib.import_module(module).add_commands(commands)
     return parser
 
 
@@ -69,6 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     args = _parser().parse_args(words)
     try:
+        if hasattr(args, "run"):
+            return args.run(args)
         document = _rate_accuracy(args, words) if args.command == "rate-accuracy" else _eval(args, words)
     except ThinwireError as error:
         print(f"thinwire-bench: {error}", file=sys.stderr)
