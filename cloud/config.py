@@ -107,6 +107,12 @@ SETTINGS = (
     Setting("decode-threads", positive, 2, "CPU threads that decode packets"),
     Setting("model-mb", positive, None, "megabytes of weights kept loaded; least recently used leave (default: all)"),
     Setting("queue", positive, 256, "requests held at once; more get QUEUE_FULL"),
+    Setting(
+        "max-wait",
+        seconds,
+        0.3,
+        "seconds of work that may stand before a new request, beyond two batches; more gets QUEUE_FULL; 0 for no bound",
+    ),
     Setting("queue-mb", positive, 64, "megabytes of request data held at once; more get QUEUE_FULL"),
     Setting("batch", positive, None, "most items of one device batch (default: 8 on a CPU, 64 on CUDA)"),
     Setting("window", positive, 32, "frames of one stream that may be unanswered at a time"),

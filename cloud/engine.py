@@ -220,7 +220,11 @@ class Engine:
             )
 
     def _is_full(self, item: Item) -> bool:
-        if len(self._items) >= self.limits.queue_items:
+        waiting = len(self._items)
+        if waiting >= self.limits.queue_items:
+            return True
+        longest_s = self.limits.max_wait_s
+        if longest_s is not None and waiting >= 2 * self._batch.items and waiting * self._item_s > longest_s:
             return True
         return bool(self._items) and self._bytes + item.size_bytes > self.limits.queue_bytes
 

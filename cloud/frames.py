@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import grpc
 
-from cloud.errors import InvalidRequest, ShuttingDown, UnknownFrame
+from cloud.errors import InvalidRequest, QueueFull, ShuttingDown, UnknownFrame
 from cloud.label_sets import LabelSet
 from cloud.replies import abort, classified, frame_error, source_of
 from cloud.requests import Answer
 from thinwire.errors import ChecksumMismatch
 from thinwire.packet import Packet
 from thinwire.v1 import inference_pb2 as pb
-
-Look = Callable[..., Awaitable[Answer]]
-"""(source, labels, top_k, clip, temperature) → answer; see `cloud.service`."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +41,7 @@ class FrameStream:
         self._waiting: OrderedDict[int, Waiting] = OrderedDict()
         self._window = asyncio.Semaphore(service.options.stream_window)
         self._writing = asyncio.Lock()
+        self._under_way = self._held_back = 0
 
     async def run(self, stopping: asyncio.Future) -> None:
         frames: set[asyncio.Task] = set()
@@ -139,7 +136,7 @@ class FrameStream:
         if waiting and len(waiting.packet.layers) < waiting.progressive.max_layers:
             calibration = self._service.calibration(waiting.packet, request.clip)
         temperature = calibration.temperature if calibration else None
-        answer = await self._service.look(source, labels, request.top_k, request.clip, self._deadline, temperature)
+        answer = await self._admitted(source, labels, request.top_k, request.clip, self._deadline, temperature)
         result = classified(answer, labels.places, self._service.clip_name(request.clip), request.frame_id)
         if calibration:
             confidence = calibration.confidence(answer.margin)
@@ -148,6 +145,25 @@ class FrameStream:
                 more = pb.NeedMore(layer=len(waiting.packet.layers) + 1, so_far=result, confidence=confidence)
                 return pb.ClassifyStreamResponse(need_more=more)
         return pb.ClassifyStreamResponse(result=result)
+
+    async def _admitted(self, *question) -> Answer:
+        """The engine's answer. A full queue does not refuse a stream that has other frames under way: their answers
+        will make room, and until then its window holds the client back."""
+        self._under_way += 1
+        try:
+            while True:
+                try:
+                    return await self._service.look(*question)
+                except QueueFull as error:
+                    if self._under_way - self._held_back <= 1:
+                        raise
+                    self._held_back += 1
+                    try:
+                        await asyncio.sleep(error.retry_after_ms / 1000)
+                    finally:
+                        self._held_back -= 1
+        finally:
+            self._under_way -= 1
 
     def _keep(self, frame_id: int, waiting: Waiting) -> None:
         self._waiting[frame_id] = waiting

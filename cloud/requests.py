@@ -29,6 +29,9 @@ class EngineLimits:
     device_threads: int | None = None  # torch's CPU threads for the device thread; None leaves torch's own choice
     pending_head_builds: int = 16
     max_prompts: int = 200_000  # labels x templates of one request
+    # Longest wait that a new request may have before it; two batches are always taken. None: bounds by count and bytes
+    # alone, which on a slow device means that those accepted wait long.
+    max_wait_s: float | None = None
     default_deadline_s: float = 60.0  # for callers that give none
 
 

@@ -19,7 +19,7 @@ from grpc_status import rpc_status
 from cloud.head import HeadCache
 from cloud.requests import EngineLimits
 from cloud.server import ServerOptions
-from tests.cloud.served import Served, classify, jpeg, refused
+from tests.cloud.served import Served, classify, jpeg, refused, until
 from thinwire.packet import MAX_PACKET_BYTES, Packet
 from thinwire.v1 import inference_pb2 as pb
 from thinwire.v1 import inference_pb2_grpc
@@ -334,6 +334,20 @@ def test_a_stream_holds_at_most_its_window(serve, packet):
     assert held.engine.load[0] == 1 + 4
     held.runner.gate.set()
     assert sorted(answer.frame_id for answer in answers) == list(range(12))
+
+
+def test_a_full_queue_slows_a_stream_down_and_refuses_one_that_has_nothing_under_way(serve, make_packet):
+    held = serve(limits=EngineLimits(queue_items=3))
+    packets = [make_packet(seed=n) for n in range(12)]
+    answers = held.stub.ClassifyStream(frames(*[classify(each) for each in packets]), timeout=20)
+    assert [answer.WhichOneof("outcome") for answer in answers] == ["result"] * 12
+    calls = [held.hold(classify(packets[0]))]
+    calls += [held.stub.Classify.future(classify(each), timeout=20) for each in packets[:2]]
+    until(lambda: held.engine.load[0] == 3)
+    (answer,) = held.stub.ClassifyStream(frames(classify(packets[0])), timeout=20)
+    assert (answer.error.reason, answer.error.retry_after_ms > 0) == ("QUEUE_FULL", True)
+    held.runner.gate.set()
+    assert all(call.result().predictions for call in calls)
 
 
 def test_a_stream_that_breaks_off_leaves_nothing_behind(serve, packet):
