@@ -159,6 +159,10 @@ class LoadedModels:
     def _make_station(self, name: str) -> Station:
         def make() -> tuple[HeadCache, int]:
             clip = in_precision(load_clip(self._specs[name], self._device), self._precision)
+            if clip.device.startswith("cuda"):
+                from cloud.graphs import with_graphs
+
+                clip = with_graphs(clip)
             return HeadCache(clip, self._cache_dir), module_bytes(clip.model)
 
         return self._station_of(self._shelf.load(self._clip_key(name), make))
