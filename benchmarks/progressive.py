@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from edge.client import Client
     from thinwire.bundle import Bundle
 
-CONFIDENCES = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
+CONFIDENCES = (0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99)
 BATCH = 8
 
 
@@ -36,7 +36,7 @@ def add_commands(commands) -> None:
     calibrate = commands.add_parser(
         "calibrate",
         help="measure how far answers from few layers can be trusted; write the bundle's calibration.json",
-        description="Needs no true labels: what counts is whether the answer from all layers is another one.",
+        description="Computes every image's answer from 1, 2, ... layers in this process.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     measure = commands.add_parser(
@@ -99,8 +99,9 @@ def _calibrate(args: argparse.Namespace) -> int:
     bundle, clip = load_bundle(args.bundle), load_clip(args.clip)
     with tqdm(total=len(data.items), desc=data.name, unit="image", file=sys.stderr) as bar:
         logits = layer_logits(data, bundle, clip, args.prompt_set, lambda: bar.update())
+    targets = np.array([item.target for item in data.items])
     try:
-        calibration = fit(logits)
+        calibration = fit(logits, targets)
     except ValueError as error:
         print(f"thinwire-bench: {error}", file=sys.stderr)
         return 1
@@ -110,16 +111,15 @@ def _calibrate(args: argparse.Namespace) -> int:
         "path": str(path),
         "clip": clip.id,
         "data": {"name": data.name, "sha256": data.sha256, "n": len(data.items), "labels": len(data.labels)},
-        "layers": [_described(calibration, logits, count) for count in range(1, len(logits))],
+        "layers": [_described(calibration, logits, targets, count) for count in range(1, len(logits))],
     }
     print(json.dumps(document, separators=(",", ":")), flush=True)
     return 0
 
 
-def _described(calibration: Calibration, logits: np.ndarray, count: int) -> dict[str, object]:
-    same = logits[count - 1].argmax(axis=1) == logits[-1].argmax(axis=1)
-    temperature = calibration.of(count).temperature
-    return {"layers": count, "temperature": round(temperature, 4), "agreement": round(float(same.mean()), 4)}
+def _described(calibration: Calibration, logits: np.ndarray, targets: np.ndarray, count: int) -> dict[str, object]:
+    top1 = float((logits[count - 1].argmax(axis=1) == targets).mean())
+    return {"layers": count, "temperature": round(calibration.of(count).temperature, 4), "top1": round(top1, 4)}
 
 
 # ---------------------------------------------------------------- progressive

@@ -3,13 +3,15 @@
 `calibration.json` in a bundle's folder, one entry for each CLIP that it was measured with:
 
     {"format": 1, "model_id": hex, "clips": {CLIP id: {"data", "images",
-        "layers": [{"temperature", "margins": [...], "agreement": [...]}, ...]}}}
+        "layers": [{"temperature", "margins": [...], "confidence": [...]}, ...]}}}
 
 `layers[k - 1]` speaks of answers from k layers. Its temperature T minimises the cross-entropy of softmax(logits / T)
-against the answers from all layers (Guo et al. 2017, "On Calibration of Modern Neural Networks", with the full-rate
-answer as the label: what is asked is whether more bytes would change the answer, not whether it is right). `agreement`
-is the share of images whose best label stayed the same up to the last layer, as a non-decreasing function of the
-top-1/top-2 margin at T (isotonic regression, pool adjacent violators), at the knots `margins`.
+against the true labels (Guo et al. 2017, "On Calibration of Modern Neural Networks"). `confidence` is 1 minus the
+accuracy that all layers together would add, P(right from all) - P(right from k), as a non-decreasing function of the
+top-1/top-2 margin at T: isotonic regression (pool adjacent violators), linear between the centres `margins` of its
+levels. Not the probability of being right: an image that no layer gets right is no reason to send more. Not that of
+staying the same either: changes from right to wrong and between wrong labels are not worth bytes. On 200 ImageNette
+images that choice alone was worth a tenth of the bytes at equal top-1.
 """
 
 from __future__ import annotations
@@ -32,21 +34,20 @@ log = logging.getLogger(__name__)
 FILE = "calibration.json"
 FORMAT = 1
 MAX_BYTES = 1 << 20
-KNOTS = 64
 TEMPERATURES = np.geomspace(0.1, 10, 81)
 
 
 @dataclass(frozen=True, eq=False)
 class LayerCalibration:
-    """Answers from one number of layers. margins, agreement: float64 (K,), both non-decreasing, 0 to 1."""
+    """Answers from one number of layers. margins, confidences: float64 (K,), both non-decreasing, 0 to 1."""
 
     temperature: float
     margins: np.ndarray
-    agreement: np.ndarray
+    confidences: np.ndarray
 
     def confidence(self, margin: float) -> float:
-        """Estimated probability that all layers would give the same best label. Linear between knots."""
-        return float(np.interp(margin, self.margins, self.agreement))
+        """1 minus the share of such images that all layers would get right beyond those that are right now."""
+        return float(np.interp(margin, self.margins, self.confidences))
 
 
 @dataclass(frozen=True)
@@ -60,35 +61,40 @@ class Calibration:
         return self.layers[n_layers - 1] if 1 <= n_layers <= len(self.layers) else None
 
 
-def fit(logits: np.ndarray) -> Calibration:
-    """float (K, N, L) logits of N images from 1 to K layers → what the first K - 1 are worth against the last.
+def fit(logits: np.ndarray, targets: np.ndarray) -> Calibration:
+    """float (K, N, L) logits of N images from 1 to K layers, int (N,) true labels → what the first K - 1 are worth.
 
     At least 2 layers, 20 images and 2 labels, or `ValueError`.
     """
     layers, images, labels = logits.shape
     if layers < 2 or images < 20 or labels < 2:
         raise ValueError(f"{layers} layers, {images} images, {labels} labels: at least 2, 20 and 2 are needed")
-    final = logits[-1].argmax(axis=1)  # (N,)
-    return Calibration(tuple(_fit_layer(each.astype(np.float64), final) for each in logits[:-1]))
+    right = logits[-1].argmax(axis=1) == targets  # (N,)
+    return Calibration(tuple(_fit_layer(each.astype(np.float64), targets, right) for each in logits[:-1]))
 
 
-def _fit_layer(logits: np.ndarray, final: np.ndarray) -> LayerCalibration:
+def _fit_layer(logits: np.ndarray, targets: np.ndarray, right_at_last: np.ndarray) -> LayerCalibration:
+    rows = np.arange(len(targets))
     losses = []
     for temperature in TEMPERATURES:
         scaled = logits / temperature
         scaled -= scaled.max(axis=1, keepdims=True)
-        losses.append(np.mean(np.log(np.exp(scaled).sum(axis=1)) - scaled[np.arange(len(final)), final]))
+        losses.append(np.mean(np.log(np.exp(scaled).sum(axis=1)) - scaled[rows, targets]))
     temperature = float(TEMPERATURES[int(np.argmin(losses))])
     odds = np.exp((logits - logits.max(axis=1, keepdims=True)) / temperature)
     ordered = np.sort(odds, axis=1)
     margins = (ordered[:, -1] - ordered[:, -2]) / ordered.sum(axis=1)
     order = np.argsort(margins, kind="stable")
-    agreement = isotonic((logits.argmax(axis=1) == final)[order].astype(np.float64))
-    # With few images a pure upper block would claim certainty: one more image that disagrees bounds it (rule of
-    # succession), which costs nothing where there are many.
-    agreement = np.minimum(agreement, 1 - 1 / (np.sum(agreement == agreement[-1]) + 2))
-    knots = np.unique(np.linspace(0, len(margins) - 1, KNOTS).round().astype(int))
-    return LayerCalibration(temperature, margins[order][knots], agreement[knots])
+    gain = right_at_last.astype(np.float64) - (logits.argmax(axis=1) == targets)  # -1, 0 or 1
+    _, level = np.unique(isotonic(1 - gain[order]), return_inverse=True)
+    # One knot in the middle of each level: between them the table rises, so that a threshold in between divides the
+    # images of a level (a step would take them all or none)
+    sizes = np.bincount(level)
+    means = np.bincount(level, 1 - gain[order]) / sizes
+    centres = np.bincount(level, margins[order]) / sizes
+    # From few images no certainty: the rule of succession
+    means = np.clip(means, 0, 1 - 1 / (len(margins) + 2))
+    return LayerCalibration(temperature, centres, np.maximum.accumulate(means))
 
 
 def isotonic(values: np.ndarray) -> np.ndarray:
@@ -125,7 +131,7 @@ def write_calibration(bundle: Bundle, clip_id: str, calibration: Calibration, da
             {
                 "temperature": round(each.temperature, 4),
                 "margins": [round(float(value), 5) for value in each.margins],
-                "agreement": [round(float(value), 4) for value in each.agreement],
+                "confidence": [round(float(value), 4) for value in each.confidences],
             }
             for each in calibration.layers
         ],
@@ -160,14 +166,14 @@ def read_calibration(bundle: Bundle, clip_id: str) -> Calibration | None:
 
 def _read_layer(entry: dict[str, Any]) -> LayerCalibration:
     margins = np.array(entry["margins"], np.float64)
-    agreement = np.array(entry["agreement"], np.float64)
+    confidences = np.array(entry["confidence"], np.float64)
     temperature = float(entry["temperature"])
-    tables = np.stack([margins, agreement])  # ValueError where their lengths differ
+    tables = np.stack([margins, confidences])  # ValueError where their lengths differ
     if tables.ndim != 2 or tables.shape[1] == 0 or not np.isfinite(tables).all() or (np.diff(tables) < 0).any():
         raise ValueError("its tables are not non-decreasing numbers")
     if not (math.isfinite(temperature) and temperature > 0):
         raise ValueError(f"its temperature is {temperature}")
-    return LayerCalibration(temperature, margins, agreement)
+    return LayerCalibration(temperature, margins, confidences)
 
 
 def read_calibrations(bundles: Iterable[Bundle] | Sequence[Bundle], clip_id: str) -> dict[bytes, Calibration]:

@@ -63,10 +63,10 @@ def classify_progressive(
 ) -> Iterator[Outcome]:
     """One `Outcome` for each image, as they complete; over one stream, `in_flight` images at a time. Images fail alone.
 
-    rate: up to which layers may be sent (None: the bundle's highest). confidence: how sure an answer must be (0 to 1;
-    0: as the server likes) that all these layers would not change the best label. A result's `packet_bytes` are all
-    bytes of the image that were sent, `layers` those that the answer is from. A bundle that the server has no
-    calibration for is answered from one layer: see `GetServerInfo`, `BundleInfo.progressive`.
+    rate: up to which layers may be sent (None: the bundle's highest). confidence: an answer is final when further
+    layers are expected to add at most 1 - confidence to the accuracy (0: as the server likes). A result's
+    `packet_bytes` are all bytes of the image that were sent, `layers` those that the answer is from. A bundle that the
+    server has no calibration for is answered from one layer: see `GetServerInfo`, `BundleInfo.progressive`.
     Raises `ServerUnreachable`, `ServerTimeout` or `Refused` when the stream itself ends.
     """
     question = Question.check(labels, top_k, prompt_set)

@@ -154,16 +154,15 @@ def test_the_server_says_which_bundles_are_progressive(served):
 # ---------------------------------------------------------------- calibration
 
 
-def test_the_fit_finds_the_temperature_and_the_share_that_stays():
-    """Labels drawn from softmax(logits / 2) must give temperature 2, and agreement near the drawn label's own odds."""
+def test_the_fit_finds_the_temperature_and_what_more_layers_would_add():
+    """Labels drawn from softmax(logits / 2) must give temperature 2; all layers being right, what they add is known."""
     rng = np.random.default_rng(0)
     count, labels = 20_000, 5
     logits = rng.normal(0, 4, (count, labels))
     odds = np.exp(logits / 2)
     odds /= odds.sum(axis=1, keepdims=True)
     drawn = (odds.cumsum(axis=1) > rng.random((count, 1))).argmax(axis=1)
-    final = np.eye(labels)[drawn]
-    (layer,) = fit(np.stack([logits, final])).layers
+    (layer,) = fit(np.stack([logits, np.eye(labels)[drawn]]), drawn).layers
     assert layer.temperature == pytest.approx(2, rel=0.06)
     ordered = np.sort(odds, axis=1)
     margins = ordered[:, -1] - ordered[:, -2]
@@ -171,16 +170,26 @@ def test_the_fit_finds_the_temperature_and_the_share_that_stays():
         these = (margins >= low) & (margins < high)
         said = np.mean([layer.confidence(margin) for margin in margins[these]])
         assert said == pytest.approx((logits.argmax(axis=1) == drawn)[these].mean(), abs=0.04)
-    assert (np.diff(layer.agreement) >= 0).all()
+    assert (np.diff(layer.confidences) >= 0).all()
+
+
+def test_images_that_all_layers_get_wrong_are_no_reason_to_ask():
+    rng = np.random.default_rng(1)
+    logits = rng.normal(0, 1, (2, 400, 3))
+    targets = (np.maximum(logits[0], logits[1]).argmin(axis=1)).astype(int)
+    right = (logits.argmax(axis=2) == targets).mean(axis=1)
+    assert right.max() < 0.1
+    (layer,) = fit(logits, targets).layers
+    assert layer.confidence(0.5) > 0.85
 
 
 def test_no_certainty_from_a_handful_of_images():
     logits = np.tile(np.eye(4)[np.arange(24) % 4], (2, 1, 1)) * 9
-    (layer,) = fit(logits).layers
+    (layer,) = fit(logits, np.arange(24) % 4).layers
     assert layer.confidence(1.0) < 0.97
     for bad in (logits[:1], logits[:, :10], logits[:, :, :1]):
         with pytest.raises(ValueError, match="at least 2, 20 and 2"):
-            fit(bad)
+            fit(bad, np.zeros(bad.shape[1], int))
 
 
 def test_a_calibration_is_read_back_for_its_clip_and_model_only(codec, tiny_clip):
@@ -195,7 +204,7 @@ def test_a_calibration_is_read_back_for_its_clip_and_model_only(codec, tiny_clip
         lambda document, entry: document.update(model_id="00000000"),
         lambda document, entry: document.update(format=9),
         lambda document, entry: entry.update(layers=[]),
-        lambda document, entry: entry["layers"][0].update(agreement=[0.9, 0.1]),
+        lambda document, entry: entry["layers"][0].update(confidence=[0.9, 0.1]),
         lambda document, entry: entry["layers"][0].update(margins=[0.1]),
         lambda document, entry: entry["layers"][0].update(margins=["a", "b"]),
         lambda document, entry: entry["layers"][0].update(temperature=0),
