@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from edge.client import Client
     from thinwire.bundle import Bundle
 
-CONFIDENCES = (0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99)
+CONFIDENCES = (0.9, 0.93, 0.95, 0.96, 0.97, 0.98, 0.99, 0.995, 0.997)
 BATCH = 8
 
 
@@ -53,7 +53,7 @@ def add_commands(commands) -> None:
         parser.add_argument("--limit", type=int, metavar="N", help="use N images, drawn by --seed (default: all)")
         parser.add_argument("--seed", type=int, default=0, help="seed of the sample")
     measure.add_argument("--server", metavar="HOST:PORT", help="measure against this server")
-    measure.add_argument("--confidence", type=float, default=0.9, help="the one whose figures stand in front")
+    measure.add_argument("--confidence", type=float, default=0.97, help="the one whose figures stand in front")
     measure.add_argument("--json", metavar="PATH", help="also write the JSON document to PATH")
     calibrate.set_defaults(run=_calibrate)
     measure.set_defaults(run=_progressive)

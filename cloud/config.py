@@ -117,7 +117,7 @@ SETTINGS = (
     Setting("batch", positive, None, "most items of one device batch (default: 8 on a CPU, 64 on CUDA)"),
     Setting("window", positive, 32, "frames of one stream that may be unanswered at a time"),
     Setting("max-image-mb", positive, 16, "largest image file taken, megabytes"),
-    Setting("confidence", probability, 0.9, "of progressive answers whose request names none"),
+    Setting("confidence", probability, 0.97, "of progressive answers whose request names none"),
     Setting("tls-cert", Path, None, "this server's certificate chain (PEM); read again when it changes", "FILE"),
     Setting("tls-key", Path, None, "its private key (PEM, not encrypted)", "FILE"),
     Setting("tls-client-ca", Path, None, "let in only clients with a certificate of these authorities (mTLS)", "FILE"),

@@ -16,7 +16,7 @@ class ServerOptions:
     max_rank_images: int = 64
     max_label_sets: int = 1024
     label_set_bytes: int = 64 << 20
-    confidence: float = 0.9  # of progressive answers whose request names none
+    confidence: float = 0.97  # of progressive answers whose request names none
     grace_s: float = 20.0  # how long a stopping server waits for what it accepted
     drain_delay_s: float = 0.0  # NOT_SERVING, but still accepting: for balancers that take a while to look
     reflection: bool = False

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import queue
+import socket
+import struct
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -370,6 +372,41 @@ def test_a_stream_that_breaks_off_leaves_nothing_behind(serve, packet):
         time.sleep(0.005)
     assert held.engine.load == (0, 0)
     assert held.engine.counts["cancelled"] == 3
+
+
+def http2_frame(kind: int, flags: int, stream: int, payload: bytes, says: int | None = None) -> bytes:
+    """One HTTP/2 frame (RFC 9113, section 4.1); `says` lies about its length."""
+    length = len(payload) if says is None else says
+    return struct.pack(">I", length)[1:] + bytes([kind, flags]) + struct.pack(">I", stream) + payload
+
+
+def test_a_connection_reset_in_the_middle_of_a_packet_harms_nobody(served, packet):
+    """By hand, because a gRPC client never sends half a message: one whole frame, half of the next, then RST."""
+    headers = {
+        ":method": "POST",
+        ":scheme": "http",
+        ":path": "/thinwire.v1.InferenceService/ClassifyStream",
+        ":authority": served.address,
+        "content-type": "application/grpc",
+        "te": "trailers",
+    }
+    block = b"".join(  # HPACK literals without indexing
+        b"\0" + bytes([len(name)]) + name.encode() + bytes([len(value)]) + value.encode()
+        for name, value in headers.items()
+    )
+    whole = pb.ClassifyStreamRequest(request=classify(packet)).SerializeToString()
+    message = b"\0" + struct.pack(">I", len(whole)) + whole
+    before = served.engine.counts["accepted"]
+    host, _, port = served.address.rpartition(":")
+    with socket.create_connection((host, int(port)), 5) as raw:
+        raw.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + http2_frame(4, 0, 0, b""))
+        raw.sendall(http2_frame(1, 0x4, 1, block))
+        raw.sendall(http2_frame(0, 0, 1, message) + http2_frame(0, 0, 1, message[: len(message) // 2], len(message)))
+        until(lambda: served.engine.counts["accepted"] == before + 1)  # the whole frame was read and is answered
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # close sends RST
+    assert served.stub.Classify(classify(packet), timeout=5).predictions
+    until(lambda: served.engine.load == (0, 0))
+    assert served.engine.counts["accepted"] == before + 2  # half a packet was never taken for one
 
 
 # ---------------------------------------------------------------- stopping
