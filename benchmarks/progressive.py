@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from edge.client import Client
     from thinwire.bundle import Bundle
 
-CONFIDENCES = (0.9, 0.93, 0.95, 0.96, 0.97, 0.98, 0.99, 0.995, 0.997)
+CONFIDENCES = (0.9, 0.93, 0.95, 0.96, 0.97, 0.98, 0.985, 0.99, 0.995, 0.997)
 BATCH = 8
 
 
@@ -159,17 +159,32 @@ def _summary(data: Dataset, outcomes) -> dict[str, object]:
 
 
 def against_fixed(fixed: Sequence[dict], points: Sequence[dict]) -> list[dict[str, object]]:
-    """For each fixed rate but the lowest: the cheapest progressive point that is at least as accurate.
+    """For each fixed rate but the lowest: the bytes that progressive answers need for the same top-1.
 
-    The lowest rate is where progressive answers begin: nothing can be below it. bytes_ratio below 1: progressive sends
-    less; None: no point measured is as accurate.
+    The lowest rate is where progressive answers begin (confidence near 0), and so the first point. Between two points
+    bytes are interpolated: asking each image for one or the other confidence at random gives that mean. bytes_ratio
+    below 1: progressive sends less; None: no point measured is as accurate.
     """
+    ladder: list[dict] = []  # cheapest first, each more accurate than all before
+    for point in sorted([fixed[0], *points], key=lambda each: (each["bytes_mean"], -each["top1"])):
+        if not ladder or point["top1"] > ladder[-1]["top1"]:
+            ladder.append(point)
     out = []
     for rate in fixed[1:]:
-        good = [point for point in points if point["top1"] >= rate["top1"]]
-        best = min(good, key=lambda point: point["bytes_mean"], default=None)
-        ratio = None if best is None else round(best["bytes_mean"] / rate["bytes_mean"], 4)
-        out.append({"rate": rate["rate"], "progressive": best, "bytes_ratio": ratio})
+        needed = None
+        if rate["top1"] <= ladder[-1]["top1"]:
+            tops, sizes = [each["top1"] for each in ladder], [each["bytes_mean"] for each in ladder]
+            needed = round(float(np.interp(rate["top1"], tops, sizes)), 2)
+        ratio = None if needed is None else round(needed / rate["bytes_mean"], 4)
+        out.append(
+            {
+                "rate": rate["rate"],
+                "top1": rate["top1"],
+                "bytes_mean": rate["bytes_mean"],
+                "progressive_bytes_mean": needed,
+                "bytes_ratio": ratio,
+            }
+        )
     return out
 
 
