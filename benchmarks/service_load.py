@@ -117,8 +117,8 @@ class Load:
         return outcomes
 
     async def open(self, per_s: float, seconds: float, random: np.random.Generator) -> Outcomes:
-        """Poisson arrivals; ends when the last one is answered, but rates are over the time of arrivals."""
-        outcomes = Outcomes(wall_s=seconds)
+        """Poisson arrivals; rates are over the time until the last answer."""
+        outcomes = Outcomes()
         times = np.cumsum(random.exponential(1 / per_s, int(per_s * seconds * 1.2) + 10))
         start = time.perf_counter()
         tasks = set()
@@ -130,6 +130,7 @@ class Load:
             task.add_done_callback(tasks.discard)
         if tasks:
             await asyncio.gather(*tasks)
+        outcomes.wall_s = time.perf_counter() - start
         return outcomes
 
     async def _timed(self, number: int, scheduled: float, outcomes: Outcomes) -> None:
