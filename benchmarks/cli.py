@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import json
 import shlex
 import sys
@@ -81,6 +82,8 @@ def _parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="write report.html, report.md, results.csv and figures anew from OUT")
     report.add_argument("out", metavar="OUT", help="folder that a study wrote")
     timing_commands.add_commands(commands)
+    for module in ("benchmarks.progressive", "benchmarks.service_load"):
+        importlib.import_module(module).add_commands(commands)
     return parser
 
 
@@ -89,6 +92,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     args = _parser().parse_args(words)
     try:
+        if hasattr(args, "run"):
+            return args.run(args)
         document = RUN[args.command](args, words)
     except ThinwireError as error:
         print(f"thinwire-bench: {error}", file=sys.stderr)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -167,6 +168,13 @@ class Uplink:
         except grpc.RpcError as error:
             raise typed_error(error, self.line) from error
         except grpc.FutureCancelledError as error:
+            raise _closed(self.line) from error
+
+    def stream(self, requests: Iterator[pb.ClassifyStreamRequest]) -> grpc.Call:
+        """Starts a ClassifyStream without a deadline; whoever reads it (`edge.progressive`) watches the time."""
+        try:
+            return self._stub.ClassifyStream(requests, metadata=self.line.metadata)
+        except ValueError as error:
             raise _closed(self.line) from error
 
     def _call(self, method: grpc.UnaryUnaryMultiCallable, request: object, timeout_s: float) -> grpc.Future:

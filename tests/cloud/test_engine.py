@@ -180,6 +180,20 @@ def test_a_full_queue_refuses_at_once_and_says_when_to_return(make, runner):
     assert engine.counts["rejected"] == 1
 
 
+def test_beyond_two_batches_the_queue_is_bounded_by_the_time_that_its_work_takes(make, runner):
+    engine = make(batch=BatchLimits(items=2), max_wait_s=0.5)
+    runner.hold(engine)
+    engine._item_s = 0.2
+    for _ in range(3):
+        engine.submit(packet=b"x")
+    with pytest.raises(QueueFull) as caught:
+        engine.submit(packet=b"x")
+    assert caught.value.retry_after_ms == 400
+    engine._item_s = 0.001
+    for _ in range(20):
+        engine.submit(packet=b"x")
+
+
 def test_the_queue_is_bounded_in_bytes_but_takes_one_large_item(make, runner):
     engine = make(queue_bytes=100)
     assert engine.submit(packet=b"x" * 500).result(5)

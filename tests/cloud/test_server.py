@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
-import io
 import queue
+import socket
+import struct
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -17,65 +17,14 @@ import pytest
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
-from PIL import Image
 
-from cloud.engine import Engine
 from cloud.head import HeadCache
-from cloud.intake import Intake
 from cloud.requests import EngineLimits
-from cloud.runner import TorchRunner
-from cloud.server import ServerOptions, background_server
+from cloud.server import ServerOptions
+from tests.cloud.served import Served, classify, jpeg, refused, until
 from thinwire.packet import MAX_PACKET_BYTES, Packet
 from thinwire.v1 import inference_pb2 as pb
 from thinwire.v1 import inference_pb2_grpc
-
-LABELS = ["cat", "dog", "  car ", "", "cat"]
-
-
-class HeldRunner:
-    """The real runner behind a gate, so that tests decide when the device is free."""
-
-    def __init__(self, runner):
-        self.runner = runner
-        self.gate = threading.Event()
-        self.gate.set()
-        self.busy = threading.Event()
-
-    def run(self, batch):
-        self.busy.set()
-        self.gate.wait(10)
-        return self.runner.run(batch)
-
-
-class Served:
-    """A running server with its client stub and its insides."""
-
-    def __init__(self, clip, bundle, limits=None, options=None):
-        self.runner = HeldRunner(TorchRunner(clip, [bundle]))
-        intake = Intake([bundle], clip.image_height, clip.image_width)
-        self.engine = Engine(self.runner, intake, HeadCache(clip), limits, log_errors=False)
-        self._serving = background_server(self.engine, options=options)
-        self.address = self._serving.__enter__()
-        self.channel = grpc.insecure_channel(self.address, options=[("grpc.max_send_message_length", -1)])
-        self.stub = inference_pb2_grpc.InferenceServiceStub(self.channel)
-
-    def close_server(self):
-        """Stops gracefully; a second time does nothing."""
-        serving, self._serving = self._serving, contextlib.nullcontext()
-        serving.__exit__(None, None, None)
-
-    def close(self):
-        self.runner.gate.set()
-        self.close_server()
-        self.channel.close()
-
-    def hold(self, request):
-        """Closes the gate and occupies the device with `request`; returns its call."""
-        self.runner.gate.clear()
-        self.runner.busy.clear()
-        call = self.stub.Classify.future(request, timeout=20)
-        assert self.runner.busy.wait(5)
-        return call
 
 
 @pytest.fixture
@@ -102,30 +51,6 @@ def served(tiny_clip, tiny_codec):
 @pytest.fixture
 def packet(make_packet):
     return make_packet(seed=0)
-
-
-def classify(packet: bytes | None = None, labels=LABELS, image_file=b"", **fields) -> pb.ClassifyRequest:
-    image = pb.ImageInput(packet=packet) if packet is not None else pb.ImageInput(image_file=image_file)
-    return pb.ClassifyRequest(image=image, labels=labels, **fields)
-
-
-def refused(call) -> tuple[grpc.StatusCode, str, grpc.RpcError]:
-    """(status code, ErrorInfo reason, error) of a call that must fail."""
-    with pytest.raises(grpc.RpcError) as caught:
-        call()
-    info = error_details_pb2.ErrorInfo()
-    status = rpc_status.from_call(caught.value)
-    assert status is not None, f"no details: {caught.value.code()} {caught.value.details()}"
-    assert status.details[0].Unpack(info)
-    assert info.domain == "thinwire"
-    return caught.value.code(), info.reason, caught.value
-
-
-def jpeg(size=(300, 200), **save) -> bytes:
-    out = io.BytesIO()
-    rng = np.random.default_rng(3)
-    Image.fromarray(rng.integers(0, 255, (*size[::-1], 3), dtype=np.uint8)).save(out, "JPEG", **save)
-    return out.getvalue()
 
 
 def resealed(data: bytearray) -> bytes:
@@ -413,6 +338,20 @@ def test_a_stream_holds_at_most_its_window(serve, packet):
     assert sorted(answer.frame_id for answer in answers) == list(range(12))
 
 
+def test_a_full_queue_slows_a_stream_down_and_refuses_one_that_has_nothing_under_way(serve, make_packet):
+    held = serve(limits=EngineLimits(queue_items=3))
+    packets = [make_packet(seed=n) for n in range(12)]
+    answers = held.stub.ClassifyStream(frames(*[classify(each) for each in packets]), timeout=20)
+    assert [answer.WhichOneof("outcome") for answer in answers] == ["result"] * 12
+    calls = [held.hold(classify(packets[0]))]
+    calls += [held.stub.Classify.future(classify(each), timeout=20) for each in packets[:2]]
+    until(lambda: held.engine.load[0] == 3)
+    (answer,) = held.stub.ClassifyStream(frames(classify(packets[0])), timeout=20)
+    assert (answer.error.reason, answer.error.retry_after_ms > 0) == ("QUEUE_FULL", True)
+    held.runner.gate.set()
+    assert all(call.result().predictions for call in calls)
+
+
 def test_a_stream_that_breaks_off_leaves_nothing_behind(serve, packet):
     held = serve()
     held.hold(classify(packet))
@@ -433,6 +372,41 @@ def test_a_stream_that_breaks_off_leaves_nothing_behind(serve, packet):
         time.sleep(0.005)
     assert held.engine.load == (0, 0)
     assert held.engine.counts["cancelled"] == 3
+
+
+def http2_frame(kind: int, flags: int, stream: int, payload: bytes, says: int | None = None) -> bytes:
+    """One HTTP/2 frame (RFC 9113, section 4.1); `says` lies about its length."""
+    length = len(payload) if says is None else says
+    return struct.pack(">I", length)[1:] + bytes([kind, flags]) + struct.pack(">I", stream) + payload
+
+
+def test_a_connection_reset_in_the_middle_of_a_packet_harms_nobody(served, packet):
+    """By hand, because a gRPC client never sends half a message: one whole frame, half of the next, then RST."""
+    headers = {
+        ":method": "POST",
+        ":scheme": "http",
+        ":path": "/thinwire.v1.InferenceService/ClassifyStream",
+        ":authority": served.address,
+        "content-type": "application/grpc",
+        "te": "trailers",
+    }
+    block = b"".join(  # HPACK literals without indexing
+        b"\0" + bytes([len(name)]) + name.encode() + bytes([len(value)]) + value.encode()
+        for name, value in headers.items()
+    )
+    whole = pb.ClassifyStreamRequest(request=classify(packet)).SerializeToString()
+    message = b"\0" + struct.pack(">I", len(whole)) + whole
+    before = served.engine.counts["accepted"]
+    host, _, port = served.address.rpartition(":")
+    with socket.create_connection((host, int(port)), 5) as raw:
+        raw.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + http2_frame(4, 0, 0, b""))
+        raw.sendall(http2_frame(1, 0x4, 1, block))
+        raw.sendall(http2_frame(0, 0, 1, message) + http2_frame(0, 0, 1, message[: len(message) // 2], len(message)))
+        until(lambda: served.engine.counts["accepted"] == before + 1)  # the whole frame was read and is answered
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # close sends RST
+    assert served.stub.Classify(classify(packet), timeout=5).predictions
+    until(lambda: served.engine.load == (0, 0))
+    assert served.engine.counts["accepted"] == before + 2  # half a packet was never taken for one
 
 
 # ---------------------------------------------------------------- stopping
