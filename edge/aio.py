@@ -44,8 +44,10 @@ class AsyncClient:
         tls: bool = False,
         root_certificate: str | os.PathLike[str] | None = None,
         token: str | None = None,
+        client_certificate: str | os.PathLike[str] | None = None,
+        client_key: str | os.PathLike[str] | None = None,
     ) -> None:
-        self.line = Line(server, timeout_s, tls, root_certificate, token)
+        self.line = Line(server, timeout_s, tls, root_certificate, token, client_certificate, client_key)
         self.bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle or DEFAULT_BUNDLE)
         self.rate = rate or default_rate(self.bundle)
         self.bundle.n_layers(self.rate)
