@@ -27,6 +27,7 @@ VIDEO_ENDINGS = frozenset((".mp4", ".mkv", ".avi", ".mov", ".webm", ".m4v", ".ts
 SCAN_EVERY_S = 1.0
 SETTLED_S = 0.5  # a file that has not changed for so long is taken for complete
 RECONNECT_S = (1.0, 30.0)
+DAMAGED_PACKETS = 100  # in a row
 SILENCE_S = 10.0  # a camera that gives no frame for so long is taken for unplugged
 
 
@@ -144,14 +145,17 @@ class Video:
     def _frames(self, stop: threading.Event) -> Iterator[tuple[np.ndarray, float]]:
         """Sampled frames uint8 (H, W, 3) with their wall-clock times. Raises `SourceLost` or `SourceError`."""
         av = _pyav()
-        options = {"rtsp_transport": "tcp"} if self._address.startswith("rtsp") else {}
+        # By default FFmpeg looks at five seconds of a stream before it gives the first frame
+        options = {"analyzeduration": "500000", "fflags": "nobuffer"} if self.live else {}
+        if self._address.startswith("rtsp"):
+            options["rtsp_transport"] = "tcp"
         form = "v4l2" if self._address.startswith("/dev/") else None
         try:
             with av.open(self._address, format=form, options=options, timeout=SILENCE_S) as container:
                 stream = container.streams.video[0]
                 stream.codec_context.thread_count = 1
                 due: float | None = None
-                for frame in container.decode(stream):
+                for frame in _decoded(av, container, stream):
                     if stop.is_set():
                         return
                     if self._fps is not None:
@@ -163,6 +167,21 @@ class Video:
         except (av.FFmpegError, OSError, IndexError) as error:
             kind = SourceLost if self.live else SourceError
             raise kind(f"{self._address}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _decoded(av, container, stream) -> Iterator:
+    """Frames of a stream; packets that are damaged (a lossy radio, a stream joined midway) are passed over."""
+    damaged = 0
+    for packet in container.demux(stream):
+        try:
+            frames = packet.decode()
+        except av.error.InvalidDataError:
+            damaged += 1
+            if damaged > DAMAGED_PACKETS:
+                raise
+            continue
+        damaged = 0 if frames else damaged
+        yield from frames
 
 
 def is_live(address: str) -> bool:

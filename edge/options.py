@@ -58,9 +58,7 @@ def add_codec_options(sub: argparse.ArgumentParser) -> None:
         metavar="NAME|PATH",
         help=f"codec: a shipped bundle or a bundle's folder ({DEFAULT_BUNDLE})",
     )
-    group.add_argument(
-        "--rate", metavar="low|mid|high", help="how much to send of each image (mid); `run` also takes auto"
-    )
+    group.add_argument("--rate", metavar="low|mid|high", help="how much to send of an image (mid); run: also auto")
     group.add_argument("--threads", type=positive, default=1, metavar="N", help="CPU threads of the encoder (1)")
     group.add_argument("--precision", default="auto", choices=["auto", "fp32", "int8"], help="encoder weights (auto)")
     group.add_argument(

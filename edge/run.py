@@ -141,9 +141,7 @@ class Runner:
         except ImageError as error:
             self.say(str(error))
             self.tally.unreadable += 1
-            self._accept(shot, b"", None)
-            self.spool.finish(shot.key, lost(shot.key, shot.source, shot.captured_at, error.reason, str(error)))
-            self.courier.on_result()
+            self._accept(shot, None, lost(shot.key, shot.source, shot.captured_at, error.reason, str(error)))
             return
         self._accept(shot, packet, early)
 
@@ -169,15 +167,15 @@ class Runner:
             "answered_by": "device",
         }
 
-    def _accept(self, shot: Shot, packet: bytes, early: dict[str, Any] | None) -> None:
+    def _accept(self, shot: Shot, packet: bytes | None, line: dict[str, Any] | None) -> None:
         """Accepts, or waits for room where the source can wait; a live frame is turned away instead."""
         told = False
         while True:
             try:
                 self.tally.accepted += self.spool.accept(
-                    shot.key, shot.source, packet, self.question, shot.captured_at, early
+                    shot.key, shot.source, packet, self.question, shot.captured_at, line
                 )
-                if early is not None:
+                if line is not None:
                     self.courier.on_result()
                 self.courier.wake()
                 return
@@ -251,9 +249,14 @@ def run(args: argparse.Namespace) -> int:
     if args.nice:
         os.nice(args.nice)
     with assemble(args, say) as runner:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        for number in before:
             signal.signal(number, lambda *_: runner.stop.set())
-        complete = runner.run()
+        try:
+            complete = runner.run()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
         counts = runner.courier.counts
         say(
             f"{runner.tally.accepted} frames accepted, {counts.answered} answered, {counts.failed} failed, "

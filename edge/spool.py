@@ -104,16 +104,23 @@ class Spool:
     # ---------------------------------------------------------------- frames in
 
     def accept(
-        self, key: bytes, source: str, packet: bytes, question: str, captured_at: float, early: dict | None = None
+        self,
+        key: bytes,
+        source: str,
+        packet: bytes | None,
+        question: str,
+        captured_at: float,
+        line: dict[str, Any] | None = None,
     ) -> bool:
         """Takes a frame; once this returns it is on disk. False: the key is known, nothing was done.
 
-        question: JSON text of what is asked. early: a provisional result to write at once (`edge.fallback`). Raises
-        `SpoolFull` (policy), `SpoolDiskFull`, `SpoolReadOnly`; then the frame was not accepted.
+        question: JSON text of what is asked. line: a result to write at once: a provisional one (`edge.fallback`), or
+        the final one of a frame that cannot be sent, whose packet is None. Raises `SpoolFull` (policy),
+        `SpoolDiskFull`, `SpoolReadOnly`; then the frame was not accepted.
         """
         if len(key) != 16:
             raise SpoolError(f"a key is 16 bytes, not {len(key)}: take edge.keys")
-        size = len(packet) + ROW_BYTES
+        size = 0 if packet is None else len(packet) + ROW_BYTES
         with self._lock:
             now = self._now()
             if self._db.execute("SELECT 1 FROM frames WHERE key = ?", (key,)).fetchone():
@@ -128,8 +135,8 @@ class Spool:
                     (key, _clean(source), captured_at, now, number, packet),
                 )
                 db.execute("INSERT OR REPLACE INTO meta VALUES ('last_seen', ?)", (repr(now),))
-                size += self._put(db, early) if early is not None else 0
-            self.waiting_frames += 1
+                size += self._put(db, line) if line is not None else 0
+            self.waiting_frames += packet is not None
             self.held_bytes += size
             return True
 

@@ -56,6 +56,32 @@ def after(seconds: float) -> Behaviour:
     return behave
 
 
+FrameBehaviour = Callable[[pb.ClassifyRequest, grpc.ServicerContext], Iterator[pb.ClassifyStreamResponse]]
+
+
+def answer_frame(request: pb.ClassifyRequest, context: grpc.ServicerContext) -> Iterator[pb.ClassifyStreamResponse]:
+    yield pb.ClassifyStreamResponse(frame_id=request.frame_id, result=answer(request))
+
+
+def fail_frame(code: grpc.StatusCode, reason: str, retry_after_ms: int = 0) -> FrameBehaviour:
+    def behave(request, context):
+        error = pb.FrameError(code=code.value[0], reason=reason, message="says why", retry_after_ms=retry_after_ms)
+        yield pb.ClassifyStreamResponse(frame_id=request.frame_id, error=error)
+
+    return behave
+
+
+def keep_silent(request, context):
+    """The frame is never answered."""
+    yield from ()
+
+
+def cut(request, context):
+    """The stream ends as when a server goes away."""
+    context.abort(grpc.StatusCode.UNAVAILABLE, "gone")
+    yield
+
+
 class Canned(inference_pb2_grpc.InferenceServiceServicer):
     """Behaves as `script` says, call by call, then as `usual`; remembers what it was sent."""
 
@@ -67,6 +93,12 @@ class Canned(inference_pb2_grpc.InferenceServiceServicer):
         self.times: list[float] = []
         self.peers: set[str] = set()
         self.metadata: list[dict[str, str]] = []
+        self.frames: list[pb.ClassifyRequest] = []  # as they came over streams
+        self.frame_times: list[float] = []
+        self.frame_script: deque[FrameBehaviour] = deque()
+        self.frame_usual: FrameBehaviour = answer_frame
+        self.streams = 0
+        self.vectors: dict[str, list[float]] = {}
         self.now = self.most = 0
         self._lock = threading.Lock()
 
@@ -77,6 +109,25 @@ class Canned(inference_pb2_grpc.InferenceServiceServicer):
         for bundle in self.bundles:
             info.bundles.add(name=bundle.name, model_id=bundle.model_id)
         return info
+
+    def ClassifyStream(self, request_iterator, context):
+        self.streams += 1
+        self.metadata.append(dict(context.invocation_metadata()))
+        asked = pb.ClassifyRequest()
+        for each in request_iterator:
+            self.frames.append(pb.ClassifyRequest.FromString(each.request.SerializeToString()))
+            self.frame_times.append(time.monotonic())
+            if each.request.labels:
+                asked = pb.ClassifyRequest(labels=each.request.labels, top_k=each.request.top_k)
+            else:
+                each.request.MergeFrom(asked)
+            with self._lock:
+                behave = self.frame_script.popleft() if self.frame_script else self.frame_usual
+            yield from behave(each.request, context)
+
+    def EncodeText(self, request, context):
+        vectors = [pb.Embedding(values=self.vectors[text]) for text in request.texts]
+        return pb.EncodeTextResponse(embeddings=vectors)
 
     def Classify(self, request, context):
         with self._lock:

@@ -412,7 +412,7 @@ def test_an_early_result_comes_before_the_final_one(tmp_path):
     with Spool(tmp_path / "s.db") as spool:
         sink = FileSink(tmp_path / "out.jsonl")
         spool.set_sinks([sink.name])
-        put(spool, 1, early=answer(1, final=False))
+        put(spool, 1, line=answer(1, final=False))
         assert spool.waiting_frames == 1
         sink.deliver(spool)
         spool.finish(key(1), answer(1))
