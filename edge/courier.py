@@ -196,6 +196,7 @@ class Courier:
         try:
             while not self._stopping:
                 asked, wait_s = self._fill(outgoing, asked)
+                self._oldest_sent = min((each.sent_at for each in self._flying.values()), default=None)
                 try:
                     session, kind, body = self._events.get(timeout=wait_s)
                 except queue.Empty:
@@ -216,6 +217,8 @@ class Courier:
             outgoing.put(None)
             self.meter.lost()
             self._flying.clear()
+            if self._down_since is None:
+                self._down_since = self._oldest_sent
             self._oldest_sent = None
 
     def _heard(self) -> None:
@@ -242,9 +245,9 @@ class Courier:
         """Sends what may be sent now; returns the question that the stream knows and how long to wait at most."""
         now = time.monotonic()
         wait_s = EXPIRE_EVERY_S
-        self._oldest_sent = min((each.sent_at for each in self._flying.values()), default=None)
-        if self._oldest_sent is not None:
-            wait_s = min(wait_s, max(0.01, self._oldest_sent + self.line.timeout_s - now))
+        if self._flying:
+            oldest = min(each.sent_at for each in self._flying.values())
+            wait_s = min(wait_s, max(0.01, oldest + self.line.timeout_s - now))
         for key in [key for key, again in self._again.items() if again.due <= now and not again.failures]:
             del self._again[key]
         held = {key for key, again in self._again.items() if again.due > now}

@@ -134,10 +134,12 @@ class Fallback:
 
     def learn(self, predictions: Sequence[Any]) -> None:
         """Takes the server's temperature from one of its answers: ln(p1/p2) / (s1 - s2)."""
-        if self._scale_known or self._held is None or len(predictions) < 2:
+        if self._scale_known or self._held is None:
             return
-        first, last = predictions[0], predictions[-1]
-        if last.probability > 1e-6 and first.similarity - last.similarity > 1e-3:
+        # Rounded to float32 on the wire: a share too small or two cosines too close would give noise
+        usable = [each for each in predictions if each.probability > 1e-5]
+        if len(usable) > 1 and usable[0].similarity - usable[-1].similarity > 1e-3:
+            first, last = usable[0], usable[-1]
             scale = math.log(first.probability / last.probability) / (first.similarity - last.similarity)
             self._scale_known = True
             self._keep(LabelVectors(self._held.labels, self._held.vectors, scale))

@@ -218,8 +218,8 @@ def typed_error(error: grpc.RpcError, line: Line, asked_only_info: bool = False)
         hint = "start one with `thinwire-cloud serve`, or name another with --server HOST:PORT"
         if re.search(r"handshake|certificate|\bSSL|\bTLS", details, re.IGNORECASE):
             hint = "check that both ends use TLS, and that --tls-ca holds the authority of the server's certificate"
-            if "expired" in details:
-                hint = "a certificate has expired: renew the server's, or set this device's clock (`date` tells it)"
+            if re.search("expired|not yet valid", details):
+                hint = "renew the server's certificate, or set this device's clock (`date` tells it)"
         return ServerUnreachable(f"no thinwire server answers at {who} ({_cause(details) or code.name}): {hint}")
     if code == grpc.StatusCode.DEADLINE_EXCEEDED and asked_only_info:
         return ServerUnreachable(
