@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmarks import field
 from thinwire.errors import ThinwireError
 from thinwire.prompts import PROMPT_SETS
 
@@ -61,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     curve.add_argument("--prompt-set", default="7", choices=list(PROMPT_SETS), help="prompt templates")
     curve.add_argument("--limit", type=int, metavar="N", help="use N images, drawn by --seed (default: all)")
     curve.add_argument("--seed", type=int, default=0, help="seed of the sample and of the bootstrap")
+    field.add_commands(commands)
     return parser
 
 
@@ -68,6 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs `thinwire-bench`; returns the exit code: 0 measured, 1 failed, 2 wrong use, 3 some images failed."""
     words = list(sys.argv[1:] if argv is None else argv)
     args = _parser().parse_args(words)
+    if hasattr(args, "measure"):
+        return field.run(args)
     try:
         document = _rate_accuracy(args, words) if args.command == "rate-accuracy" else _eval(args, words)
     except ThinwireError as error:
