@@ -110,3 +110,9 @@ class SourceError(ThinwireError):
     """A source cannot be read at all, or needs a package that is not installed."""
 
     reason: ClassVar[str] = "BAD_SOURCE"
+
+
+class UpdateRefused(ThinwireError):
+    """A new bundle was not installed; the one in use is untouched."""
+
+    reason: ClassVar[str] = "UPDATE_REFUSED"

@@ -1,4 +1,4 @@
-"""The options of the commands for a device in the field: run, status."""
+"""The options of the commands for a device in the field: run, status, doctor, bench, bundle."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ import argparse
 from edge.options import add_codec_options, add_line_options, add_question_options, command, positive, seconds
 
 DEFAULT_SPOOL = "thinwire-spool.db"
+DEFAULT_STORE = "thinwire-bundles"
 
 HOMES = {
     "run": ("edge.run", "run"),
     "status": ("edge.care", "status"),
+    "doctor": ("edge.doctor", "doctor"),
+    "bench": ("edge.bench", "bench"),
+    "bundle": ("edge.bundle_store", "bundle"),
 }
 
 RUN_EXAMPLES = """\
@@ -32,10 +36,36 @@ examples:
 exit code: 0 told, 2 no spool there"""
 
 
+DOCTOR_EXAMPLES = """\
+examples:
+  thinwire-edge doctor --server 10.0.0.5:50051
+  thinwire-edge doctor --server vision.example.org:443 --tls --token-file token --spool /var/lib/thinwire/spool.db
+
+exit code: 0 healthy, 1 something failed (its line says how to mend it), 2 wrong use"""
+
+BENCH_EXAMPLES = """\
+examples:
+  thinwire-edge bench photos/ --precision int8
+  nice -n 5 thinwire-edge bench --threads 2 | jq .cpu_s_per_frame
+
+exit code: 0 measured, 1 some images failed, 2 wrong use"""
+
+BUNDLE_EXAMPLES = """\
+examples:
+  thinwire-edge bundle install conv-2.tar.gz --card-sha256 5f2c...      check, install, make current
+  thinwire-edge bundle rollback conv                                    back to the one before
+  thinwire-edge run ... --bundle /var/lib/thinwire/bundles/conv/current
+
+exit code: 0 done, 2 refused: what was in use still is"""
+
+
 def add_commands(commands) -> None:
     """Adds them to `thinwire-edge`."""
     _add_run(commands)
     _add_status(commands)
+    _add_doctor(commands)
+    _add_bench(commands)
+    _add_bundle(commands)
 
 
 def _add_run(commands) -> None:
@@ -95,6 +125,47 @@ def _add_status(commands) -> None:
     )
     sub.add_argument("--spool", default=DEFAULT_SPOOL, metavar="FILE", help=f"SQLite file ({DEFAULT_SPOOL})")
     sub.add_argument("--json", action="store_true", help="one JSON object on stdout")
+
+
+def _add_doctor(commands) -> None:
+    sub = command(
+        commands,
+        "doctor",
+        "find out what is wrong between here and the server",
+        "Checks encoder, disk, DNS, TCP, TLS, token, versions, bundle, clock, and sends a test frame.",
+        DOCTOR_EXAMPLES,
+    )
+    add_line_options(sub)
+    add_codec_options(sub)
+    sub.add_argument("--spool", metavar="FILE", help="also check the disk that holds this spool")
+    sub.add_argument("--json", action="store_true", help="one JSON object on stdout")
+
+
+def _add_bench(commands) -> None:
+    sub = command(
+        commands,
+        "bench",
+        "what a frame costs this device",
+        "Encodes frames without sending them. The last line on stdout is one JSON object.",
+        BENCH_EXAMPLES,
+    )
+    sub.add_argument("images", nargs="*", metavar="IMG|DIR", help="images to encode (made-up patterns)")
+    sub.add_argument("--frames", type=positive, default=100, metavar="N", help="frames to encode (100)")
+    add_codec_options(sub)
+
+
+def _add_bundle(commands) -> None:
+    sub = command(
+        commands,
+        "bundle",
+        "install a new bundle, or go back to the one before",
+        "Keeps bundles in a store; a link named current points to the one in use.",
+        BUNDLE_EXAMPLES,
+    )
+    sub.add_argument("action", choices=["install", "rollback", "list"])
+    sub.add_argument("what", nargs="?", default="", metavar="SOURCE|NAME", help="folder, tar or https address; or name")
+    sub.add_argument("--store", default=DEFAULT_STORE, metavar="DIR", help=f"where bundles are kept ({DEFAULT_STORE})")
+    sub.add_argument("--card-sha256", metavar="HEX", help="SHA-256 that its card.json must have")
 
 
 def _share(text: str) -> float:

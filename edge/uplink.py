@@ -161,9 +161,14 @@ class Uplink:
 
     def info(self, timeout_s: float | None = None) -> pb.GetServerInfoResponse:
         """What the server is and accepts. Silence within `timeout_s` (at most 10 s) counts as `ServerUnreachable`."""
+        return self.info_and_metadata(timeout_s)[0]
+
+    def info_and_metadata(self, timeout_s: float | None = None) -> tuple[pb.GetServerInfoResponse, dict[str, str]]:
+        """As `info`, with what the server sent before its answer."""
         timeout_s = min(CHECK_TIMEOUT_S, timeout_s or self.line.timeout_s)
         try:
-            return self._call(self._stub.GetServerInfo, pb.GetServerInfoRequest(), timeout_s).result()
+            call = self._call(self._stub.GetServerInfo, pb.GetServerInfoRequest(), timeout_s)
+            return call.result(), dict(tuple(pair) for pair in call.initial_metadata() or ())
         except grpc.RpcError as error:
             raise typed_error(error, self.line, asked_only_info=True) from error
         except grpc.FutureCancelledError as error:

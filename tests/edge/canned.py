@@ -98,6 +98,8 @@ class Canned(inference_pb2_grpc.InferenceServiceServicer):
         self.frame_script: deque[FrameBehaviour] = deque()
         self.frame_usual: FrameBehaviour = answer_frame
         self.streams = 0
+        self.version = "0"
+        self.time: float | None = None  # what it says the time is
         self.vectors: dict[str, list[float]] = {}
         self.now = self.most = 0
         self._lock = threading.Lock()
@@ -105,7 +107,11 @@ class Canned(inference_pb2_grpc.InferenceServiceServicer):
     def GetServerInfo(self, request, context):
         self.peers.add(context.peer())
         self.metadata.append(dict(context.invocation_metadata()))
-        info = pb.GetServerInfoResponse(version="0", clip=pb.ClipInfo(name="canned", embed_dim=4), device="none")
+        if self.time is not None:
+            context.send_initial_metadata((("thinwire-time", str(self.time)),))
+        info = pb.GetServerInfoResponse(
+            version=self.version, clip=pb.ClipInfo(name="canned", embed_dim=4), device="none"
+        )
         for bundle in self.bundles:
             info.bundles.add(name=bundle.name, model_id=bundle.model_id)
         return info
