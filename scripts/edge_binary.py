@@ -1,6 +1,6 @@
 """Builds dist/thinwire-edge.pyz: the whole edge client in one file that needs a Python 3.11+ and no package.
 
-    python scripts/edge_binary.py [OUT]     (`make edge-binary`; needs shiv and pip's index)
+    python scripts/edge_binary.py [OUT]     (`make edge-binary`; needs pip's index)
 
 A shiv archive (https://shiv.readthedocs.io): the wheels of the `edge` extra and thinwire itself, without the cloud's
 weights, which unpacks itself to ~/.shiv (or $SHIV_ROOT) at its first start, since C extensions cannot be loaded from a
@@ -20,10 +20,11 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "scripts"))
+sys.path.insert(0, str(ROOT))
 
-from edge_size import CLOUD_ONLY, build_wheel, run  # noqa: E402
+from scripts.edge_size import CLOUD_ONLY, build_wheel, run  # noqa: E402
 
+SHIV = "shiv==1.0.8"
 ROOMS_OF_OTHERS = ("cloud", "export", "benchmarks", "synthesis")
 DEVICE_ONLY_BUNDLES = ("clip-lite",)  # folders of thinwire/models that a device has no use for
 
@@ -75,7 +76,10 @@ def main() -> int:
         folder = Path(name)
         site = folder / "site"
         install(build_wheel(folder), site)
-        shiv = [sys.executable, "-m", "shiv", "--site-packages", site, "--compressed", "--reproducible"]
+        tools = folder / "tools"
+        run([sys.executable, "-m", "venv", tools], "making a place for shiv")
+        run([tools / "bin" / "python", "-m", "pip", "install", "--quiet", SHIV], "installing shiv")
+        shiv = [tools / "bin" / "python", "-m", "shiv", "--site-packages", site, "--compressed", "--reproducible"]
         python = "/usr/bin/env python3"
         run([*shiv, "-p", python, "-e", "edge.cli:main", "-o", out], "packing")
         report = {"binary": str(out), "binary_mb": round(out.stat().st_size / 1e6, 1), **try_out(out, folder)}
