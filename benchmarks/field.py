@@ -195,9 +195,8 @@ def bad_day(args: argparse.Namespace) -> dict[str, Any]:
                     client.kill()
         finally:
             server.kill()
-        finals = Counter(
-            line["source"] for line in map(json.loads, out.read_text().splitlines()) if line["final"] and line["ok"]
-        )
+        lines = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
+        finals = Counter(line["source"] for line in lines if line["final"] and line["ok"])
         wanted = {str(path) for path in folder.iterdir()}
     lost, duplicated = len(wanted - finals.keys()), sum(finals.values()) - len(finals)
     return {
