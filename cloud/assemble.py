@@ -1,4 +1,4 @@
-"""Puts an engine together from names: which CLIP, which bundles, which device."""
+"""Puts an engine together from names: which CLIPs, which bundles, which device."""
 
 from __future__ import annotations
 
@@ -8,34 +8,38 @@ from dataclasses import replace
 from pathlib import Path
 
 from cloud.batching import BatchLimits
-from cloud.clip import SHIPPED, load_clip, pick_device
+from cloud.clip import SHIPPED, pick_device
 from cloud.engine import Engine
-from cloud.errors import ClipMismatch
-from cloud.head import HeadCache, default_cache_dir
-from cloud.intake import Intake
+from cloud.head import default_cache_dir
+from cloud.models import LoadedModels
 from cloud.requests import EngineLimits
-from cloud.runner import TorchRunner, check_clip
+from cloud.runner import TorchRunner
+from cloud.shelf import Shelf
 from thinwire.bundle import Bundle, load_bundle, shipped_bundles
-from thinwire.errors import BundleError, ThinwireError
+from thinwire.errors import BundleError
 
 log = logging.getLogger(__name__)
 
 
 def open_engine(
-    clip: str = SHIPPED,
+    clip: str | Sequence[str] = SHIPPED,
     bundles: Sequence[str | Path] | None = None,
     device: str = "auto",
     threads: int | None = None,
     limits: EngineLimits | None = None,
     cache_dir: Path | None = None,
-) -> Engine:
-    """Loads everything, runs each bundle once as a canary, and returns an engine that answers.
+    model_bytes: int | None = None,
+    precision: str = "auto",
+) -> ReloadableEngine:
+    """Loads the default CLIP and every bundle, runs each once as a canary, and returns an engine that answers.
 
-    `clip` as for `load_clip`; `bundles` are names of shipped bundles or folders, None for all shipped; `device` as for
-    `pick_device`; `threads` are torch's CPU threads; `limits.batch` None takes one that suits the device;
-    `cache_dir` keeps text heads (default: `default_cache_dir()`).
-    A bundle named here that needs another CLIP is an error; one that merely ships is refused packet by packet.
-    Raises `ClipUnavailable`, `ClipMismatch`, `DeviceUnavailable` or `BundleError`.
+    `clip` is one or several as for `load_clip`: the first is the default, others are loaded when a request names them.
+    `bundles` are names of shipped bundles or folders, None for all shipped; `device` as for `pick_device`; `threads`
+    are torch's CPU threads; `limits.batch` None takes one that suits the device; `cache_dir` keeps text heads (default:
+    `default_cache_dir()`); `model_bytes` bounds the weights in memory: beyond it the least recently used leave;
+    `precision` of the image tower as for `cloud.precision.in_precision`.
+    A bundle named here that needs another CLIP than the default is an error; one that merely ships is refused packet by
+    packet. Raises `ClipUnavailable`, `ClipMismatch`, `DeviceUnavailable` or `BundleError`.
     """
     import torch
 
@@ -48,22 +52,46 @@ def open_engine(
     if threads:
         torch.set_num_threads(threads)
         limits = replace(limits, device_threads=threads)
-    loaded = load_clip(clip, device)
-    serving: dict[bytes, Bundle] = {}
-    refused: dict[bytes, ThinwireError] = {}
-    for bundle in map(load_bundle, shipped_bundles().values() if bundles is None else bundles):
-        if bundle.model_id in serving:
-            other = serving[bundle.model_id].path
+    clips = [clip] if isinstance(clip, str) else list(clip)
+    shelf: Shelf = Shelf(model_bytes)
+    runner = TorchRunner(None)
+    cache_dir = cache_dir or default_cache_dir()
+
+    def opener() -> LoadedModels:
+        loaded = _load_bundles(shipped_bundles().values() if bundles is None else bundles)
+        return LoadedModels(runner, shelf, clips, loaded, device, cache_dir, precision, strict=bundles is not None)
+
+    models = opener()
+    for error in models.intake.refused.values():
+        log.warning("%s", error)
+    return ReloadableEngine(runner, models, opener, shelf, limits)
+
+
+class ReloadableEngine(Engine):
+    """An engine that can read its models from disk again while it answers."""
+
+    def __init__(self, runner: TorchRunner, models: LoadedModels, opener, shelf: Shelf, limits: EngineLimits) -> None:
+        super().__init__(runner, models.intake, models.station(models.default).heads, limits)
+        self.use(models)
+        self._opener = opener
+        self.shelf = shelf
+
+    def reload(self) -> None:
+        """Reads CLIPs and bundles again, runs their canaries, then answers with them: all of them, or none.
+
+        Takes seconds; call it on a thread of its own. Whatever it raises, the models in use stay in use.
+        """
+        self.shelf.forget_failures()
+        models = self._opener()
+        self.use(models)
+        models.drop_others()
+
+
+def _load_bundles(sources: Sequence[str | Path]) -> list[Bundle]:
+    loaded: dict[bytes, Bundle] = {}
+    for bundle in map(load_bundle, sources):
+        if bundle.model_id in loaded:
+            other = loaded[bundle.model_id].path
             raise BundleError(f"{bundle.path} and {other} have one model id {bundle.model_id.hex()}: serve one of them")
-        try:
-            check_clip(bundle, loaded)
-        except ClipMismatch as error:
-            if bundles is not None:
-                raise
-            log.warning("%s", error)
-            refused[bundle.model_id] = error
-            continue
-        serving[bundle.model_id] = bundle
-    runner = TorchRunner(loaded, list(serving.values()))
-    intake = Intake(list(serving.values()), loaded.image_height, loaded.image_width, refused)
-    return Engine(runner, intake, HeadCache(loaded, cache_dir or default_cache_dir()), limits)
+        loaded[bundle.model_id] = bundle
+    return list(loaded.values())

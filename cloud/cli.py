@@ -11,13 +11,21 @@ import sys
 import time
 from collections.abc import Sequence
 
+from cloud.config import Config, add_flags, load_config
 
-class _Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows a default where there is one and the text does not tell it by itself."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        plain = action.default in (None, False) or "(default" in (action.help or "")
-        return action.help if plain else super()._get_help_string(action)
+_WHERE = (
+    "Settings come from flags, then THINWIRE_* variables (--tls-cert is THINWIRE_TLS_CERT), then the TOML file of "
+    "--config (tls-cert = ...), then defaults. docs/service.md has a table of them."
+)
+_EXAMPLES = """
+examples:
+  thinwire-cloud serve
+      the shipped CLIP and codecs on 127.0.0.1:50051
+  thinwire-cloud serve --host 0.0.0.0 --tls-cert tls.pem --tls-key tls.key --token-file tokens
+      for other machines: encrypted, and only for those who hold a token
+  thinwire-cloud serve --clip clip-lite --clip ViT-B-32:laion2b_s34b_b79k --model-mb 2000
+      two CLIPs; requests choose by name
+"""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -27,58 +35,33 @@ def _parser() -> argparse.ArgumentParser:
         "serve",
         help="answer packets until SIGTERM or Ctrl-C",
         description="Answers packets over gRPC. Prints 'listening on HOST:PORT' to stderr once it is ready. "
-        "SIGTERM or Ctrl-C: health turns NOT_SERVING, accepted work is answered, exit 0.",
-        formatter_class=_Help,
+        "SIGTERM or Ctrl-C: health turns NOT_SERVING, accepted work is answered, exit 0. SIGHUP: bundles and CLIPs are "
+        "read again, and used when every one of them has passed its canary. " + _WHERE,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    serve.add_argument(
-        "--host", default="127.0.0.1", help="address to listen on; there is no TLS yet, so keep it local"
+    check = commands.add_parser(
+        "check-config",
+        help="print the settings and where each comes from; say what is wrong with them",
+        description="Prints every setting with its source, and checks what can be checked without loading networks: "
+        "values, files, certificates, tokens, bundles. Exit 0: `serve` would go on to load models. " + _WHERE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    serve.add_argument("--port", type=_port, default=50051, help="port to listen on; 0 takes a free one and prints it")
-    serve.add_argument(
-        "--clip",
-        default="clip-lite",
-        help="clip-lite (shipped), NAME:TAG (open_clip hub), NAME:/path/to/checkpoint, or a local open_clip folder",
-    )
-    serve.add_argument(
-        "--bundle", action="append", metavar="NAME|PATH", help="codec to serve, repeatable (default: all that ship)"
-    )
-    serve.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N; auto takes CUDA when it is there")
-    serve.add_argument("--threads", type=_positive, help="CPU threads of the networks (default: all cores)")
-    serve.add_argument("--decode-threads", type=_positive, default=2, help="CPU threads that decode packets")
-    serve.add_argument("--queue", type=_positive, default=256, help="requests held at once; more get QUEUE_FULL")
-    serve.add_argument(
-        "--batch", type=_positive, help="most items of one device batch (default: 8 on a CPU, 64 on CUDA)"
-    )
-    serve.add_argument("--grace", type=float, default=20.0, help="seconds that a stopping server answers what it holds")
-    serve.add_argument("--reflection", action="store_true", help="offer gRPC reflection (for grpcurl and the like)")
-    serve.add_argument("--verbose", action="store_true", help="log more")
+    add_flags(serve)
+    add_flags(check)
     return parser
-
-
-def _port(text: str) -> int:
-    port = int(text)
-    if not 0 <= port <= 65535:
-        raise argparse.ArgumentTypeError(f"{port} is no port (0 to 65535)")
-    return port
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is not 1 or more")
-    return number
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs `thinwire-cloud`; returns the exit code: 0 stopped in good order, 1 failed, 2 wrong use."""
     args = _parser().parse_args(argv)
-    logging.basicConfig(
-        level=logging.INFO if args.verbose else logging.WARNING, format="thinwire-cloud: %(levelname)s: %(message)s"
-    )
     from thinwire.errors import ThinwireError
 
     try:
-        return _serve(args)
+        logging.basicConfig(level=logging.WARNING, format="thinwire-cloud: %(levelname)s: %(message)s")
+        config = load_config(args)
+        logging.getLogger("cloud").setLevel(logging.INFO if config["verbose"] else logging.WARNING)
+        return _check(config) if args.command == "check-config" else _serve(config)
     except ThinwireError as error:
         print(f"thinwire-cloud: {error}", file=sys.stderr)
     except OSError as error:
@@ -88,35 +71,93 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1
 
 
-def _serve(args: argparse.Namespace) -> int:
-    start = time.monotonic()
+def _check(config: Config) -> int:
+    from thinwire.bundle import load_bundle, shipped_bundles
+
+    print("\n".join(config.lines()), flush=True)
+    security_of(config).check(config["host"])
+    for source in shipped_bundles().values() if config["bundle"] is None else config["bundle"]:
+        bundle = load_bundle(source)
+        print(f"# bundle {bundle.name} ({bundle.model_id.hex()}): {bundle.path}", flush=True)
+    print("# in order", flush=True)
+    return 0
+
+
+def security_of(config: Config):
+    from cloud.security import Security
+
+    return Security(
+        certificate=config["tls_cert"],
+        key=config["tls_key"],
+        client_ca=config["tls_client_ca"],
+        token_file=config["token_file"],
+        rate_per_s=config["rate_limit"],
+        burst=config["rate_burst"],
+        allow_plaintext=config["allow_plaintext"],
+    )
+
+
+def _open(config: Config):
     from cloud.assemble import open_engine
     from cloud.batching import BatchLimits
-    from cloud.info import device_name
     from cloud.requests import EngineLimits
+
+    limits = EngineLimits(
+        queue_items=config["queue"],
+        queue_bytes=config["queue_mb"] << 20,
+        batch=BatchLimits(items=config["batch"]) if config["batch"] else None,
+        decode_threads=config["decode_threads"],
+    )
+    model_bytes = config["model_mb"] << 20 if config["model_mb"] else None
+    threads = config["threads"] or _cores()
+    return open_engine(
+        config["clip"],
+        config["bundle"],
+        config["device"],
+        threads,
+        limits,
+        model_bytes=model_bytes,
+        precision=config["precision"],
+    )
+
+
+def _serve(config: Config) -> int:
+    start = time.monotonic()
+    from cloud.info import device_name
     from cloud.server import Server, ServerOptions
 
-    batch = BatchLimits(items=args.batch) if args.batch else None
-    limits = EngineLimits(queue_items=args.queue, batch=batch, decode_threads=args.decode_threads)
-    engine = open_engine(args.clip, args.bundle, args.device, args.threads or _cores(), limits)
+    security = security_of(config)
+    security.check(config["host"])  # before models are loaded for nothing
+    engine = _open(config)
     clip = engine.heads.clip
     names = ", ".join(bundle.name for bundle in engine.intake.bundles.values()) or "none (image files only)"
     _say(f"CLIP {clip.name} on {device_name(clip.device)}, bundles: {names}")
-    if args.host not in ("127.0.0.1", "localhost", "::1"):
-        _say(f"WARNING: listening on {args.host} without TLS or authentication: anyone who reaches the port can use it")
-    host = f"[{args.host}]" if ":" in args.host else args.host
-    server = Server(engine, f"{host}:{args.port}", ServerOptions(grace_s=args.grace, reflection=args.reflection))
+    if config["allow_plaintext"] and not security.tls:
+        _say(f"WARNING: listening on {config['host']} without TLS: anyone on the way can read images and tokens")
+    host = f"[{config['host']}]" if ":" in config["host"] else config["host"]
+    options = ServerOptions(
+        max_image_file_bytes=config["max_image_mb"] << 20,
+        stream_window=config["window"],
+        confidence=config["confidence"],
+        grace_s=config["grace"],
+        drain_delay_s=config["drain_delay"],
+        reflection=config["reflection"],
+    )
+    server = Server(engine, f"{host}:{config['port']}", options, security)
 
     async def run() -> bool:
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
+        reloads: set[asyncio.Task] = set()
+        if hasattr(signal, "SIGHUP"):
+            loop.add_signal_handler(signal.SIGHUP, lambda: _begin_reload(engine, reloads))
         port = await server.start()
         _say(f"listening on {host}:{port}")
         logging.getLogger(__name__).info("ready after %.1f s", time.monotonic() - start)
         await stop.wait()
-        _say(f"stopping: answering what was accepted (at most {args.grace:g} s)")
+        _say(f"stopping: answering what was accepted (at most {config['grace']:g} s)")
         return await server.stop()
 
     try:
@@ -129,6 +170,24 @@ def _serve(args: argparse.Namespace) -> int:
     _say("stopped with work unanswered: the grace was too short")
     sys.stderr.flush()
     os._exit(1)  # a worker may be stuck inside a network call, which a normal exit would wait for
+
+
+def _begin_reload(engine, running: set[asyncio.Task]) -> None:
+    if running:
+        _say("a reload is under way already")
+        return
+    task = asyncio.ensure_future(_reload(engine))
+    running.add(task)
+    task.add_done_callback(running.discard)
+
+
+async def _reload(engine) -> None:
+    try:
+        await asyncio.to_thread(engine.reload)
+    except Exception as error:  # whatever is wrong with the new files, the old models go on answering
+        _say(f"reload failed, the models in use stay in use: {error}")
+        return
+    _say("reloaded: " + ", ".join(bundle.name for bundle in engine.intake.bundles.values()))
 
 
 def _cores() -> int:

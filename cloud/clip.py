@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -72,6 +71,7 @@ class Clip:
     std: torch.Tensor  # (1, 3, 1, 1) on device
     embed_dim: int
     logit_scale: float  # softmax(logit_scale * cosine) are the zero-shot probabilities
+    image_dtype: torch.dtype | None = None  # of the image tower; None: float32. See cloud.precision
 
     def matches(self, wanted: str) -> bool:
         """Whether a bundle card's `cloud.clip` means this model: by its `#fingerprint` where it has one, else by name.
@@ -107,7 +107,9 @@ class Clip:
         from torch.nn import functional as F
 
         x = ((self.fit(images) - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
-        with torch.inference_mode(), self._autocast():
+        if self.image_dtype is not None:
+            x = x.to(self.image_dtype)
+        with torch.inference_mode():
             return F.normalize(self.model.encode_image(x).float(), dim=-1)
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
@@ -118,15 +120,9 @@ class Clip:
         parts = []
         for start in range(0, len(texts), TEXT_BATCH):
             tokens = self.tokenize(list(texts[start : start + TEXT_BATCH])).to(self.device)
-            with torch.inference_mode(), self._autocast():
+            with torch.inference_mode():
                 parts.append(F.normalize(_encode_text(self.model, tokens).float(), dim=-1).cpu())
         return torch.cat(parts).numpy() if parts else torch.empty(0, self.embed_dim).numpy()
-
-    def _autocast(self) -> AbstractContextManager:
-        import torch
-
-        # On the CPU bf16 is slower than fp32 where AMX is absent, and the shipped figures are fp32.
-        return torch.autocast("cuda", torch.bfloat16) if self.device.startswith("cuda") else nullcontext()
 
 
 def _encode_text(model: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:

@@ -9,11 +9,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
+from cloud.errors import CannotDecode
 from thinwire.bundle import Bundle, load_bundle, shipped_bundles
 from thinwire.errors import ThinwireError, UnknownModel
 from thinwire.packet import MAX_PACKET_BYTES, Packet
@@ -22,12 +23,6 @@ if TYPE_CHECKING:
     from torch import nn
 
 PACKET_SUFFIX, PICTURE_SUFFIX = ".twp", ".png"
-
-
-class CannotDecode(ThinwireError):
-    """These packets cannot become pictures here; the message says why."""
-
-    reason: ClassVar[str] = "CANNOT_DECODE"
 
 
 class Decoder:

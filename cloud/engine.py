@@ -1,10 +1,12 @@
 """The transport-free engine: submit an input, get a future. Decoding on CPU threads, networks on one device thread.
 
     submit ─► decode threads: parse, range-decode, find the head ─► DeadlineQueue ─► device thread: synthesis, CLIP
-           (text thread: builds heads that no cache holds) ──────┘                     ─► finish thread: head, top-k
+           (text thread: builds heads that no cache holds) ──────┤                     ─► finish thread: head, top-k
+           (load thread: CLIPs and nets that are not in memory) ─┘
 
 The device takes whatever waits when it is free, so batches grow with load and a lone request waits for nobody. While it
-works, the decode threads prepare the next batch.
+works, the decode threads prepare the next batch. Each item keeps the models it was accepted with: `use` puts others in
+their place for what comes later.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ from cloud.batching import BatchLimits, DeadlineQueue
 from cloud.errors import DeadlinePassed, InferenceFailed, InvalidRequest, QueueFull, ShuttingDown
 from cloud.head import HeadCache
 from cloud.intake import Intake
-from cloud.requests import Answer, EngineLimits, Item, Timing, top_predictions
+from cloud.models import FixedModels, Models
+from cloud.requests import Answer, EngineLimits, Item, Kind, Timing, top_margin, top_predictions
 from cloud.runner import Runner
 from thinwire.errors import LabelError, ThinwireError
 
@@ -48,8 +51,7 @@ class Engine:
         log_errors: bool = True,
     ) -> None:
         self.limits = limits or EngineLimits()
-        self.intake = intake
-        self.heads = heads
+        self._models: Models = FixedModels(intake, heads)
         self._runner = runner
         self._log_errors = log_errors
         self._lock = threading.Condition()
@@ -65,6 +67,7 @@ class Engine:
         self._queue: DeadlineQueue[Item] = DeadlineQueue(self._claim)
         self._decoders = ThreadPoolExecutor(self.limits.decode_threads, "thinwire-decode")
         self._texts = ThreadPoolExecutor(1, "thinwire-text", initializer=self._limit_torch_threads)
+        self._loader = ThreadPoolExecutor(1, "thinwire-load")
         self._finisher = ThreadPoolExecutor(1, "thinwire-finish")
         self._device = threading.Thread(target=self._device_loop, name="thinwire-device", daemon=True)
         self._device.start()
@@ -80,46 +83,65 @@ class Engine:
         templates: Sequence[str] = ("a photo of a {}.",),
         top_k: int = 5,
         deadline: float | None = None,
+        clip: str = "",
+        temperature: float | None = None,
     ) -> Future[Answer]:
         """Accepts one packet, or one image file (JPEG, PNG, WebP, ...), and returns at once.
 
         `labels` and `templates` must have passed `thinwire.labels`; without labels the answer is the embedding alone.
-        `deadline` is a `time.monotonic()` value. Raises `QueueFull` or `ShuttingDown` here; everything else (a bad
-        packet, an unknown model, a passed deadline) arrives through the future. Cancelling the future drops the work.
+        `temperature` asks for `Answer.margin`. `deadline` is a `time.monotonic()` value; `clip` one of
+        `models.names()`, "" for the default. Raises `QueueFull`, `ShuttingDown`, or `UnknownClip` here; everything else
+        (a bad packet, an unknown bundle, a passed deadline) arrives through the future. Cancelling the future drops the
+        work.
         """
         if (packet is None) == (image_file is None):
             raise InvalidRequest("give exactly one of packet and image_file")
         self._check_prompts(labels, templates)
-        now = time.monotonic()
-        item = Item(
-            packet=packet,
-            image_file=image_file,
-            labels=tuple(labels),
-            templates=tuple(templates),
-            top_k=top_k,
-            due=now + self.limits.default_deadline_s if deadline is None else deadline,
-            size_bytes=len(packet if packet is not None else image_file) + sum(map(len, labels)),
-            accepted=now,
-            future=Future(),
-        )
+        item = self._item(Kind.LOOK, packet, image_file, labels, templates, top_k, deadline, clip, temperature)
         self._accept(item)
-        self._start(self._decoders, self._prepare, item)
+        self._find_station(item)
         return item.future
 
     def submit_texts(
-        self, texts: Sequence[str], *, templates: Sequence[str] = (), deadline: float | None = None
+        self, texts: Sequence[str], *, templates: Sequence[str] = (), deadline: float | None = None, clip: str = ""
     ) -> Future[np.ndarray]:
         """Texts → future of unit vectors float32 (N, D). Same bounds, errors and cancelling as `submit`.
 
         With templates each text is put into all of them and averaged, as labels are (and cached like them).
         """
         self._check_prompts(texts, templates)
-        now = time.monotonic()
-        due = now + self.limits.default_deadline_s if deadline is None else deadline
-        item = Item(None, None, tuple(texts), tuple(templates), 0, due, sum(map(len, texts)), now, Future())
+        item = self._item(Kind.TEXTS, None, None, texts, templates, 0, deadline, clip)
         self._accept(item)
-        self._start(self._texts, self._encode_texts, item)
+        self._find_station(item)
         return item.future
+
+    def submit_picture(self, packet: bytes, *, deadline: float | None = None) -> Future[np.ndarray]:
+        """A packet → future of its picture uint8 RGB (H, W, 3). Same bounds, errors and cancelling as `submit`.
+
+        Fails with `CannotDecode` for packets that hold no picture.
+        """
+        item = self._item(Kind.PICTURE, packet, None, (), (), 0, deadline, "")
+        self._accept(item)
+        self._find_station(item)
+        return item.future
+
+    def use(self, models: Models) -> None:
+        """From now on `models` answer; what was accepted before keeps the models it was accepted with."""
+        self._models = models
+
+    @property
+    def models(self) -> Models:
+        return self._models
+
+    @property
+    def intake(self) -> Intake:
+        """The default CLIP's."""
+        return self._models.intake
+
+    @property
+    def heads(self) -> HeadCache:
+        """The default CLIP's."""
+        return self._models.station(self._models.default).heads
 
     def close(self, timeout_s: float | None = None) -> bool:
         """Refuses new work, finishes what was accepted, stops the threads. Says whether all was answered in time."""
@@ -133,6 +155,7 @@ class Engine:
         self._queue.close()
         self._decoders.shutdown(wait=drained, cancel_futures=True)
         self._texts.shutdown(wait=drained, cancel_futures=True)
+        self._loader.shutdown(wait=drained, cancel_futures=True)
         if drained:
             self._device.join()
         self._finisher.shutdown(wait=drained)
@@ -150,6 +173,25 @@ class Engine:
         return len(self._items), self._bytes
 
     # ---------------------------------------------------------------- accounting
+
+    def _item(self, kind, packet, image_file, labels, templates, top_k, deadline, clip, temperature=None) -> Item:
+        models = self._models
+        now = time.monotonic()
+        return Item(
+            kind=kind,
+            packet=packet,
+            image_file=image_file,
+            labels=tuple(labels),
+            templates=tuple(templates),
+            top_k=top_k,
+            temperature=temperature,
+            due=now + self.limits.default_deadline_s if deadline is None else deadline,
+            size_bytes=len(packet or image_file or b"") + sum(map(len, labels)),
+            accepted=now,
+            future=Future(),
+            models=models,
+            clip=models.name_of(clip),
+        )
 
     def _accept(self, item: Item) -> None:
         if self._is_full(item):
@@ -248,22 +290,55 @@ class Engine:
 
     # ---------------------------------------------------------------- stages
 
+    def _find_station(self, item: Item) -> None:
+        item.station = item.models.station(item.clip)
+        if item.station is None:
+            self._start(self._loader, self._load_station, item)
+        else:
+            self._at_station(item)
+
+    def _load_station(self, item: Item) -> None:
+        item.station = item.models.load_station(item.clip)
+        self._at_station(item)
+
+    def _at_station(self, item: Item) -> None:
+        if item.kind is Kind.TEXTS:
+            self._start(self._texts, self._encode_texts, item)
+        else:
+            self._start(self._decoders, self._prepare, item)
+
     def _prepare(self, item: Item) -> None:
         start = time.monotonic()
         item.queue_s += start - item.accepted
-        item.prepared = self.intake.prepare(item.packet, item.image_file)
+        prepared = item.station.intake.prepare(item.packet, item.image_file)
         item.packet = item.image_file = None  # bytes no longer needed
         item.ready = time.monotonic()
         item.decode_s = item.ready - start
+        item.prepared = item.models.seat(item.station, prepared)
+        if item.prepared is None:
+            item.prepared = prepared
+            self._start(self._loader, self._load_seat, item)
+        else:
+            self._seated(item)
+
+    def _load_seat(self, item: Item) -> None:
+        item.prepared = item.models.load_seat(item.station, item.prepared)
+        self._seated(item)
+
+    def _seated(self, item: Item) -> None:
+        if item.kind is Kind.PICTURE:
+            self._start(self._texts, self._make_picture, item)
+            return
         if item.labels:
-            item.head = self.heads.lookup(item.labels, item.templates)
+            item.head = item.station.heads.lookup(item.labels, item.templates)
             if item.head is None:
                 self._await_head(item)
                 return
         self._enqueue(item)
 
     def _await_head(self, item: Item) -> None:
-        key = self.heads.key(item.labels, item.templates)
+        heads = item.station.heads
+        key = heads.key(item.labels, item.templates)
         with self._lock:
             if key in self._builds:
                 self._builds[key].append(item)
@@ -273,9 +348,9 @@ class Engine:
                 self._builds[key] = [item]
         if full:
             raise QueueFull("too many new label sets are being prepared", 1000)
-        self._texts.submit(self._build_head, key, item.labels, item.templates)
+        self._texts.submit(self._build_head, heads, key, item.labels, item.templates)
 
-    def _build_head(self, key: str, labels: tuple[str, ...], templates: tuple[str, ...]) -> None:
+    def _build_head(self, heads: HeadCache, key: str, labels: tuple[str, ...], templates: tuple[str, ...]) -> None:
         now = time.monotonic()
         with self._lock:
             waiting = self._builds[key]
@@ -286,7 +361,7 @@ class Engine:
         if not abandoned:
             # A build that has begun is finished even when its callers leave: its result is there for their next try.
             try:
-                head = self.heads.load(labels, templates)
+                head = heads.load(labels, templates)
             except Exception as error:
                 failure = self._unexpected(error)
             with self._lock:
@@ -302,10 +377,17 @@ class Engine:
         if not item.future.set_running_or_notify_cancel():
             self._release(item, "cancelled")
             return
+        heads = item.station.heads
         if item.templates:
-            self._resolve(item, self.heads.load(item.labels, item.templates).classes)
+            self._resolve(item, heads.load(item.labels, item.templates).classes)
         else:
-            self._resolve(item, self.heads.clip.encode_texts(item.labels))
+            self._resolve(item, heads.clip.encode_texts(item.labels))
+
+    def _make_picture(self, item: Item) -> None:
+        if not item.future.set_running_or_notify_cancel():
+            self._release(item, "cancelled")
+            return
+        self._resolve(item, self._runner.picture(item.prepared))
 
     def _enqueue(self, item: Item) -> None:
         now = time.monotonic()
@@ -324,7 +406,8 @@ class Engine:
             start = time.monotonic()
             for item in batch:
                 item.queue_s += start - item.ready
-            self._run(batch)
+            for group in _by_clip(batch):
+                self._run(group)
             self._item_s += 0.1 * ((time.monotonic() - start) / len(batch) - self._item_s)
 
     def _run(self, batch: list[Item]) -> None:
@@ -360,17 +443,16 @@ class Engine:
             start = time.monotonic()
             head = batch[rows[0]].head
             try:
-                tops = (
-                    top_predictions(head, embeddings[rows], [batch[row].top_k for row in rows])
-                    if head
-                    else [()] * len(rows)
-                )
+                tops, margins = [()] * len(rows), [None] * len(rows)
+                if head:
+                    tops = top_predictions(head, embeddings[rows], [batch[row].top_k for row in rows])
+                    margins = [self._margin(batch[row], embeddings[row]) for row in rows]
             except Exception as error:
                 for row in rows:
                     self._fail(batch[row], self._unexpected(error))
                 continue
             now = time.monotonic()
-            for row, predictions in zip(rows, tops, strict=True):
+            for row, predictions, margin in zip(rows, tops, margins, strict=True):
                 item = batch[row]
                 timing = Timing(
                     queue_ms=item.queue_s * 1000,
@@ -381,5 +463,17 @@ class Engine:
                     total_ms=(now - item.accepted) * 1000,
                     batch_size=len(batch),
                 )
-                prepared = item.prepared
-                self._resolve(item, Answer(embeddings[row], predictions, timing, prepared.bundle, prepared.n_layers))
+                bundle, layers = item.prepared.bundle, item.prepared.n_layers
+                self._resolve(item, Answer(embeddings[row], predictions, timing, bundle, layers, margin))
+
+    @staticmethod
+    def _margin(item: Item, embedding: np.ndarray) -> float | None:
+        return None if item.temperature is None else top_margin(item.head, embedding, item.temperature)
+
+
+def _by_clip(batch: list[Item]) -> list[list[Item]]:
+    """The batch in as many parts as it has CLIPs (by generation): a device run serves one."""
+    groups: dict[int, list[Item]] = {}
+    for item in batch:
+        groups.setdefault(id(item.station.heads), []).append(item)
+    return list(groups.values())

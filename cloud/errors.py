@@ -57,3 +57,45 @@ class InferenceFailed(ThinwireError):
     """The networks failed on this one item (its neighbours in the batch were answered)."""
 
     reason: ClassVar[str] = "INFERENCE_FAILED"
+
+
+class CannotDecode(ThinwireError):
+    """These packets cannot become pictures here; the message says why."""
+
+    reason: ClassVar[str] = "CANNOT_DECODE"
+
+
+class UnknownClip(ThinwireError):
+    """The request names a CLIP that this server was not given."""
+
+    reason: ClassVar[str] = "UNKNOWN_MODEL"
+
+
+class UnknownLabelSet(ThinwireError):
+    """The handle is of no label set that this server holds; registering the labels again helps."""
+
+    reason: ClassVar[str] = "UNKNOWN_LABEL_SET"
+
+
+class UnknownFrame(ThinwireError):
+    """Layers came for a frame that is not waiting for any; sending the whole packet helps."""
+
+    reason: ClassVar[str] = "UNKNOWN_FRAME"
+
+
+class Unauthenticated(ThinwireError):
+    """No token, or none that is valid here. The message never repeats what was sent."""
+
+    reason: ClassVar[str] = "UNAUTHENTICATED"
+
+
+class RateLimited(QueueFull):
+    """This client sends more than its share; try again after `retry_after_ms`."""
+
+    reason: ClassVar[str] = "RATE_LIMITED"
+
+
+class BadConfiguration(ThinwireError):
+    """A setting, or a file that it names, cannot be used; the message names it and where it came from."""
+
+    reason: ClassVar[str] = "BAD_CONFIGURATION"

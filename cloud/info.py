@@ -12,7 +12,7 @@ from thinwire.v1 import inference_pb2 as pb
 
 if TYPE_CHECKING:
     from cloud.engine import Engine
-    from cloud.server import ServerOptions
+    from cloud.options import ServerOptions
 
 
 def version() -> str:
@@ -34,10 +34,12 @@ def device_name(device: str) -> str:
 
 
 def server_info(engine: Engine, options: ServerOptions) -> pb.GetServerInfoResponse:
-    clip = engine.heads.clip
+    models = engine.models
+    station = models.station(models.default)
+    clip = station.heads.clip
     info = pb.GetServerInfoResponse(
         version=version(),
-        clip=pb.ClipInfo(name=clip.name, embed_dim=clip.embed_dim, image_size=clip.image_height),
+        clip=pb.ClipInfo(name=clip.name, embed_dim=clip.embed_dim, image_size=clip.image_height, loaded=True),
         device=device_name(clip.device),
         prompt_sets=list(PROMPT_SETS),
         limits=pb.Limits(
@@ -49,10 +51,23 @@ def server_info(engine: Engine, options: ServerOptions) -> pb.GetServerInfoRespo
             max_texts=options.max_texts,
             max_text_chars=label_rules.MAX_LABEL_CHARS,
             max_stream_window=options.stream_window,
+            max_rank_images=options.max_rank_images,
+            max_label_sets=options.max_label_sets,
         ),
     )
-    for bundle in engine.intake.bundles.values():
-        entry = info.bundles.add(name=bundle.name, model_id=bundle.model_id, family=bundle.card.wire["family"])
+    for name in models.names():
+        entry = info.clips.add(name=name)
+        if held := models.station(name):
+            other = held.heads.clip
+            entry.embed_dim, entry.image_size, entry.loaded = other.embed_dim, other.image_height, True
+    for bundle in models.intake.bundles.values():
+        entry = info.bundles.add(
+            name=bundle.name,
+            model_id=bundle.model_id,
+            family=bundle.card.wire["family"],
+            loaded=models.net_is_loaded(bundle),
+            progressive=bundle.model_id in station.calibrations,
+        )
         for name, layers in bundle.rates.items():
             entry.rates.add(name=name, layers=layers)
     return info

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cloud.batching import BatchLimits
 from cloud.head import Head
 from cloud.runner import Prepared
+
+if TYPE_CHECKING:
+    from cloud.models import Models, Station
 
 
 @dataclass(frozen=True)
@@ -49,26 +55,43 @@ class Timing:
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """embedding: float32 (D,) unit vector; predictions: best first, empty where no labels were given."""
+    """embedding: float32 (D,) unit vector; predictions: best first, empty where no labels were given.
+
+    margin: best minus second-best probability at the temperature asked for; None where none was.
+    """
 
     embedding: np.ndarray
     predictions: tuple[Prediction, ...]
     timing: Timing
     bundle: str | None  # None for an image file
     layers: int
+    margin: float | None = None
+
+
+class Kind(Enum):
+    """What a submission asks for."""
+
+    LOOK = "an embedding, and labels where some were given"
+    TEXTS = "vectors of texts"
+    PICTURE = "the picture that a packet holds"
 
 
 @dataclass(eq=False)
 class Item:
+    kind: Kind
     packet: bytes | None
     image_file: bytes | None
     labels: tuple[str, ...]
     templates: tuple[str, ...]
     top_k: int
+    temperature: float | None
     due: float  # monotonic seconds
     size_bytes: int
     accepted: float
     future: Future
+    models: Models
+    clip: str
+    station: Station | None = None
     prepared: Prepared | None = None
     head: Head | None = None
     ready: float = 0.0
@@ -77,7 +100,7 @@ class Item:
     head_s: float = 0.0
 
 
-def top_predictions(head: Head, embeddings: np.ndarray, counts: list[int]) -> list[tuple[Prediction, ...]]:
+def top_predictions(head: Head, embeddings: np.ndarray, counts: Sequence[int]) -> list[tuple[Prediction, ...]]:
     """Unit vectors (B, D) and a count for each → that many labels each, best first; equal ones in the order given."""
     similarities = head.similarities(embeddings)  # (B, L)
     probabilities = head.probabilities(similarities)
@@ -91,3 +114,12 @@ def top_predictions(head: Head, embeddings: np.ndarray, counts: list[int]) -> li
             )
         )
     return out
+
+
+def top_margin(head: Head, embedding: np.ndarray, temperature: float) -> float:
+    """Unit vector (D,) → p1 - p2 of the two best labels under softmax(logits / temperature), 0 to 1."""
+    logits = head.logit_scale * head.similarities(embedding[None])[0].astype(np.float64) / temperature
+    if len(logits) < 2:
+        return 1.0
+    odds = np.sort(np.exp(logits - logits.max()))
+    return float((odds[-1] - odds[-2]) / odds.sum())

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from cloud.clip import Clip
-from cloud.errors import ClipMismatch, InferenceFailed
+from cloud.errors import CannotDecode, ClipMismatch, InferenceFailed
 
 if TYPE_CHECKING:
     import torch
@@ -22,16 +23,31 @@ Loader = Callable[["Bundle", str], "nn.Module"]  # `synthesis.load`, or a test's
 
 
 @dataclass(frozen=True, eq=False)
+class Net:
+    """A bundle's synthesis net on the device. `gives_vectors`: CLIP vectors and no pixels."""
+
+    module: nn.Module
+    gives_vectors: bool
+
+    @property
+    def nbytes(self) -> int:
+        return module_bytes(self.module)
+
+
+@dataclass(frozen=True, eq=False)
 class Prepared:
     """One decoded input: with a bundle, `array` is its symbols int32 (C, h, w); without, a view uint8 RGB (H, W, 3).
 
-    Bundles are told apart by `model_id`; two generations of one codec may share a name.
+    Bundles are told apart by `model_id`; two generations of one codec may share a name. `net` and `clip` are what this
+    input was accepted for, None for the runner's own: they stay alive with it when models are reloaded or evicted.
     """
 
     array: np.ndarray
     bundle: str | None = None
     n_layers: int = 0
     model_id: bytes = b""
+    net: Net | None = None
+    clip: Clip | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,77 +63,92 @@ class Runner(Protocol):
     """What the engine needs of a device; tests put their own in its place."""
 
     def run(self, batch: Sequence[Prepared]) -> Embedded: ...
+    def picture(self, item: Prepared) -> np.ndarray: ...
 
 
 class TorchRunner:
-    """Synthesis nets of several bundles in front of one CLIP, on one torch device.
+    """Synthesis nets in front of a CLIP, on one torch device.
 
-    `run` is called from one thread at a time. It raises whatever torch raises; the engine isolates the culprit.
+    `bundles` are loaded for `clip` now and stay; other nets and CLIPs come with the items that use them (`load_net`).
+    Runs exclude each other, so that a canary beside the device thread harms nobody. `run` raises whatever torch raises;
+    the engine isolates the culprit.
     """
 
-    def __init__(self, clip: Clip, bundles: Sequence[Bundle], load: Loader | None = None) -> None:
+    def __init__(self, clip: Clip | None, bundles: Sequence[Bundle] = (), load: Loader | None = None) -> None:
         """Loads every bundle's decoder and sends a canary through it, so that a broken one fails now and by name.
 
         Raises `ClipMismatch` for a bundle that decodes into another CLIP's space, `BundleError` for missing weights.
         """
-        if load is None:
-            from synthesis import load
         self.clip = clip
-        self._nets: dict[bytes, tuple[nn.Module, bool]] = {}
-        for bundle in bundles:
-            self._nets[bundle.model_id] = self._load(bundle, load)
-            self._canary(bundle)
+        self._load = load
+        self._lock = threading.Lock()
+        self._nets = {bundle.model_id: self.load_net(bundle, clip) for bundle in bundles}
 
-    def _load(self, bundle: Bundle, load: Loader) -> tuple[nn.Module, bool]:
-        is_embedding = bundle.card.cloud["output"] == "embedding"
-        check_clip(bundle, self.clip)
-        return load(bundle, self.clip.device), is_embedding
+    def load_net(self, bundle: Bundle, clip: Clip) -> Net:
+        """The bundle's net on the device, after a canary went through it and through `clip`.
 
-    def _canary(self, bundle: Bundle) -> None:
-        symbols = np.zeros(bundle.latent_shape, np.int32)
-        layers = len(bundle.card.wire["layers"])
+        Raises `ClipMismatch`, `BundleError`, or `InferenceFailed` where the canary dies.
+        """
+        if (load := self._load) is None:
+            from synthesis import load
+        check_clip(bundle, clip)
+        net = Net(load(bundle, clip.device), bundle.card.cloud["output"] == "embedding")
+        item = Prepared(np.zeros(bundle.latent_shape, np.int32), bundle.name, len(bundle.card.wire["layers"]))
         try:
-            got = self.run([Prepared(symbols, bundle.name, layers, bundle.model_id)]).embeddings
+            got = self.run([replace(item, model_id=bundle.model_id, net=net, clip=clip)]).embeddings
         except Exception as error:
             raise InferenceFailed(f"bundle {bundle.name!r} failed its canary run: {error}") from error
-        if got.shape != (1, self.clip.embed_dim):
+        if got.shape != (1, clip.embed_dim) or not np.isfinite(got).all():
             raise ClipMismatch(
-                f"bundle {bundle.name!r} gives vectors of {got.shape[1]} values, "
-                f"CLIP {self.clip.name!r} has {self.clip.embed_dim}: serve it with the CLIP it was trained for"
+                f"bundle {bundle.name!r} gives vectors of {got.shape[1]} values (finite: {np.isfinite(got).all()}), "
+                f"CLIP {clip.name!r} has {clip.embed_dim}: serve it with the CLIP it was trained for"
             )
+        return net
+
+    def picture(self, item: Prepared) -> np.ndarray:
+        """One decoded packet → uint8 RGB (H, W, 3). Raises `CannotDecode` for a bundle that gives vectors."""
+        import torch
+
+        net = item.net or self._nets[item.model_id]
+        if net.gives_vectors:
+            raise CannotDecode(f"bundle {item.bundle!r} decodes into CLIP vectors: its packets hold no picture")
+        with self._lock, torch.inference_mode():
+            pixels = self._synthesise(net, [item], (item.clip or self.clip).device)[0]  # (3, H, W) in [0, 1]
+            return pixels.mul(255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
 
     def run(self, batch: Sequence[Prepared]) -> Embedded:
-        """A mixed batch (several bundles, layer counts, image files) → embeddings in its order.
+        """A mixed batch (several bundles, layer counts, image files) of one CLIP → embeddings in its order.
 
         One synthesis call per bundle, then one CLIP call over all images; embeddings from bundles skip CLIP.
         """
         import torch
 
-        with torch.inference_mode():
-            clock = _Clock(self.clip.device)
+        clip = batch[0].clip or self.clip
+        with self._lock, torch.inference_mode():
+            clock = _Clock(clip.device)
             groups: dict[object, list[int]] = {}
             for index, item in enumerate(batch):
-                groups.setdefault(item.model_id or item.array.shape, []).append(index)
+                groups.setdefault((id(item.net), item.model_id) if item.model_id else item.array.shape, []).append(
+                    index
+                )
             images, image_rows, vectors, vector_rows = [], [], [], []
             for rows in groups.values():
                 items = [batch[row] for row in rows]
                 if not items[0].model_id:
-                    pixels = self._upload([item.array for item in items], torch.uint8)  # (n, H, W, 3)
+                    pixels = _upload([item.array for item in items], torch.uint8, clip.device)  # (n, H, W, 3)
                     out, is_vector = pixels.permute(0, 3, 1, 2).float().div_(255), False
                 else:
-                    net, is_vector = self._nets[items[0].model_id]
-                    symbols = self._upload([item.array for item in items], torch.int32).float()  # (n, C, h, w)
-                    counts = torch.tensor([item.n_layers for item in items], device=self.clip.device)
-                    out = net(symbols.contiguous(memory_format=torch.channels_last), counts).float()
+                    net = items[0].net or self._nets[items[0].model_id]
+                    out, is_vector = self._synthesise(net, items, clip.device), net.gives_vectors
                 if is_vector:
                     vectors.append(torch.nn.functional.normalize(out, dim=-1))
                     vector_rows += rows
                 else:
-                    images.append(self.clip.fit(out))
+                    images.append(clip.fit(out))
                     image_rows += rows
             clock.mark()
             if images:
-                vectors.insert(0, self.clip.encode_images(torch.cat(images) if len(images) > 1 else images[0]))
+                vectors.insert(0, clip.encode_images(torch.cat(images) if len(images) > 1 else images[0]))
             clock.mark()
             stacked = (torch.cat(vectors) if len(vectors) > 1 else vectors[0]).cpu().numpy()
             synthesis_ms, clip_ms = clock.intervals_ms()
@@ -125,13 +156,28 @@ class TorchRunner:
         embeddings[image_rows + vector_rows] = stacked
         return Embedded(embeddings, synthesis_ms, clip_ms)
 
-    def _upload(self, arrays: list[np.ndarray], dtype: torch.dtype) -> torch.Tensor:
+    @staticmethod
+    def _synthesise(net: Net, items: Sequence[Prepared], device: str) -> torch.Tensor:
+        """Packets of one bundle → float32 (n, 3, H, W) in [0, 1], or (n, D)."""
         import torch
 
-        stacked = torch.from_numpy(np.stack(arrays)).to(dtype)
-        if self.clip.device == "cpu":
-            return stacked
-        return stacked.pin_memory().to(self.clip.device, non_blocking=True)
+        symbols = _upload([item.array for item in items], torch.int32, device).float()  # (n, C, h, w)
+        counts = torch.tensor([item.n_layers for item in items], device=device)
+        return net.module(symbols.contiguous(memory_format=torch.channels_last), counts).float()
+
+
+def _upload(arrays: list[np.ndarray], dtype: torch.dtype, device: str) -> torch.Tensor:
+    import torch
+
+    stacked = torch.from_numpy(np.stack(arrays)).to(dtype)
+    if device == "cpu":
+        return stacked
+    return stacked.pin_memory().to(device, non_blocking=True)
+
+
+def module_bytes(module: nn.Module) -> int:
+    """Bytes of its parameters and buffers."""
+    return sum(each.numel() * each.element_size() for each in (*module.parameters(), *module.buffers()))
 
 
 def check_clip(bundle: Bundle, clip: Clip) -> None:

@@ -179,7 +179,9 @@ class Uplink:
         request = pb.EncodeTextRequest(texts=texts, prompt_set=prompt_set)
         return self.answer(self._call(self._stub.EncodeText, request, self.line.timeout_s))
 
-    def stream(self, requests: Iterator[pb.ClassifyStreamRequest], metadata: tuple) -> grpc.Call:
+    def stream(
+        self, requests: Iterator[pb.ClassifyStreamRequest], metadata: tuple[tuple[str, str], ...] = ()
+    ) -> grpc.Call:
         """A `ClassifyStream` call without a deadline: who reads it watches over its frames."""
         try:
             return self._stub.ClassifyStream(requests, metadata=(*(self.line.metadata or ()), *metadata))

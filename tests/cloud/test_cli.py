@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import queue
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +14,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from cloud.assemble import open_engine
 from cloud.errors import ClipMismatch
@@ -66,6 +69,65 @@ def test_it_serves_says_what_and_where_and_stops_in_good_order(process, make_pac
     rest = running.stderr.read()
     assert "stopping" in rest
     assert rest.endswith("thinwire-cloud: stopped\n")
+
+
+def next_line(running, holding):
+    for line in running.stderr:
+        if holding in line:
+            return line
+    pytest.fail(f"the server ended without {holding!r}")
+
+
+def test_sighup_reads_the_models_again_and_a_broken_one_changes_nothing(
+    tiny_clip_dir, tiny_codec, make_packet, tmp_path
+):
+    codec = shutil.copytree(tiny_codec.path, tmp_path / "codec")
+    args = ["serve", "--port", "0", "--clip", str(tiny_clip_dir), "--bundle", str(codec), "--threads", "1"]
+    running = subprocess.Popen(**command(*args, cache=tmp_path), stderr=subprocess.PIPE)
+    try:
+        address = next_line(running, "listening on").split()[2]
+        request = pb.ClassifyRequest(image=pb.ImageInput(packet=make_packet()), labels=["cat", "dog"])
+        with grpc.insecure_channel(address) as channel:
+            stub = inference_pb2_grpc.InferenceServiceStub(channel)
+            before = stub.Classify(request, timeout=10).predictions
+            running.send_signal(signal.SIGHUP)
+            assert "tiny-codec" in next_line(running, "reloaded")
+            decoder = codec / "decoder.safetensors"
+            decoder.write_bytes(decoder.read_bytes()[:-1])
+            running.send_signal(signal.SIGHUP)
+            assert "decoder.safetensors" in next_line(running, "stay in use")
+            assert stub.Classify(request, timeout=10).predictions == before
+        running.send_signal(signal.SIGTERM)
+        assert running.wait(15) == 0
+    finally:
+        running.kill()
+        running.wait(10)
+        running.stderr.close()
+
+
+def test_sigterm_answers_what_is_under_way_and_exits_0(process, make_packet):
+    """A request whose new label set keeps the text tower busy is accepted, then the signal comes."""
+    running, address, _ = process
+    labels = [f"label {n}" for n in range(600)]
+    request = pb.ClassifyRequest(image=pb.ImageInput(packet=make_packet()), labels=labels, prompt_set="7")
+    with grpc.insecure_channel(address) as channel:
+        stub = inference_pb2_grpc.InferenceServiceStub(channel)
+        stub.GetServerInfo(pb.GetServerInfoRequest(), timeout=10)
+        probe = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=30)
+        assert next(probe).status == health_pb2.HealthCheckResponse.SERVING
+        calls = [stub.Classify.future(request, timeout=60) for _ in range(4)]
+        requests = queue.SimpleQueue()
+        requests.put(pb.ClassifyStreamRequest(request=request))
+        stream = stub.ClassifyStream(iter(requests.get, None), timeout=60)
+        embed = pb.EmbedRequest(image=pb.ImageInput(packet=make_packet()))
+        stub.Embed(embed, timeout=10)  # sent after the others on the same connection: by now they are accepted
+        running.send_signal(signal.SIGTERM)
+        assert next(probe).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        probe.cancel()
+        assert all(len(call.result().predictions) == 5 for call in calls)
+        assert len(next(stream).result.predictions) == 5
+        requests.put(None)
+        assert running.wait(30) == 0
 
 
 def test_a_taken_port_is_an_error_not_half_the_traffic(process, tiny_clip_dir, tiny_codec):

@@ -39,6 +39,9 @@ def test_service_has_the_agreed_methods():
         "ClassifyStream": (True, True),
         "Embed": (False, False),
         "EncodeText": (False, False),
+        "Rank": (False, False),
+        "Decode": (False, False),
+        "RegisterLabels": (False, False),
     }
     assert inference_pb2_grpc.InferenceServiceStub
 

@@ -60,6 +60,21 @@ class InferenceServiceStub(object):
                 request_serializer=thinwire_dot_v1_dot_inference__pb2.EncodeTextRequest.SerializeToString,
                 response_deserializer=thinwire_dot_v1_dot_inference__pb2.EncodeTextResponse.FromString,
                 _registered_method=True)
+        self.Rank = channel.unary_unary(
+                '/thinwire.v1.InferenceService/Rank',
+                request_serializer=thinwire_dot_v1_dot_inference__pb2.RankRequest.SerializeToString,
+                response_deserializer=thinwire_dot_v1_dot_inference__pb2.RankResponse.FromString,
+                _registered_method=True)
+        self.Decode = channel.unary_unary(
+                '/thinwire.v1.InferenceService/Decode',
+                request_serializer=thinwire_dot_v1_dot_inference__pb2.DecodeRequest.SerializeToString,
+                response_deserializer=thinwire_dot_v1_dot_inference__pb2.DecodeResponse.FromString,
+                _registered_method=True)
+        self.RegisterLabels = channel.unary_unary(
+                '/thinwire.v1.InferenceService/RegisterLabels',
+                request_serializer=thinwire_dot_v1_dot_inference__pb2.RegisterLabelsRequest.SerializeToString,
+                response_deserializer=thinwire_dot_v1_dot_inference__pb2.RegisterLabelsResponse.FromString,
+                _registered_method=True)
 
 
 class InferenceServiceServicer(object):
@@ -102,6 +117,27 @@ class InferenceServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Rank(self, request, context):
+        """Orders texts for an image, or images for a text, by cosine.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Decode(self, request, context):
+        """The picture that a packet decodes to, for a human's eye; CLIP takes no part.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RegisterLabels(self, request, context):
+        """Checks labels once and keeps them under a handle, so that requests need not carry them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_InferenceServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -129,6 +165,21 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     servicer.EncodeText,
                     request_deserializer=thinwire_dot_v1_dot_inference__pb2.EncodeTextRequest.FromString,
                     response_serializer=thinwire_dot_v1_dot_inference__pb2.EncodeTextResponse.SerializeToString,
+            ),
+            'Rank': grpc.unary_unary_rpc_method_handler(
+                    servicer.Rank,
+                    request_deserializer=thinwire_dot_v1_dot_inference__pb2.RankRequest.FromString,
+                    response_serializer=thinwire_dot_v1_dot_inference__pb2.RankResponse.SerializeToString,
+            ),
+            'Decode': grpc.unary_unary_rpc_method_handler(
+                    servicer.Decode,
+                    request_deserializer=thinwire_dot_v1_dot_inference__pb2.DecodeRequest.FromString,
+                    response_serializer=thinwire_dot_v1_dot_inference__pb2.DecodeResponse.SerializeToString,
+            ),
+            'RegisterLabels': grpc.unary_unary_rpc_method_handler(
+                    servicer.RegisterLabels,
+                    request_deserializer=thinwire_dot_v1_dot_inference__pb2.RegisterLabelsRequest.FromString,
+                    response_serializer=thinwire_dot_v1_dot_inference__pb2.RegisterLabelsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -267,6 +318,87 @@ class InferenceService(object):
             '/thinwire.v1.InferenceService/EncodeText',
             thinwire_dot_v1_dot_inference__pb2.EncodeTextRequest.SerializeToString,
             thinwire_dot_v1_dot_inference__pb2.EncodeTextResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Rank(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/thinwire.v1.InferenceService/Rank',
+            thinwire_dot_v1_dot_inference__pb2.RankRequest.SerializeToString,
+            thinwire_dot_v1_dot_inference__pb2.RankResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Decode(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/thinwire.v1.InferenceService/Decode',
+            thinwire_dot_v1_dot_inference__pb2.DecodeRequest.SerializeToString,
+            thinwire_dot_v1_dot_inference__pb2.DecodeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RegisterLabels(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/thinwire.v1.InferenceService/RegisterLabels',
+            thinwire_dot_v1_dot_inference__pb2.RegisterLabelsRequest.SerializeToString,
+            thinwire_dot_v1_dot_inference__pb2.RegisterLabelsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,0 +1,238 @@
+"""Settings of `thinwire-cloud`: flags over environment over one TOML file over defaults, from one table.
+
+A setting `tls-cert` is the flag `--tls-cert`, the variable `THINWIRE_TLS_CERT` and the TOML key `tls-cert` (or
+`tls_cert`). What a setting may hold is checked the same way wherever it comes from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cloud.errors import BadConfiguration
+
+log = logging.getLogger(__name__)
+
+PREFIX = "THINWIRE_"
+OWNED_ELSEWHERE = {"THINWIRE_CACHE", "THINWIRE_ENV", "THINWIRE_WORDNET"}  # text heads, Makefile, workshop
+MAX_FILE_BYTES = 1 << 20
+
+
+def port(text: str) -> int:
+    number = int(text)
+    if not 0 <= number <= 65535:
+        raise ValueError(f"{number} is no port (0 to 65535)")
+    return number
+
+
+def positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError(f"{number} is not 1 or more")
+    return number
+
+
+def seconds(text: str) -> float:
+    number = float(text)
+    if not 0 <= number < float("inf"):
+        raise ValueError(f"{text} is no number of seconds, 0 or more")
+    return number
+
+
+def rate(text: str) -> float:
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise ValueError(f"{text} is no rate above 0")
+    return number
+
+
+def probability(text: str) -> float:
+    number = float(text)
+    if not 0 < number < 1:
+        raise ValueError(f"{text} is no probability between 0 and 1")
+    return number
+
+
+def words(text: str) -> list[str]:
+    """A comma-separated list, as the environment has it."""
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def switch(text: str) -> bool:
+    if text.lower() not in ("true", "false", "1", "0", "yes", "no", "on", "off"):
+        raise ValueError(f"{text!r} is neither true nor false")
+    return text.lower() in ("true", "1", "yes", "on")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """`read` turns text into a value and raises `ValueError`; None as default means unset."""
+
+    name: str
+    read: Callable[[str], Any]
+    default: Any
+    help: str
+    metavar: str = ""
+
+    @property
+    def key(self) -> str:
+        return self.name.replace("-", "_")
+
+    @property
+    def variable(self) -> str:
+        return PREFIX + self.key.upper()
+
+
+SETTINGS = (
+    Setting("host", str, "127.0.0.1", "address to listen on; beyond loopback only with TLS, or --allow-plaintext"),
+    Setting("port", port, 50051, "port to listen on; 0 takes a free one and prints it"),
+    Setting(
+        "clip",
+        words,
+        ["clip-lite"],
+        "clip-lite (shipped), NAME:TAG (open_clip hub), NAME:/path/to/checkpoint, or a local open_clip folder; "
+        "repeatable: the first is the default, others are loaded when a request names them (default: clip-lite)",
+        "CLIP",
+    ),
+    Setting("bundle", words, None, "codec to serve, repeatable (default: all that ship)", "NAME|PATH"),
+    Setting("device", str, "auto", "auto, cpu, cuda or cuda:N; auto takes CUDA when it is there"),
+    Setting("precision", str, "auto", "of CLIP's image tower: fp32, bf16, fp16; auto takes fp32 on a CPU"),
+    Setting("threads", positive, None, "CPU threads of the networks (default: all cores)"),
+    Setting("decode-threads", positive, 2, "CPU threads that decode packets"),
+    Setting("model-mb", positive, None, "megabytes of weights kept loaded; least recently used leave (default: all)"),
+    Setting("queue", positive, 256, "requests held at once; more get QUEUE_FULL"),
+    Setting("queue-mb", positive, 64, "megabytes of request data held at once; more get QUEUE_FULL"),
+    Setting("batch", positive, None, "most items of one device batch (default: 8 on a CPU, 64 on CUDA)"),
+    Setting("window", positive, 32, "frames of one stream that may be unanswered at a time"),
+    Setting("max-image-mb", positive, 16, "largest image file taken, megabytes"),
+    Setting("confidence", probability, 0.9, "of progressive answers whose request names none"),
+    Setting("tls-cert", Path, None, "this server's certificate chain (PEM); read again when it changes", "FILE"),
+    Setting("tls-key", Path, None, "its private key (PEM, not encrypted)", "FILE"),
+    Setting("tls-client-ca", Path, None, "let in only clients with a certificate of these authorities (mTLS)", "FILE"),
+    Setting("token-file", Path, None, "let in only calls with one of the bearer tokens in it, one a line", "FILE"),
+    Setting("rate-limit", rate, None, "images a second that one client may send (default: no limit)"),
+    Setting("rate-burst", positive, None, "images that it may send at once (default: one second's worth)"),
+    Setting("allow-plaintext", switch, False, "listen beyond loopback without TLS (something in front ends it)"),
+    Setting("grace", seconds, 20.0, "seconds that a stopping server answers what it holds"),
+    Setting("drain-delay", seconds, 0.0, "seconds between NOT_SERVING and refusing calls, for slow load balancers"),
+    Setting("reflection", switch, False, "offer gRPC reflection (for grpcurl and the like)"),
+    Setting("verbose", switch, False, "log more"),
+)
+BY_KEY = {setting.key: setting for setting in SETTINGS}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Checked values by key (`config["tls_cert"]`), and where each came from."""
+
+    values: Mapping[str, Any]
+    sources: Mapping[str, str]
+
+    def __getitem__(self, key: str) -> Any:
+        return self.values[key]
+
+    def lines(self) -> list[str]:
+        """One `name = value  # source` for each setting: what `check-config` prints. No setting holds a secret."""
+        width = max(len(setting.name) for setting in SETTINGS)
+        out = []
+        for setting in SETTINGS:
+            value = self.values[setting.key]
+            shown = ",".join(value) if isinstance(value, list) else "-" if value is None else str(value)
+            out.append(f"{setting.name:<{width}} = {shown}  # {self.sources[setting.key]}")
+        return out
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Every setting as a flag (absent ones stay None, so that it shows which were given), and --config."""
+    parser.add_argument("--config", metavar="FILE", help=f"TOML file of settings (or {PREFIX}CONFIG)")
+    for setting in SETTINGS:
+        text = setting.help
+        if setting.default not in (None, False) and "(default" not in text:
+            text += f" (default: {setting.default})"
+        text = text.replace("%", "%%")
+        if setting.read is switch:
+            parser.add_argument(f"--{setting.name}", action=argparse.BooleanOptionalAction, default=None, help=text)
+        elif setting.read is words:
+            parser.add_argument(f"--{setting.name}", action="append", metavar=setting.metavar, help=text)
+        else:
+            more = {"metavar": setting.metavar} if setting.metavar else {}
+            parser.add_argument(f"--{setting.name}", type=_for_flags(setting.read), help=text, **more)
+
+
+def _for_flags(read: Callable[[str], Any]) -> Callable[[str], Any]:
+    def checked(text: str) -> Any:
+        try:
+            return read(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return checked
+
+
+def load_config(args: argparse.Namespace, environment: Mapping[str, str] | None = None) -> Config:
+    """Flags over environment over file over defaults. Raises `BadConfiguration`, which names setting and source.
+
+    An unknown key in the file is an error: a misspelt limit must not be no limit. An unknown variable is a warning.
+    """
+    environment = os.environ if environment is None else environment
+    values: dict[str, Any] = {setting.key: setting.default for setting in SETTINGS}
+    sources = dict.fromkeys(values, "default")
+    path = args.config or environment.get(PREFIX + "CONFIG")
+    if path:
+        for key, value in _read_file(Path(path)).items():
+            values[key], sources[key] = value, str(path)
+    known = {setting.variable: setting for setting in SETTINGS}
+    for variable, text in environment.items():
+        if not variable.startswith(PREFIX) or variable in OWNED_ELSEWHERE | {PREFIX + "CONFIG"}:
+            continue
+        if variable not in known:
+            log.warning("%s names no setting and is left aside", variable)  # other tools may own it
+            continue
+        setting = known[variable]
+        values[setting.key], sources[setting.key] = _checked(setting, text, variable), variable
+    for setting in SETTINGS:
+        given = getattr(args, setting.key)
+        if given is not None:
+            values[setting.key], sources[setting.key] = given, f"--{setting.name}"
+    return Config(values, sources)
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise BadConfiguration(f"{path}: is larger than {MAX_FILE_BYTES >> 20} MiB")
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadConfiguration(f"{path}: cannot be read ({error.strerror or error})") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BadConfiguration(f"{path}: is not TOML ({error})") from None
+    values = {}
+    for name, value in document.items():
+        setting = BY_KEY.get(name.replace("-", "_"))
+        if setting is None:
+            raise BadConfiguration(f"{path}: there is no setting {name!r}; known: {_names(s.name for s in SETTINGS)}")
+        values[setting.key] = _checked(setting, value, f"{path}, {name}")
+    return values
+
+
+def _checked(setting: Setting, value: Any, source: str) -> Any:
+    """A TOML value, or the text of a variable, as the setting has it."""
+    if setting.read is words and isinstance(value, list) and all(isinstance(each, str) for each in value):
+        return value
+    plain = (str, int, float) if setting.read is not switch else (str, bool)
+    if not isinstance(value, plain) or (isinstance(value, bool) and setting.read is not switch):
+        raise BadConfiguration(f"{source}: {setting.help}; {value!r} is of the wrong kind")
+    try:
+        return setting.read(str(value))
+    except ValueError as error:
+        raise BadConfiguration(f"{source}: {error}") from None
+
+
+def _names(names: Sequence[str] | Any) -> str:
+    return ", ".join(sorted(names))

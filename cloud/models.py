@@ -1,0 +1,224 @@
+"""What a server can answer with: CLIPs by name and bundles by id, loaded when first needed, replaced as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from cloud.calibration import Calibration, read_calibrations
+from cloud.clip import SHIPPED, load_clip, shipped_clip_path
+from cloud.errors import BadConfiguration, ClipMismatch, UnknownClip
+from cloud.head import HeadCache
+from cloud.intake import Intake
+from cloud.precision import in_precision
+from cloud.runner import Prepared, TorchRunner, check_clip, module_bytes
+from cloud.shelf import Shelf
+from thinwire.errors import ThinwireError
+
+if TYPE_CHECKING:
+    from cloud.clip import Clip
+    from thinwire.bundle import Bundle
+
+
+@dataclass(frozen=True, eq=False)
+class Station:
+    """One CLIP, ready to answer: its text heads, and the intake that makes its views."""
+
+    heads: HeadCache
+    intake: Intake
+    calibrations: dict[bytes, Calibration]  # by model id; bundles without one get no progressive answers
+
+
+class Models(Protocol):
+    """What the engine asks of a set of models. A set never changes; a reload puts another in its place.
+
+    `station` and `seat` answer at once, with None where something must be loaded first; `load_station` and `load_seat`
+    may take seconds and are called on the loader thread. A seated input holds its models until it is answered.
+    """
+
+    intake: Intake
+    default: str
+
+    def names(self) -> tuple[str, ...]: ...
+    def name_of(self, wanted: str) -> str: ...
+    def station(self, name: str) -> Station | None: ...
+    def load_station(self, name: str) -> Station: ...
+    def seat(self, station: Station, item: Prepared) -> Prepared | None: ...
+    def load_seat(self, station: Station, item: Prepared) -> Prepared: ...
+    def net_is_loaded(self, bundle: Bundle) -> bool: ...
+
+
+class FixedModels:
+    """One CLIP, and bundles that the runner holds already."""
+
+    def __init__(self, intake: Intake, heads: HeadCache) -> None:
+        self.intake = intake
+        calibrations = read_calibrations(intake.bundles.values(), heads.clip.id) if hasattr(intake, "bundles") else {}
+        self._station = Station(heads, intake, calibrations)
+        self.default = getattr(heads.clip, "name", "")
+
+    def names(self) -> tuple[str, ...]:
+        return (self.default,)
+
+    def name_of(self, wanted: str) -> str:
+        return _known(wanted, self.names())
+
+    def station(self, name: str) -> Station:
+        return self._station
+
+    load_station = station
+
+    def seat(self, station: Station, item: Prepared) -> Prepared:
+        return item
+
+    load_seat = seat
+
+    def net_is_loaded(self, bundle: Bundle) -> bool:
+        return True
+
+
+class LoadedModels:
+    """CLIPs and bundles that share one shelf: the default CLIP is always there, everything else while memory lasts.
+
+    clips: as for `load_clip`; the first is the default. A bundle that decodes into another CLIP's vectors is an error
+    where `strict`, else it is refused packet by packet for that CLIP. `shelf` may be shared by successive sets: what
+    did not change on disk is not loaded again.
+
+    Raises, when made, what loading the default CLIP and every bundle's canary raise.
+    """
+
+    def __init__(
+        self,
+        runner: TorchRunner,
+        shelf: Shelf,
+        clips: Sequence[str],
+        bundles: Sequence[Bundle],
+        device: str,
+        cache_dir: Path | None = None,
+        precision: str = "auto",
+        *,
+        strict: bool = True,
+    ) -> None:
+        self._runner, self._shelf, self._device, self._cache_dir = runner, shelf, device, cache_dir
+        self._precision = precision
+        self._specs = _by_name(clips)
+        self._bundles = {bundle.model_id: bundle for bundle in bundles}
+        self._signatures = {name: clip_signature(spec) for name, spec in self._specs.items()}
+        self._stations: dict[str, tuple[Intake, dict[bytes, Calibration]]] = {}  # by CLIP id
+        self.default = next(iter(self._specs))
+        self._first = self._make_station(self.default)
+        self.intake = self._first.intake
+        if strict and self.intake.refused:
+            error = next(iter(self.intake.refused.values()))
+            raise type(error)(str(error))
+        for bundle in self.intake.bundles.values():  # canaries: no set of models serves before each has answered once
+            self._net(bundle, self._first.heads.clip)
+
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._specs)
+
+    def name_of(self, wanted: str) -> str:
+        return _known(wanted, self.names())
+
+    def station(self, name: str) -> Station | None:
+        if name == self.default:
+            return self._first
+        heads = self._shelf.find(self._clip_key(name))
+        return None if heads is None else self._station_of(heads)
+
+    def load_station(self, name: str) -> Station:
+        """Raises `ClipUnavailable`, or what a first run of the image tower raises."""
+        return self._first if name == self.default else self._make_station(name)
+
+    def seat(self, station: Station, item: Prepared) -> Prepared | None:
+        clip = station.heads.clip
+        if not item.model_id:
+            return replace(item, clip=clip)
+        net = self._shelf.find(_net_key(self._bundles[item.model_id], clip))
+        return None if net is None else replace(item, net=net, clip=clip)
+
+    def load_seat(self, station: Station, item: Prepared) -> Prepared:
+        """Raises `BundleError`, `ClipMismatch` or `InferenceFailed` where the net cannot be loaded or run."""
+        clip = station.heads.clip
+        return replace(item, net=self._net(self._bundles[item.model_id], clip), clip=clip)
+
+    def net_is_loaded(self, bundle: Bundle) -> bool:
+        return self._shelf.find(_net_key(bundle, self._first.heads.clip)) is not None
+
+    def drop_others(self) -> None:
+        """Lets go of what earlier sets on the same shelf loaded and this one does not use."""
+        clips = set(map(self._clip_key, self._specs))
+        decoders = {_decoder_key(bundle) for bundle in self._bundles.values()}
+        self._shelf.keep_only(lambda key: key in clips or (key[0] == "net" and key[1] in decoders))
+
+    def _clip_key(self, name: str) -> Hashable:
+        return ("clip", self._specs[name], self._signatures[name])
+
+    def _make_station(self, name: str) -> Station:
+        def make() -> tuple[HeadCache, int]:
+            clip = in_precision(load_clip(self._specs[name], self._device), self._precision)
+            return HeadCache(clip, self._cache_dir), module_bytes(clip.model)
+
+        return self._station_of(self._shelf.load(self._clip_key(name), make))
+
+    def _station_of(self, heads: HeadCache) -> Station:
+        clip = heads.clip
+        if clip.id not in self._stations:  # two threads may both make it: they make the same
+            refused: dict[bytes, ThinwireError] = {}
+            for bundle in self._bundles.values():
+                try:
+                    check_clip(bundle, clip)
+                except ClipMismatch as error:
+                    refused[bundle.model_id] = error
+            fitting = [bundle for bundle in self._bundles.values() if bundle.model_id not in refused]
+            intake = Intake(fitting, clip.image_height, clip.image_width, refused)
+            self._stations[clip.id] = (intake, read_calibrations(fitting, clip.id))
+        return Station(heads, *self._stations[clip.id])
+
+    def _net(self, bundle: Bundle, clip: Clip) -> object:
+        def make() -> tuple[object, int]:
+            net = self._runner.load_net(bundle, clip)
+            return net, net.nbytes
+
+        return self._shelf.load(_net_key(bundle, clip), make)
+
+
+def _by_name(specs: Sequence[str]) -> dict[str, str]:
+    """What requests call a CLIP → how it is loaded. A folder goes by its last name: its path is nobody's business."""
+    named: dict[str, str] = {}
+    for spec in specs:
+        name = Path(spec).resolve().name if spec != SHIPPED and Path(spec).is_dir() else spec
+        if named.setdefault(name, spec) != spec:
+            raise BadConfiguration(f"--clip {spec} and --clip {named[name]} have one name {name!r}: rename a folder")
+    return named
+
+
+def clip_signature(spec: str) -> Hashable:
+    """What tells whether the files behind `spec` changed since; hub models (by tag) count as fixed."""
+    path = shipped_clip_path() if spec == SHIPPED else Path(spec if Path(spec).is_dir() else spec.partition(":")[2])
+    if path.is_dir():
+        return tuple(sorted(_file_state(file) for file in path.iterdir() if file.is_file()))
+    return _file_state(path) if path.is_file() else ()
+
+
+def _file_state(path: Path) -> tuple[str, int, int]:
+    state = path.stat()
+    return str(path), state.st_mtime_ns, state.st_size
+
+
+def _decoder_key(bundle: Bundle) -> Hashable:
+    """Model id and the decoder's content: a decoder trained further keeps the id and is another net all the same."""
+    hashes = sorted((name, entry["sha256"]) for name, entry in bundle.card.cloud["files"].items())
+    return bundle.model_id, tuple(hashes), str(sorted(bundle.card.cloud["synthesis"].items()))
+
+
+def _net_key(bundle: Bundle, clip: Clip) -> Hashable:
+    return ("net", _decoder_key(bundle), clip.id)
+
+
+def _known(wanted: str, names: Sequence[str]) -> str:
+    if wanted and wanted not in names:
+        raise UnknownClip(f"this server has no CLIP {wanted!r}: it has {', '.join(names)}; leave it out for the first")
+    return wanted or names[0]

@@ -1,0 +1,27 @@
+"""What the gRPC front accepts; `GetServerInfo` tells clients."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """Limits of the front. Security is set apart, in `cloud.security.Security`."""
+
+    max_image_file_bytes: int = 16 << 20
+    stream_window: int = 32  # frames of one stream that may be unanswered at a time
+    max_calls: int = 4096  # calls (a stream is one) open at a time; more get RESOURCE_EXHAUSTED from gRPC itself
+    max_texts: int = 1024
+    max_rank_images: int = 64
+    max_label_sets: int = 1024
+    label_set_bytes: int = 64 << 20
+    confidence: float = 0.9  # of progressive answers whose request names none
+    grace_s: float = 20.0  # how long a stopping server waits for what it accepted
+    drain_delay_s: float = 0.0  # NOT_SERVING, but still accepting: for balancers that take a while to look
+    reflection: bool = False
+
+    @property
+    def max_message_bytes(self) -> int:
+        """The largest image file with the longest label list beside it. gRPC refuses more before it is read."""
+        return self.max_image_file_bytes + (4 << 20)
