@@ -68,6 +68,7 @@ def assemble(args: argparse.Namespace, say: Callable[[str], None]) -> Iterator[R
             args.in_flight,
             say,
             fallback=fallback,
+            confidence=args.confidence,
         )
         gate = Gate(args.min_change)
         outputs = sinks or [StreamSink()]

@@ -10,6 +10,9 @@ Guarantees and requirements
   again after the pause that the server asks for, or after a growing one with jitter. A server that does not hold the
   bundle, refuses the token or speaks another version is told about once, and asked again every minute.
 - Labels cross once per stream, not with each frame.
+- With a `confidence`, a frame begins with its first layer, and the server asks for further ones (`need_more`) where
+  they may change the answer. They are sent while the rate control, the cap and the budget agree; else the answer so far
+  is the frame's result. A server without a calibration for the bundle gets frames as usual.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ import grpc
 from edge.client import check_server
 from edge.errors import ClientClosed, Refused, ServerTimeout
 from edge.fallback import Fallback, fetch_in_background
+from edge.progressive import more_layers
 from edge.rate_control import FRAMING_BYTES, Budget, Cap, LinkMeter, RateControl
 from edge.result import read_reply
 from edge.spool import Spool, Waiting, lost
@@ -64,15 +68,19 @@ class _Flying:
     sent_at: float
     packet_bytes: int
     layers: int
-    size: int
+    extended: bool = False  # by MoreLayers
 
 
 @dataclass
 class _Again:
-    """When a frame may go again (monotonic seconds) and how often the server failed on it."""
+    """When a frame may go again (monotonic seconds) and how often the server failed on it.
+
+    whole: without the offer of further layers, since taking it up failed.
+    """
 
     due: float = 0.0
     failures: int = 0
+    whole: bool = False
 
 
 @dataclass
@@ -81,7 +89,8 @@ class Courier:
 
     line: where to; window: frames on their way at a time; rate: how many layers; cap, budget: see `edge.rate_control`.
     say: gets one line when the link goes, comes back, or an operator must act. on_result: called after each result.
-    fallback: gets its label vectors when the link works.
+    fallback: gets its label vectors when the link works. confidence: how sure an answer must be (0: as the server
+    likes) that further layers would not change it; None: layers go at once.
     """
 
     line: Line
@@ -94,6 +103,7 @@ class Courier:
     say: Callable[[str], None] = lambda text: None
     on_result: Callable[[], None] = lambda: None
     fallback: Fallback | None = None
+    confidence: float | None = None
     counts: Counts = field(default_factory=Counts)
 
     def __post_init__(self) -> None:
@@ -103,7 +113,7 @@ class Courier:
         self._flying: dict[bytes, _Flying] = {}
         self._again: dict[bytes, _Again] = {}
         self._session = 0
-        self._checked = False
+        self._checked = self._progressive = False
         self._stopping = False
         self._down_since: float | None = None
         self._oldest_sent: float | None = None  # of the frames on their way
@@ -142,10 +152,7 @@ class Courier:
                     self._wait(EXPIRE_EVERY_S)  # no frame, no connection
                     continue
                 if not self._checked:
-                    check_server(self._uplink.info(), self.bundle, self.line.server)
-                    self._checked = True
-                    if self.fallback is not None and not self.fallback.ready:
-                        fetch_in_background(self.fallback, self._uplink, self.say)
+                    self._check()
                 self._stream()
                 continue
             except ThinwireError as error:
@@ -159,6 +166,15 @@ class Courier:
                     self._checked = False
                 # Full jitter: a thousand devices behind one mast must not come back in step
                 self._pause(SLOW_PAUSE_S if slow else PAUSE_S[0] / 4 + random.uniform(0, pause))
+
+    def _check(self) -> None:
+        info = self._uplink.info()
+        check_server(info, self.bundle, self.line.server)
+        held = next(each for each in info.bundles if each.model_id == self.bundle.model_id)
+        self._progressive = self.confidence is not None and held.progressive
+        self._checked = True
+        if self.fallback is not None and not self.fallback.ready:
+            fetch_in_background(self.fallback, self._uplink, self.say)
 
     def _trouble(self, error: ThinwireError) -> None:
         if self._broke:  # a silent line: leave its connection behind
@@ -211,7 +227,7 @@ class Courier:
                         else Refused(f"{self.line.server} ended the stream", "UNAVAILABLE")
                     )
                 self._heard()
-                self._take(body)
+                self._take(body, outgoing)
         finally:
             call.cancel()
             outgoing.put(None)
@@ -249,7 +265,8 @@ class Courier:
             oldest = min(each.sent_at for each in self._flying.values())
             wait_s = min(wait_s, max(0.01, oldest + self.line.timeout_s - now))
         for key in [key for key, again in self._again.items() if again.due <= now and not again.failures]:
-            del self._again[key]
+            if not self._again[key].whole:
+                del self._again[key]
         held = {key for key, again in self._again.items() if again.due > now}
         room = self.window - len(self._flying)
         if room <= 0:
@@ -269,57 +286,67 @@ class Courier:
                     self._budget_told = True
                     self.say("the day's byte budget is spent: frames wait in the spool until midnight UTC")
                 return asked, min(wait_s, self.budget.resumes_in_s())
-            self._budget_told = False
-            self.budget.spent(size)
-            self.cap.spent(size)
             asked = frame.question
-            packet_bytes = len(request.request.image.packet)
-            self._flying[frame.key] = _Flying(frame, time.monotonic(), packet_bytes, layers, size)
-            self.meter.sent(frame.key, size)
+            self._flying[frame.key] = _Flying(frame, time.monotonic(), len(request.request.image.packet), layers)
             self.counts.sent_frames += 1
-            self.counts.sent_bytes += size
-            outgoing.put(request)
+            self._send(frame.key, request, size, outgoing)
         if held:
             wait_s = min(wait_s, max(0.01, min(self._again[key].due for key in held) - now))
         return asked, wait_s
 
+    def _send(self, key: bytes, request: pb.ClassifyStreamRequest, size: int, outgoing: queue.SimpleQueue) -> None:
+        self._budget_told = False
+        self.budget.spent(size)
+        self.cap.spent(size)
+        self.meter.sent(key, size)
+        self.counts.sent_bytes += size
+        outgoing.put(request)
+
+    def _layers(self, packet: Packet, frame: Waiting, backlog: int) -> int:
+        sizes = [len(packet.prefix(count + 1)) + FRAMING_BYTES for count in range(len(packet.layers))]
+        age_s = max(0.0, time.time() - frame.accepted_at)
+        return self.rate.layers(sizes, age_s, backlog, self.meter, self.cap.s_per_byte, self.budget.frame_bytes())
+
     def _request(self, frame: Waiting, backlog: int, asked: int | None) -> tuple[pb.ClassifyStreamRequest, int]:
         packet = Packet.from_bytes(frame.packet)
-        prefixes = [packet.prefix(count + 1).to_bytes() for count in range(len(packet.layers))]
-        layers = self.rate.layers(
-            [len(each) + FRAMING_BYTES for each in prefixes],
-            max(0.0, time.time() - frame.accepted_at),
-            backlog,
-            self.meter,
-            self.cap.s_per_byte,
-            self.budget.frame_bytes(),
-        )
-        request = pb.ClassifyRequest(image=pb.ImageInput(packet=prefixes[layers - 1]), frame_id=frame_id(frame.key))
+        layers = self._layers(packet, frame, backlog)
+        message = pb.ClassifyStreamRequest()
+        again = self._again.get(frame.key)
+        if self._progressive and layers > 1 and not (again and again.whole):
+            message.progressive.max_layers, message.progressive.confidence = layers, self.confidence
+            layers = 1
+        message.request.image.packet = packet.prefix(layers).to_bytes()
+        message.request.frame_id = frame_id(frame.key)
         if frame.question != asked:
             question = self.spool.question(frame.question)
-            request.labels.extend(question["labels"])
-            request.top_k, request.prompt_set = question["top_k"], question["prompt_set"]
-        return pb.ClassifyStreamRequest(request=request), layers
+            message.request.labels.extend(question["labels"])
+            message.request.top_k, message.request.prompt_set = question["top_k"], question["prompt_set"]
+        return message, layers
 
-    def _take(self, response: pb.ClassifyStreamResponse) -> None:
+    def _take(self, response: pb.ClassifyStreamResponse, outgoing: queue.SimpleQueue) -> None:
         key = next((key for key in self._flying if frame_id(key) == response.frame_id), None)
         if key is None:
             return  # a second answer
-        flying = self._flying.pop(key)
-        good = response.WhichOneof("outcome") == "result"
-        took_s = self.meter.answered(key, response.result.timing.total_ms / 1000 if good else 0.0)
+        flying = self._flying[key]
+        kind = response.WhichOneof("outcome")
+        reply = response.need_more.so_far if kind == "need_more" else response.result
+        took_s = self.meter.answered(key, reply.timing.total_ms / 1000)
         frame = flying.frame
-        if good:
+        if kind == "need_more" and self._extend(flying, response.need_more.layer, outgoing):
+            return
+        del self._flying[key]
+        if kind in ("result", "need_more"):
             late_s = max(0.0, time.time() - frame.accepted_at)
             self.counts.answered += 1
             self.counts.in_time += late_s <= self.rate.deadline_s
-            self._final(frame, self._answer(flying, response.result, took_s, late_s))
+            self._final(frame, self._answer(flying, reply, took_s, late_s))
             return
         error = response.error
         again = self._again.setdefault(key, _Again())
         internal = error.code == grpc.StatusCode.INTERNAL.value[0]
         again.failures += internal
-        if error.code in FINAL_CODES or again.failures > RETRIES_OF_INTERNAL:
+        again.whole |= flying.extended  # the server has let go of the first layers: all go again
+        if (error.code in FINAL_CODES and not flying.extended) or again.failures > RETRIES_OF_INTERNAL:
             self.counts.failed += 1
             self._final(frame, lost(key, frame.source, frame.captured_at, error.reason, error.message))
             return
@@ -330,6 +357,23 @@ class Courier:
                 self._told = error.reason
                 self.say(f"{self.line.server}: {error.message}; frames wait in the spool")
         again.due = time.monotonic() + pause_s
+
+    def _extend(self, flying: _Flying, wanted: int, outgoing: queue.SimpleQueue) -> bool:
+        """Sends the layers up to `wanted` if that fits the link, the cap and the budget; says whether it did."""
+        packet = Packet.from_bytes(flying.frame.packet)
+        backlog = self.spool.waiting_frames - len(self._flying)
+        fits = flying.layers < wanted <= self._layers(packet, flying.frame, min(backlog, self.window))
+        if not fits or self.cap.wait_s() > 0:
+            return False
+        more = more_layers(packet, flying.layers, wanted, frame_id(flying.frame.key))
+        request = pb.ClassifyStreamRequest(more=more)
+        size = request.ByteSize() + FRAMING_BYTES
+        if not self.budget.allows(size):
+            return False
+        flying.packet_bytes += more.ByteSize()
+        flying.layers, flying.extended, flying.sent_at = wanted, True, time.monotonic()
+        self._send(flying.frame.key, request, size, outgoing)
+        return True
 
     def _answer(self, flying: _Flying, reply: pb.ClassifyResponse, took_s: float, late_s: float) -> dict[str, Any]:
         frame = flying.frame

@@ -110,6 +110,12 @@ def _add_run(commands) -> None:
         "--deadline", type=seconds, default=2.0, metavar="S", help="when an answer is wanted, for --rate auto (2)"
     )
     line.add_argument(
+        "--confidence",
+        type=_share,
+        metavar="C",
+        help="send one layer first, more where the server is less sure than C (0: its default) of the answer",
+    )
+    line.add_argument(
         "--drain", type=seconds, default=1e9, metavar="S", help="once the sources have ended, wait so long for answers"
     )
     add_codec_options(sub)

@@ -71,6 +71,23 @@ def fail_frame(code: grpc.StatusCode, reason: str, retry_after_ms: int = 0) -> F
     return behave
 
 
+def need_more(layer: int) -> FrameBehaviour:
+    """Asks for a layer; the answer so far prefers the last label."""
+
+    def behave(request, context):
+        so_far = answer(pb.ClassifyRequest(labels=[request.labels[-1]], frame_id=request.frame_id))
+        yield pb.ClassifyStreamResponse(
+            frame_id=request.frame_id, need_more=pb.NeedMore(layer=layer, so_far=so_far, confidence=0.5)
+        )
+
+    return behave
+
+
+def answer_more(more: pb.MoreLayers) -> Iterator[pb.ClassifyStreamResponse]:
+    result = answer(pb.ClassifyRequest(labels=["more"], frame_id=more.frame_id))
+    yield pb.ClassifyStreamResponse(frame_id=more.frame_id, result=result)
+
+
 def keep_silent(request, context):
     """The frame is never answered."""
     yield from ()
@@ -97,6 +114,10 @@ class Canned(inference_pb2_grpc.InferenceServiceServicer):
         self.frame_times: list[float] = []
         self.frame_script: deque[FrameBehaviour] = deque()
         self.frame_usual: FrameBehaviour = answer_frame
+        self.more: list[pb.MoreLayers] = []
+        self.offers: list[pb.Progressive | None] = []
+        self.answer_more: Callable[[pb.MoreLayers], Iterator[pb.ClassifyStreamResponse]] = answer_more
+        self.progressive = False  # what it says of its bundles
         self.streams = 0
         self.version = "0"
         self.time: float | None = None  # what it says the time is
@@ -113,7 +134,7 @@ class Canned(inference_pb2_grpc.InferenceServiceServicer):
             version=self.version, clip=pb.ClipInfo(name="canned", embed_dim=4), device="none"
         )
         for bundle in self.bundles:
-            info.bundles.add(name=bundle.name, model_id=bundle.model_id)
+            info.bundles.add(name=bundle.name, model_id=bundle.model_id, progressive=self.progressive)
         return info
 
     def ClassifyStream(self, request_iterator, context):
@@ -121,6 +142,11 @@ class Canned(inference_pb2_grpc.InferenceServiceServicer):
         self.metadata.append(dict(context.invocation_metadata()))
         asked = pb.ClassifyRequest()
         for each in request_iterator:
+            if each.HasField("more"):
+                self.more.append(each.more)
+                yield from self.answer_more(each.more)
+                continue
+            self.offers.append(each.progressive if each.HasField("progressive") else None)
             self.frames.append(pb.ClassifyRequest.FromString(each.request.SerializeToString()))
             self.frame_times.append(time.monotonic())
             if each.request.labels:

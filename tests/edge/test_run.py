@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from edge.cli import main
-from tests.edge.canned import Canned, answer_frame, cut, fail_frame, keep_silent, serve
+from tests.edge.canned import Canned, answer_frame, cut, fail_frame, keep_silent, need_more, serve
 from tests.tiny_bundle import make_tiny_bundle, photo, synthetic_views
 from thinwire.packet import Packet
 
@@ -308,6 +308,52 @@ def test_auto_starts_small_and_sends_more_once_the_link_is_known(photos, words, 
     assert layers[0] == 2
     assert layers[-1] == 3
     assert [line["layers"] for line in out()] == layers
+
+
+def test_further_layers_go_where_the_server_asks_for_them(photos, words, canned, out):
+    canned.progressive = True
+    canned.frame_script.extend([need_more(2), answer_frame, need_more(3)])
+    assert run(photos, *words, "--rate", "high", "--confidence", 0.8) == 0
+    assert {(each.max_layers, round(each.confidence, 3)) for each in canned.offers} == {(3, 0.8)}
+    assert {len(Packet.from_bytes(each.image.packet).layers) for each in canned.frames} == {1}
+    assert [len(each.layers) for each in canned.more] == [1, 2]
+    lines = {line["key"][:16]: line for line in out()}
+    assert len(lines) == 8
+    assert sorted(line["layers"] for line in lines.values()) == [1] * 6 + [2, 3]
+    for more in canned.more:
+        first = next(each for each in canned.frames if each.frame_id == more.frame_id)
+        start = Packet.from_bytes(first.image.packet)
+        whole = Packet(start.model_id, (*start.layers, *more.layers)).to_bytes()
+        assert int.from_bytes(whole[-4:], "little") == more.packet_crc32c
+        line = lines[f"{more.frame_id:016x}"]
+        assert line["predictions"][0]["label"] == "more"
+        assert line["packet_bytes"] == len(first.image.packet) + more.ByteSize()
+
+
+def test_layers_that_do_not_fit_the_rate_leave_the_answer_so_far(photos, words, canned, out):
+    canned.progressive = True
+    canned.frame_usual = need_more(3)
+    assert run(photos, *words, "--rate", "mid", "--confidence", 0.8) == 0
+    assert canned.more == []
+    assert {line["predictions"][0]["label"] for line in out()} == {"car"}
+
+
+def test_a_server_that_let_go_of_a_frame_gets_it_whole(photos, words, canned, out):
+    canned.progressive = True
+    canned.frame_script.append(need_more(2))
+    lost = grpc.StatusCode.INVALID_ARGUMENT
+    canned.answer_more = lambda more: fail_frame(lost, "UNKNOWN_FRAME")(more, None)
+    assert run(photos, *words, "--confidence", 0) == 0
+    assert len(out()) == 8
+    first = canned.frames[0].frame_id
+    tries = [offer for offer, each in zip(canned.offers, canned.frames) if each.frame_id == first]
+    assert [offer is not None for offer in tries] == [True, False]
+
+
+def test_a_server_without_a_calibration_gets_frames_as_usual(photos, words, canned, out):
+    assert run(photos, *words, "--confidence", 0.8) == 0
+    assert set(canned.offers) == {None}
+    assert {line["layers"] for line in out()} == {2}
 
 
 # ---------------------------------------------------------------- sources that live
