@@ -33,8 +33,8 @@ from edge.errors import ClientClosed, Refused, ServerTimeout
 from edge.fallback import Fallback, fetch_in_background
 from edge.progressive import more_layers
 from edge.rate_control import FRAMING_BYTES, Budget, Cap, LinkMeter, RateControl
-from edge.result import read_reply
-from edge.spool import Spool, Waiting, lost
+from edge.records import answered, lost
+from edge.spool import Spool, Waiting
 from edge.uplink import Line, Uplink, typed_error
 from thinwire.bundle import Bundle
 from thinwire.errors import ThinwireError
@@ -145,7 +145,7 @@ class Courier:
     def _run(self) -> None:
         pause = 0.0
         while not self._stopping:
-            answered = self.counts.answered + self.counts.failed
+            before = self.counts.answered + self.counts.failed
             try:
                 self._expire()
                 if self.spool.waiting_frames == 0:
@@ -158,7 +158,7 @@ class Courier:
             except ThinwireError as error:
                 if self._stopping:
                     return
-                progress = self.counts.answered + self.counts.failed > answered
+                progress = self.counts.answered + self.counts.failed > before
                 pause = 0.0 if progress else min(PAUSE_S[1], max(PAUSE_S[0], 2 * pause))
                 self._trouble(error)
                 slow = isinstance(error, Refused) and error.server_reason in OPERATOR_REASONS
@@ -339,7 +339,10 @@ class Courier:
             late_s = max(0.0, time.time() - frame.accepted_at)
             self.counts.answered += 1
             self.counts.in_time += late_s <= self.rate.deadline_s
-            self._final(frame, self._answer(flying, reply, took_s, late_s))
+            if self.fallback is not None:
+                self.fallback.learn(reply.predictions)
+            where = (frame.key, frame.source, frame.captured_at)
+            self._final(frame, answered(*where, reply, flying.layers, flying.packet_bytes, took_s, late_s))
             return
         error = response.error
         again = self._again.setdefault(key, _Again())
@@ -374,30 +377,6 @@ class Courier:
         flying.layers, flying.extended, flying.sent_at = wanted, True, time.monotonic()
         self._send(flying.frame.key, request, size, outgoing)
         return True
-
-    def _answer(self, flying: _Flying, reply: pb.ClassifyResponse, took_s: float, late_s: float) -> dict[str, Any]:
-        frame = flying.frame
-        if self.fallback is not None:
-            self.fallback.learn(reply.predictions)
-        result = read_reply(reply, flying.packet_bytes, flying.layers, (0.0, 0.0, 0.0, 0.0), 1000 * took_s)
-        predictions = [
-            {"label": each.label, "probability": round(each.probability, 6), "similarity": round(each.similarity, 6)}
-            for each in result.predictions
-        ]
-        return {
-            "key": frame.key.hex(),
-            "final": True,
-            "ok": True,
-            "source": frame.source,
-            "captured_at": frame.captured_at,
-            "predictions": predictions,
-            "answered_by": "cloud",
-            "clip": result.clip,
-            "layers": flying.layers,
-            "packet_bytes": flying.packet_bytes,
-            "round_trip_ms": round(result.round_trip_ms, 1),
-            "latency_ms": round(1000 * late_s, 1),
-        }
 
     def _final(self, frame: Waiting, result: dict[str, Any]) -> None:
         self._again.pop(frame.key, None)

@@ -26,8 +26,9 @@ from edge.courier import Courier
 from edge.encoder import Encoder, read_image
 from edge.errors import SpoolDiskFull, SpoolFull
 from edge.fallback import Fallback
+from edge.records import lost, provisional
 from edge.sinks import Delivery, Sink
-from edge.spool import Spool, lost
+from edge.spool import Spool
 from thinwire.errors import ImageError, ThinwireError
 
 ROOM_EVERY_S = 0.5
@@ -157,15 +158,7 @@ class Runner:
         own = self.fallback.bundle
         if own.input_size != self.encoder.bundle.input_size:
             view = own.view(view)
-        return {
-            "key": shot.key.hex(),
-            "final": False,
-            "ok": True,
-            "source": shot.source,
-            "captured_at": shot.captured_at,
-            "predictions": self.fallback.answer(view),
-            "answered_by": "device",
-        }
+        return provisional(shot.key, shot.source, shot.captured_at, self.fallback.answer(view))
 
     def _accept(self, shot: Shot, packet: bytes | None, line: dict[str, Any] | None) -> None:
         """Accepts, or waits for room where the source can wait; a live frame is turned away instead."""

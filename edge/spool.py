@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from edge.errors import SpoolError, SpoolFull
+from edge.records import lost
 from edge.spool_file import hold, open_database, typed
 
 WHEN_FULL = ("refuse", "drop-oldest")
@@ -330,12 +331,6 @@ class Spool:
                 raise
         except sqlite3.Error as error:
             raise typed(error, self.path) from error
-
-
-def lost(key: bytes, source: str, captured_at: float, reason: str, message: str) -> dict[str, Any]:
-    """The final result of a frame that gets no answer."""
-    error = {"reason": reason, "message": message}
-    return {"key": key.hex(), "final": True, "ok": False, "source": source, "captured_at": captured_at, "error": error}
 
 
 def _clean(text: str) -> str:
