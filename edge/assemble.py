@@ -14,6 +14,7 @@ from edge.client import Question
 from edge.courier import Courier
 from edge.encoder import Encoder, default_rate
 from edge.fallback import Fallback, ImageVectors
+from edge.mqtt import MqttSink
 from edge.rate_control import Budget, Cap, RateControl
 from edge.run import Runner, open_sources
 from edge.sinks import FileSink, Sink, StreamSink, WebhookSink
@@ -47,6 +48,7 @@ def assemble(args: argparse.Namespace, say: Callable[[str], None]) -> Iterator[R
     text = json.dumps(asked, ensure_ascii=False)
     sinks: list[Sink] = [FileSink(path) for path in args.out or ()]
     sinks += [WebhookSink(url) for url in args.webhook or ()]
+    sinks += [MqttSink(url) for url in args.mqtt or ()]
     bundle = load_bundle(args.bundle)
     auto = args.rate == AUTO
     rate = list(bundle.rates)[-1] if auto else args.rate or default_rate(bundle)

@@ -1,4 +1,4 @@
-"""The lines that `thinwire-edge run` writes, in plain JSON types: answers of the cloud, of the device, and none at all."""
+"""The lines that `thinwire-edge run` writes, in plain JSON types: answers of cloud and device, and no answer at all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where results go: JSONL and CSV files, a webhook, stdout. Each result once, whatever dies in between.
+"""Where results go: JSONL and CSV files, a webhook, stdout (MQTT: `edge.mqtt`). Each result once, whatever dies.
 
 A result enters the spool's outbox in the transaction that takes its frame out. A file sink then appends lines, fsyncs
 the file, and only then tells the spool how far it is. A process killed between the two leaves lines behind that the
