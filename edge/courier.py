@@ -42,6 +42,7 @@ from thinwire.packet import Packet
 from thinwire.v1 import inference_pb2 as pb
 
 PAUSE_S = (0.2, 5.0)  # first and longest pause before the next attempt, before jitter
+CONNECT_S = 2.0
 SLOW_PAUSE_S = 60.0  # where an operator must act first
 FRAME_PAUSE_S = 1.0  # for a frame that may be tried again and has no pause named
 FINAL_CODES = frozenset((3, 9, 11, 15))  # INVALID_ARGUMENT, FAILED_PRECONDITION, OUT_OF_RANGE, DATA_LOSS
@@ -151,6 +152,8 @@ class Courier:
                 if self.spool.waiting_frames == 0:
                     self._wait(EXPIRE_EVERY_S)  # no frame, no connection
                     continue
+                # Frames given to a channel that has no connection would be counted against the budget, and not be sent
+                self._uplink.connect(CONNECT_S)
                 if not self._checked:
                     self._check()
                 self._stream()

@@ -159,6 +159,16 @@ class Uplink:
     def close(self) -> None:
         self._channel.close()
 
+    def connect(self, timeout_s: float) -> None:
+        """Waits for a connection without sending anything that counts. Raises as `info` when none comes in time."""
+        ready = grpc.channel_ready_future(self._channel)
+        try:
+            ready.result(timeout=timeout_s)
+        except grpc.FutureTimeoutError:
+            self.info(timeout_s)  # fails with the cause
+        finally:
+            ready.cancel()
+
     def info(self, timeout_s: float | None = None) -> pb.GetServerInfoResponse:
         """What the server is and accepts. Silence within `timeout_s` (at most 10 s) counts as `ServerUnreachable`."""
         return self.info_and_metadata(timeout_s)[0]

@@ -285,6 +285,12 @@ def test_a_server_of_another_release_or_without_our_bundle_is_told_and_frames_wa
 # ---------------------------------------------------------------- bytes
 
 
+def test_a_server_that_is_not_there_costs_no_budget(photos, words, dead_address, capsys):
+    assert run(photos, *words, "--server", dead_address, "--drain", 5) == 1
+    facts = summary(capsys)
+    assert (facts["waiting"], facts["sent_frames"], facts["sent_bytes"]) == (8, 0, 0)
+
+
 def test_a_spent_budget_holds_frames_also_after_a_restart(photos, words, canned, capsys, out):
     budget = ["--mb-per-day", "0.0005", "--drain", "1"]
     assert run(photos, *words, *budget) == 1
