@@ -121,7 +121,8 @@ class Courier:
         self._told: str | None = None
         self._budget_told = self._broke = False
         self._expired_at = 0.0
-        self._thread = threading.Thread(target=self._run, name="thinwire-courier", daemon=True)
+        self.fault: BaseException | None = None  # a defect that ended the thread
+        self._thread = threading.Thread(target=self._guarded, name="thinwire-courier", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
@@ -142,6 +143,12 @@ class Courier:
         return max(0.0, time.monotonic() - min(starts)) if starts else 0.0
 
     # ---------------------------------------------------------------- connections
+
+    def _guarded(self) -> None:
+        try:
+            self._run()
+        except BaseException as error:
+            self.fault = error
 
     def _run(self) -> None:
         pause = 0.0

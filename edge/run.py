@@ -74,7 +74,7 @@ class Runner:
         """Until every source has ended and every frame has its result, or `stop` is set. Says whether all have one."""
         if self.spool.recovered:
             self.say(self.spool.recovered)
-        delivery = Delivery(self.spool, self.sinks, self.say)
+        self._delivery = delivery = Delivery(self.spool, self.sinks, self.say)
         self.courier.on_result = delivery.wake
         self.courier.start()
         try:
@@ -183,7 +183,9 @@ class Runner:
     # ---------------------------------------------------------------- books
 
     def _note(self, last: bool = False) -> None:
-        """State for `thinwire-edge status`."""
+        """State for `thinwire-edge status`. Raises what ended another thread: better started again than hung."""
+        if not last and (fault := self.courier.fault or self._delivery.fault):
+            raise fault
         now = time.monotonic()
         if not last and now - getattr(self, "_noted_at", 0.0) < NOTE_EVERY_S:
             return

@@ -62,12 +62,8 @@ class FileSink:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with open(self.path, "a+b") as file:
-                if not self._aligned:
-                    done = self._align(file, rows, state)
-                    self._aligned = True
-                    rows_left = rows[done:]
-                else:
-                    rows_left = rows
+                rows_left = rows if self._aligned else rows[self._align(file, rows, state) :]
+                self._aligned = False  # until the spool knows: from here on, lines may be in the file that it does not
                 if self._csv and os.fstat(file.fileno()).st_size == 0:
                     file.write(_csv_row(dict(zip(CSV_FIELDS, CSV_FIELDS))))
                 for _, line in rows_left:
@@ -77,9 +73,9 @@ class FileSink:
                 os.fsync(file.fileno())
                 end = os.fstat(file.fileno())
         except OSError as error:
-            self._aligned = False  # part of the batch may be in the file
             raise OutputError(f"{self.path}: results cannot be written ({error.strerror or error})") from error
         spool.delivered(self.name, rows[-1][0], {"inode": end.st_ino, "offset": end.st_size})
+        self._aligned = True
         return len(rows)
 
     def _render(self, line: str) -> bytes:
@@ -171,7 +167,8 @@ class Delivery:
     def __init__(self, spool: Spool, sinks: Sequence[Sink], say: Callable[[str], None]) -> None:
         self._spool, self._sinks, self._say = spool, sinks, say
         self._wake, self._ending = threading.Event(), threading.Event()
-        self._thread = threading.Thread(target=self._run, name="thinwire-results", daemon=True)
+        self._thread = threading.Thread(target=self._guarded, name="thinwire-results", daemon=True)
+        self.fault: BaseException | None = None  # a defect that ended the thread
         spool.set_sinks([sink.name for sink in sinks])
         self._thread.start()
 
@@ -184,6 +181,12 @@ class Delivery:
         self._ending.set()
         self._wake.set()
         self._thread.join(timeout_s)
+
+    def _guarded(self) -> None:
+        try:
+            self._run()
+        except BaseException as error:
+            self.fault = error
 
     def _run(self) -> None:
         due = dict.fromkeys(range(len(self._sinks)), 0.0)

@@ -332,6 +332,22 @@ def test_a_file_gets_each_result_once_wherever_the_writer_died(tmp_path, name, c
         assert [json.loads(line)["key"] for line in lines] == [key(n).hex() for n in range(9)]
 
 
+def test_lines_that_the_spool_could_not_note_are_not_written_again(tmp_path, monkeypatch):
+    """The disk was full for the spool, not for the file."""
+    out = tmp_path / "out.jsonl"
+    with Spool(tmp_path / "s.db") as spool:
+        sink = FileSink(out)
+        spool.set_sinks([sink.name])
+        for start in (0, 3):  # without and with an earlier confirmation
+            fill(spool, 3, start)
+            with monkeypatch.context() as patch:
+                patch.setattr(spool, "delivered", lambda *_: (_ for _ in ()).throw(SpoolDiskFull("full")))
+                with pytest.raises(SpoolDiskFull):
+                    sink.deliver(spool)
+            sink.deliver(spool)
+    assert [json.loads(line)["key"] for line in out.read_text().splitlines()] == [key(n).hex() for n in range(6)]
+
+
 def test_a_new_spool_beside_old_results_repeats_none(tmp_path):
     out = tmp_path / "out.jsonl"
     for turn in range(2):
