@@ -82,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="write report.html, report.md, results.csv and figures anew from OUT")
     report.add_argument("out", metavar="OUT", help="folder that a study wrote")
     timing_commands.add_commands(commands)
-    for module in ("benchmarks.progressive", "benchmarks.service_load"):
+    for module in ("benchmarks.progressive", "benchmarks.service_load", "benchmarks.field"):
         importlib.import_module(module).add_commands(commands)
     return parser
 

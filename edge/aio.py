@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
 
 import grpc
 
-from edge.client import Prepared, Question, check_server, prepare, prepare_file
-from edge.defaults import DEFAULT_BUNDLE, DEFAULT_SERVER, DEFAULT_TIMEOUT_S, DEFAULT_TOP_K
+from edge.client import Outcome, Prepared, Question, check_server, prepare, prepare_file
+from edge.defaults import DEFAULT_BUNDLE, DEFAULT_IN_FLIGHT, DEFAULT_SERVER, DEFAULT_TIMEOUT_S, DEFAULT_TOP_K
 from edge.encoder import Encoder, ImageLike, default_rate
-from edge.errors import ClientClosed, Refused
+from edge.errors import ClientClosed, ConnectionOptionsError, Refused
 from edge.result import Result
 from edge.uplink import CHECK_TIMEOUT_S, Line, typed_error
 from thinwire.bundle import Bundle, load_bundle
+from thinwire.errors import ThinwireError
 from thinwire.labels import DEFAULT_PROMPT_SET
 from thinwire.v1 import inference_pb2 as pb
 from thinwire.v1 import inference_pb2_grpc
@@ -44,8 +45,10 @@ class AsyncClient:
         tls: bool = False,
         root_certificate: str | os.PathLike[str] | None = None,
         token: str | None = None,
+        client_certificate: str | os.PathLike[str] | None = None,
+        client_key: str | os.PathLike[str] | None = None,
     ) -> None:
-        self.line = Line(server, timeout_s, tls, root_certificate, token)
+        self.line = Line(server, timeout_s, tls, root_certificate, token, client_certificate, client_key)
         self.bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle or DEFAULT_BUNDLE)
         self.rate = rate or default_rate(self.bundle)
         self.bundle.n_layers(self.rate)
@@ -97,6 +100,48 @@ class AsyncClient:
         """As `Client.classify_file`."""
         return await self._ask(prepare_file(data, Question.check(labels, top_k, prompt_set)))
 
+    async def classify_many(
+        self,
+        images: Iterable[ImageLike] | AsyncIterable[ImageLike],
+        labels: Sequence[str],
+        top_k: int = DEFAULT_TOP_K,
+        prompt_set: str = DEFAULT_PROMPT_SET,
+        rate: str | None = None,
+        in_flight: int = DEFAULT_IN_FLIGHT,
+        ordered: bool = True,
+    ) -> AsyncIterator[Outcome]:
+        """As `Client.classify_many`; `images` may be an asynchronous iterable too, such as a queue of camera frames.
+
+        An ordinary iterable is read on the event loop. Wrong labels and rates raise at the first step.
+        """
+        question = Question.check(labels, top_k, prompt_set)
+        chosen = rate or self.rate
+        self.bundle.n_layers(chosen)
+        if in_flight < 1:
+            raise ConnectionOptionsError(f"at least 1 image must be on its way, not {in_flight}")
+
+        async def one(index: int, image: ImageLike) -> Outcome:
+            try:
+                prepared = await asyncio.to_thread(prepare, self.encoder, image, chosen, question)
+                return Outcome(index, image, await self._ask(prepared))
+            except ThinwireError as error:
+                return Outcome(index, image, error=error)
+
+        waiting: list[asyncio.Task[Outcome]] = []  # in input order
+        index = 0
+        try:
+            async for image in _each(images):
+                waiting.append(asyncio.create_task(one(index, image)))
+                index += 1
+                while len(waiting) >= in_flight or (waiting and ordered and waiting[0].done()):
+                    yield await _next(waiting, ordered)
+            while waiting:
+                yield await _next(waiting, ordered)
+        finally:  # the caller stopped early
+            for task in waiting:
+                task.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+
     async def _ask(self, prepared: Prepared) -> Result:
         started = time.perf_counter()
         try:
@@ -119,3 +164,22 @@ class AsyncClient:
             if self._closed:  # the channel was closed under us; a cancelled task stays cancelled
                 raise closed from None
             raise
+
+
+async def _each(images: Iterable[ImageLike] | AsyncIterable[ImageLike]) -> AsyncIterator[ImageLike]:
+    if isinstance(images, AsyncIterable):
+        async for image in images:
+            yield image
+    else:
+        for image in images:
+            yield image
+
+
+async def _next(waiting: list[asyncio.Task[Outcome]], ordered: bool) -> Outcome:
+    """Takes the first task out, or the first that is done."""
+    if not ordered:
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    task = waiting[0] if ordered else next(each for each in waiting if each.done())
+    outcome = await task
+    waiting.remove(task)
+    return outcome

@@ -54,7 +54,7 @@ class Tally:
 
 def run(args: argparse.Namespace) -> int:
     """Returns the exit code. Raises `ThinwireError` for what keeps the whole run from starting."""
-    labels = _labels(args)
+    labels = labels_of(args)
     sources = find_images(args.images)
     if not sources:
         raise NothingToDo(f"no image files in {', '.join(args.images)}: name files, or folders that hold some")
@@ -81,7 +81,8 @@ def run(args: argparse.Namespace) -> int:
     return SOME_FAILED if tally.failed else OK
 
 
-def _labels(args: argparse.Namespace) -> tuple[str, ...]:
+def labels_of(args: argparse.Namespace) -> tuple[str, ...]:
+    """Labels of --labels and --labels-file. Raises `LabelError`."""
     if args.labels is None and args.labels_file is None:
         raise LabelError(
             'no labels: say what the images may show, for instance --labels "cat,dog" (or --labels-file F)'
@@ -91,13 +92,17 @@ def _labels(args: argparse.Namespace) -> tuple[str, ...]:
     return validate_labels([*named, *listed])
 
 
+def token_of(args: argparse.Namespace) -> str | None:
+    """The token in --token-file. Raises `ConnectionOptionsError`."""
+    if args.token_file is None:
+        return None
+    try:
+        return Path(args.token_file).read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConnectionOptionsError(f"{args.token_file}: the token cannot be read ({error})") from error
+
+
 def _client(args: argparse.Namespace) -> Client:
-    token = None
-    if args.token_file is not None:
-        try:
-            token = Path(args.token_file).read_text(encoding="ascii").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConnectionOptionsError(f"{args.token_file}: the token cannot be read ({error})") from error
     return Client(
         args.server,
         args.bundle,
@@ -108,7 +113,9 @@ def _client(args: argparse.Namespace) -> Client:
         timeout_s=args.timeout,
         tls=args.tls,
         root_certificate=args.tls_ca,
-        token=token,
+        token=token_of(args),
+        client_certificate=args.tls_cert,
+        client_key=args.tls_key,
     )
 
 

@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
 from collections.abc import Sequence
 
-from edge.defaults import DEFAULT_BUNDLE, DEFAULT_IN_FLIGHT, DEFAULT_SERVER, DEFAULT_TIMEOUT_S
+from edge import field_cli
+from edge.defaults import DEFAULT_IN_FLIGHT
+from edge.options import add_codec_options, add_line_options, add_question_options, command, positive
 
 OK, SOME_FAILED, CANNOT_RUN, INTERRUPTED = 0, 1, 2, 130
+
+HOMES = {
+    "classify": ("edge.classify", "run"),
+    "encode": ("edge.files", "encode"),
+    "decode": ("edge.files", "decode"),
+    "inspect": ("edge.files", "inspect"),
+    **field_cli.HOMES,
+}
 
 EXAMPLES = """\
 examples:
   thinwire-edge classify photo.jpg --labels "cat,dog,bicycle"
   thinwire-edge classify holiday/ --labels-file labels.txt --rate low --json > answers.jsonl
+  thinwire-edge run rtsp://cam/1 --labels "person,car,nobody" --fps 2 --out answers.jsonl     for months
+  thinwire-edge doctor --server HOST:PORT          what is wrong, and how to mend it
   thinwire-edge encode photo.jpg -o photo.twp      what would be sent, as a file
   thinwire-edge inspect photo.twp                  what is in it
   thinwire-edge decode photo.twp -o back.png       what the cloud makes of it (needs thinwire[cloud])
@@ -71,26 +84,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"thinwire-edge {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_classify(commands)
+    field_cli.add_commands(commands)
     _add_encode(commands)
     _add_decode(commands)
     _add_inspect(commands)
     return parser
 
 
-def _command(commands, name: str, brief: str, description: str, epilog: str) -> argparse.ArgumentParser:
-    return commands.add_parser(
-        name,
-        help=brief,
-        description=description,
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-
-
 def _add_classify(commands) -> None:
-    from thinwire.prompts import PROMPT_SETS
-
-    sub = _command(
+    sub = command(
         commands,
         "classify",
         "ask a server which labels fit images",
@@ -98,39 +100,23 @@ def _add_classify(commands) -> None:
         CLASSIFY_EXAMPLES,
     )
     sub.add_argument("images", nargs="+", metavar="IMG|DIR", help="image files, and folders to search for them")
-    sub.add_argument("--labels", metavar='"A,B,C"', help="what the images may show, split at commas")
-    sub.add_argument("--labels-file", metavar="FILE", help="labels from a text file, one a line (adds to --labels)")
-    sub.add_argument("--top-k", type=_positive, default=3, metavar="K", help="labels to show for each image (3)")
-    sub.add_argument(
-        "--prompt-set", default="7", choices=list(PROMPT_SETS), help="how many prompt templates to use (7)"
-    )
+    add_question_options(sub)
     sub.add_argument(
         "--json", action="store_true", help="one JSON object a line for each image on stdout, nothing else"
     )
-    _add_codec_options(sub)
-    line = sub.add_argument_group("the line to the server")
-    line.add_argument("--server", default=DEFAULT_SERVER, metavar="HOST:PORT", help=f"server ({DEFAULT_SERVER})")
-    line.add_argument(
-        "--timeout",
-        type=_seconds,
-        default=DEFAULT_TIMEOUT_S,
-        metavar="S",
-        help=f"seconds that the answer for one image may take ({DEFAULT_TIMEOUT_S:g})",
-    )
+    add_codec_options(sub)
+    line = add_line_options(sub)
     line.add_argument(
         "--in-flight",
-        type=_positive,
+        type=positive,
         default=DEFAULT_IN_FLIGHT,
         metavar="N",
         help=f"images on their way at a time ({DEFAULT_IN_FLIGHT})",
     )
-    line.add_argument("--tls", action="store_true", help="encrypt; trust the public certificate authorities")
-    line.add_argument("--tls-ca", metavar="PEM", help="encrypt; trust the authority in this file instead")
-    line.add_argument("--token-file", metavar="FILE", help="file that holds a token for the server")
 
 
 def _add_encode(commands) -> None:
-    sub = _command(
+    sub = command(
         commands,
         "encode",
         "write images as packet files",
@@ -142,11 +128,11 @@ def _add_encode(commands) -> None:
         "-o", "--output", required=True, metavar="OUT", help="OUT.twp for one image; else a folder, made if need be"
     )
     sub.add_argument("--json", action="store_true", help="one JSON object a line for each image on stdout")
-    _add_codec_options(sub)
+    add_codec_options(sub)
 
 
 def _add_decode(commands) -> None:
-    sub = _command(
+    sub = command(
         commands,
         "decode",
         "make pictures of packet files (needs thinwire[cloud])",
@@ -161,7 +147,7 @@ def _add_decode(commands) -> None:
 
 
 def _add_inspect(commands) -> None:
-    sub = _command(
+    sub = command(
         commands,
         "inspect",
         "tell what is in a packet or a bundle",
@@ -175,38 +161,6 @@ def _add_inspect(commands) -> None:
     sub.add_argument("--json", action="store_true", help="one JSON object on stdout")
 
 
-def _add_codec_options(sub: argparse.ArgumentParser) -> None:
-    group = sub.add_argument_group("the encoder")
-    group.add_argument(
-        "--bundle",
-        default=DEFAULT_BUNDLE,
-        metavar="NAME|PATH",
-        help=f"codec: a shipped bundle or a bundle's folder ({DEFAULT_BUNDLE})",
-    )
-    group.add_argument("--rate", metavar="low|mid|high", help="how much to send of each image (mid)")
-    group.add_argument("--threads", type=_positive, default=1, metavar="N", help="CPU threads of the encoder (1)")
-    group.add_argument("--precision", default="auto", choices=["auto", "fp32", "int8"], help="encoder weights (auto)")
-    group.add_argument(
-        "--provider", default="cpu", choices=["cpu", "cuda", "tensorrt"], help="ONNX Runtime provider (cpu)"
-    )
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) < 1 << 31:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
-    return int(text)
-
-
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < 1e6:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
-    return value
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs `thinwire-edge`; returns the exit code: 0 done, 1 some images or packets failed, 2 could not run."""
     args = _parser().parse_args(argv)
@@ -214,12 +168,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from thinwire.errors import ThinwireError
 
     try:
-        if args.command == "classify":
-            from edge.classify import run
-        else:
-            from edge import files
-
-            run = {"encode": files.encode, "decode": files.decode, "inspect": files.inspect}[args.command]
+        home, name = HOMES[args.command]
+        run = getattr(importlib.import_module(home), name)
         code = run(args)
         sys.stdout.flush()
         return code

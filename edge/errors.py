@@ -56,3 +56,63 @@ class NothingToDo(ThinwireError):
 def reason_of(error: ThinwireError) -> str:
     """The upper-case word that names the trouble: the server's own where it refused, else the class's."""
     return error.server_reason if isinstance(error, Refused) else error.reason
+
+
+class SpoolError(ThinwireError):
+    """The spool cannot be used as asked."""
+
+    reason: ClassVar[str] = "SPOOL"
+
+
+class SpoolFull(SpoolError):
+    """The spool holds as much as it may; the frame was not accepted."""
+
+    reason: ClassVar[str] = "SPOOL_FULL"
+
+
+class SpoolDiskFull(SpoolError):
+    """The disk under the spool is full or failing; the frame was not accepted."""
+
+    reason: ClassVar[str] = "DISK_FULL"
+
+
+class SpoolReadOnly(SpoolError):
+    """The disk under the spool takes no writes."""
+
+    reason: ClassVar[str] = "READ_ONLY"
+
+
+class SpoolBusy(SpoolError):
+    """Another process writes the spool."""
+
+    reason: ClassVar[str] = "SPOOL_BUSY"
+
+
+class SpoolCorrupt(SpoolError):
+    """The spool's file is damaged. Opening sets it aside and takes over what can be read."""
+
+    reason: ClassVar[str] = "SPOOL_CORRUPT"
+
+
+class OutputError(ThinwireError):
+    """Results cannot be written where they should go; they stay in the spool."""
+
+    reason: ClassVar[str] = "OUTPUT"
+
+
+class SourceLost(ThinwireError):
+    """A camera, stream or folder gives no more frames for now; it is opened again with growing pauses."""
+
+    reason: ClassVar[str] = "SOURCE_LOST"
+
+
+class SourceError(ThinwireError):
+    """A source cannot be read at all, or needs a package that is not installed."""
+
+    reason: ClassVar[str] = "BAD_SOURCE"
+
+
+class UpdateRefused(ThinwireError):
+    """A new bundle was not installed; the one in use is untouched."""
+
+    reason: ClassVar[str] = "UPDATE_REFUSED"

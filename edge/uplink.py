@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,6 +47,8 @@ class Line:
     server: HOST:PORT ([::1]:50051 for IPv6). timeout_s: deadline of each call, retries included. tls: encrypt, trusting
     the certificate authorities that gRPC ships; root_certificate: encrypt, trusting those in this PEM file instead.
     token: sent with each call as `authorization: Bearer TOKEN`, on an encrypted line or to this machine only.
+    client_certificate, client_key: PEM files that show the server who we are (mTLS); either both or none.
+    max_reconnect_s: longest pause between attempts to connect again.
     """
 
     server: str
@@ -54,6 +56,9 @@ class Line:
     tls: bool = False
     root_certificate: str | os.PathLike[str] | None = None
     token: str | None = None
+    client_certificate: str | os.PathLike[str] | None = None
+    client_key: str | os.PathLike[str] | None = None
+    max_reconnect_s: float = 10.0
 
     def __post_init__(self) -> None:
         host, _, port = self.server.rpartition(":")
@@ -68,10 +73,12 @@ class Line:
             raise ConnectionOptionsError("a token is printable ASCII without spaces: check the file it came from")
         if self.token is not None and not self.encrypted and not self.local:
             raise ConnectionOptionsError(f"a token must not cross the net to {self.server} unencrypted: switch TLS on")
+        if (self.client_certificate is None) != (self.client_key is None):
+            raise ConnectionOptionsError("a client certificate and its key go together: give --tls-cert and --tls-key")
 
     @property
     def encrypted(self) -> bool:
-        return self.tls or self.root_certificate is not None
+        return self.tls or self.root_certificate is not None or self.client_certificate is not None
 
     @property
     def local(self) -> bool:
@@ -95,7 +102,8 @@ class Line:
             ("grpc.keepalive_timeout_ms", 20_000),
             # After an outage, look again soon: the default's ceiling of two minutes outlives most deadlines
             ("grpc.initial_reconnect_backoff_ms", 500),
-            ("grpc.max_reconnect_backoff_ms", 10_000),
+            ("grpc.max_reconnect_backoff_ms", max(500, int(1000 * self.max_reconnect_s))),
+            ("grpc.use_local_subchannel_pool", 1),  # a channel made anew is to connect anew
         ]
         if self.local:
             options.append(("grpc.enable_http_proxy", 0))  # a proxy in the environment cannot reach our loopback
@@ -105,17 +113,29 @@ class Line:
         """None for a plain line. Raises `ConnectionOptionsError` for a certificate file that cannot be read."""
         if not self.encrypted:
             return None
-        if self.root_certificate is None:
-            return grpc.ssl_channel_credentials()
-        try:
-            pem = Path(self.root_certificate).read_bytes()
-        except OSError as error:
-            raise ConnectionOptionsError(
-                f"{self.root_certificate}: the certificate cannot be read ({error.strerror or error})"
-            ) from error
-        if b"-----BEGIN CERTIFICATE-----" not in pem:
-            raise ConnectionOptionsError(f"{self.root_certificate}: holds no PEM certificate")
-        return grpc.ssl_channel_credentials(pem)
+        authorities = None if self.root_certificate is None else _pem(self.root_certificate, b"CERTIFICATE-----")
+        if self.client_certificate is None:
+            return grpc.ssl_channel_credentials(authorities)
+        chain, key = _pem(self.client_certificate, b"CERTIFICATE-----"), _pem(self.client_key, b"PRIVATE KEY-----")
+        return grpc.ssl_channel_credentials(authorities, key, chain)
+
+
+def _pem(path: str | os.PathLike[str], kind: bytes) -> bytes:
+    try:
+        pem = Path(path).read_bytes()
+    except OSError as error:
+        raise ConnectionOptionsError(f"{path}: the certificate cannot be read ({error.strerror or error})") from error
+    if b"-----BEGIN " not in pem or kind not in pem:
+        raise ConnectionOptionsError(f"{path}: holds no PEM {kind.decode().rstrip('-').lower()}")
+    return pem
+
+
+def open_channel(line: Line) -> grpc.Channel:
+    """A channel; nothing is sent before its first call. Raises `ConnectionOptionsError`."""
+    credentials = line.credentials()
+    if credentials is None:
+        return grpc.insecure_channel(line.server, options=line.options)
+    return grpc.secure_channel(line.server, credentials, options=line.options)
 
 
 class Uplink:
@@ -127,11 +147,7 @@ class Uplink:
 
     def __init__(self, line: Line) -> None:
         self.line = line
-        credentials = line.credentials()
-        if credentials is None:
-            self._channel = grpc.insecure_channel(line.server, options=line.options)
-        else:
-            self._channel = grpc.secure_channel(line.server, credentials, options=line.options)
+        self._channel = open_channel(line)
         self._stub = inference_pb2_grpc.InferenceServiceStub(self._channel)
 
     def __enter__(self) -> Uplink:
@@ -143,14 +159,43 @@ class Uplink:
     def close(self) -> None:
         self._channel.close()
 
+    def connect(self, timeout_s: float) -> None:
+        """Waits for a connection without sending anything that counts. Raises as `info` when none comes in time."""
+        ready = grpc.channel_ready_future(self._channel)
+        try:
+            ready.result(timeout=timeout_s)
+        except grpc.FutureTimeoutError:
+            self.info(timeout_s)  # fails with the cause
+        finally:
+            ready.cancel()
+
     def info(self, timeout_s: float | None = None) -> pb.GetServerInfoResponse:
         """What the server is and accepts. Silence within `timeout_s` (at most 10 s) counts as `ServerUnreachable`."""
+        return self.info_and_metadata(timeout_s)[0]
+
+    def info_and_metadata(self, timeout_s: float | None = None) -> tuple[pb.GetServerInfoResponse, dict[str, str]]:
+        """As `info`, with what the server sent before its answer."""
         timeout_s = min(CHECK_TIMEOUT_S, timeout_s or self.line.timeout_s)
         try:
-            return self._call(self._stub.GetServerInfo, pb.GetServerInfoRequest(), timeout_s).result()
+            call = self._call(self._stub.GetServerInfo, pb.GetServerInfoRequest(), timeout_s)
+            return call.result(), dict(tuple(pair) for pair in call.initial_metadata() or ())
         except grpc.RpcError as error:
             raise typed_error(error, self.line, asked_only_info=True) from error
         except grpc.FutureCancelledError as error:
+            raise _closed(self.line) from error
+
+    def texts(self, texts: Sequence[str], prompt_set: str) -> pb.EncodeTextResponse:
+        """The CLIP vectors of labels in their prompts. Raises as `classify`."""
+        request = pb.EncodeTextRequest(texts=texts, prompt_set=prompt_set)
+        return self.answer(self._call(self._stub.EncodeText, request, self.line.timeout_s))
+
+    def stream(
+        self, requests: Iterator[pb.ClassifyStreamRequest], metadata: tuple[tuple[str, str], ...] = ()
+    ) -> grpc.Call:
+        """A `ClassifyStream` call without a deadline: who reads it watches over its frames."""
+        try:
+            return self._stub.ClassifyStream(requests, metadata=(*(self.line.metadata or ()), *metadata))
+        except ValueError as error:
             raise _closed(self.line) from error
 
     def classify(self, request: pb.ClassifyRequest) -> pb.ClassifyResponse:
@@ -168,13 +213,6 @@ class Uplink:
         except grpc.RpcError as error:
             raise typed_error(error, self.line) from error
         except grpc.FutureCancelledError as error:
-            raise _closed(self.line) from error
-
-    def stream(self, requests: Iterator[pb.ClassifyStreamRequest]) -> grpc.Call:
-        """Starts a ClassifyStream without a deadline; whoever reads it (`edge.progressive`) watches the time."""
-        try:
-            return self._stub.ClassifyStream(requests, metadata=self.line.metadata)
-        except ValueError as error:
             raise _closed(self.line) from error
 
     def _call(self, method: grpc.UnaryUnaryMultiCallable, request: object, timeout_s: float) -> grpc.Future:
@@ -197,6 +235,8 @@ def typed_error(error: grpc.RpcError, line: Line, asked_only_info: bool = False)
         hint = "start one with `thinwire-cloud serve`, or name another with --server HOST:PORT"
         if re.search(r"handshake|certificate|\bSSL|\bTLS", details, re.IGNORECASE):
             hint = "check that both ends use TLS, and that --tls-ca holds the authority of the server's certificate"
+            if re.search("expired|not yet valid", details):
+                hint = "renew the server's certificate, or set this device's clock (`date` tells it)"
         return ServerUnreachable(f"no thinwire server answers at {who} ({_cause(details) or code.name}): {hint}")
     if code == grpc.StatusCode.DEADLINE_EXCEEDED and asked_only_info:
         return ServerUnreachable(

@@ -1,4 +1,4 @@
-"""README.md is true: its examples run as they stand, its commands parse, its figures are those that were measured."""
+"""README.md and docs/edge.md are true: examples run as they stand, commands parse, figures are the measured ones."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
-EXAMPLES = re.findall(r"<!-- runs -->\n```(sh|python)\n(.*?)```", README, re.DOTALL)
+ON_A_DEVICE = (ROOT / "docs" / "edge.md").read_text()
+EXAMPLES = re.findall(r"<!-- runs -->\n```(sh|python)\n(.*?)```", README + ON_A_DEVICE, re.DOTALL)
 COMMANDS = {"thinwire-edge": "edge.cli", "thinwire-cloud": "cloud.cli", "thinwire-export": "export.cli"}
 
 
@@ -68,7 +69,7 @@ def test_there_are_examples():
 
 
 def commands() -> list[list[str]]:
-    lines = re.findall(r"^ {4}(thinwire-\S+ .*)$", README, re.MULTILINE)
+    lines = re.findall(r"^ {4}(thinwire-\S+ .*)$", README + ON_A_DEVICE, re.MULTILINE)
     return [shlex.split(line, comments=True) for line in lines]
 
 
@@ -78,6 +79,8 @@ def test_commands_parse(words):
         from export.cli import build_parser as parser
     elif words[0] == "thinwire-bench":
         from benchmarks.cli import _parser as parser
+    elif words[0] == "thinwire-edge":
+        from edge.cli import _parser as parser
     else:
         from cloud.cli import _parser as parser
     assert parser().parse_args(words[1:])

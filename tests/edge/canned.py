@@ -56,6 +56,49 @@ def after(seconds: float) -> Behaviour:
     return behave
 
 
+FrameBehaviour = Callable[[pb.ClassifyRequest, grpc.ServicerContext], Iterator[pb.ClassifyStreamResponse]]
+
+
+def answer_frame(request: pb.ClassifyRequest, context: grpc.ServicerContext) -> Iterator[pb.ClassifyStreamResponse]:
+    yield pb.ClassifyStreamResponse(frame_id=request.frame_id, result=answer(request))
+
+
+def fail_frame(code: grpc.StatusCode, reason: str, retry_after_ms: int = 0) -> FrameBehaviour:
+    def behave(request, context):
+        error = pb.FrameError(code=code.value[0], reason=reason, message="says why", retry_after_ms=retry_after_ms)
+        yield pb.ClassifyStreamResponse(frame_id=request.frame_id, error=error)
+
+    return behave
+
+
+def need_more(layer: int) -> FrameBehaviour:
+    """Asks for a layer; the answer so far prefers the last label."""
+
+    def behave(request, context):
+        so_far = answer(pb.ClassifyRequest(labels=[request.labels[-1]], frame_id=request.frame_id))
+        yield pb.ClassifyStreamResponse(
+            frame_id=request.frame_id, need_more=pb.NeedMore(layer=layer, so_far=so_far, confidence=0.5)
+        )
+
+    return behave
+
+
+def answer_more(more: pb.MoreLayers) -> Iterator[pb.ClassifyStreamResponse]:
+    result = answer(pb.ClassifyRequest(labels=["more"], frame_id=more.frame_id))
+    yield pb.ClassifyStreamResponse(frame_id=more.frame_id, result=result)
+
+
+def keep_silent(request, context):
+    """The frame is never answered."""
+    yield from ()
+
+
+def cut(request, context):
+    """The stream ends as when a server goes away."""
+    context.abort(grpc.StatusCode.UNAVAILABLE, "gone")
+    yield
+
+
 class Canned(inference_pb2_grpc.InferenceServiceServicer):
     """Behaves as `script` says, call by call, then as `usual`; remembers what it was sent."""
 
@@ -67,16 +110,56 @@ class Canned(inference_pb2_grpc.InferenceServiceServicer):
         self.times: list[float] = []
         self.peers: set[str] = set()
         self.metadata: list[dict[str, str]] = []
+        self.frames: list[pb.ClassifyRequest] = []  # as they came over streams
+        self.frame_times: list[float] = []
+        self.frame_script: deque[FrameBehaviour] = deque()
+        self.frame_usual: FrameBehaviour = answer_frame
+        self.more: list[pb.MoreLayers] = []
+        self.offers: list[pb.Progressive | None] = []
+        self.answer_more: Callable[[pb.MoreLayers], Iterator[pb.ClassifyStreamResponse]] = answer_more
+        self.progressive = False  # what it says of its bundles
+        self.streams = 0
+        self.version = "0"
+        self.time: float | None = None  # what it says the time is
+        self.vectors: dict[str, list[float]] = {}
         self.now = self.most = 0
         self._lock = threading.Lock()
 
     def GetServerInfo(self, request, context):
         self.peers.add(context.peer())
         self.metadata.append(dict(context.invocation_metadata()))
-        info = pb.GetServerInfoResponse(version="0", clip=pb.ClipInfo(name="canned", embed_dim=4), device="none")
+        if self.time is not None:
+            context.send_initial_metadata((("thinwire-time", str(self.time)),))
+        info = pb.GetServerInfoResponse(
+            version=self.version, clip=pb.ClipInfo(name="canned", embed_dim=4), device="none"
+        )
         for bundle in self.bundles:
-            info.bundles.add(name=bundle.name, model_id=bundle.model_id)
+            info.bundles.add(name=bundle.name, model_id=bundle.model_id, progressive=self.progressive)
         return info
+
+    def ClassifyStream(self, request_iterator, context):
+        self.streams += 1
+        self.metadata.append(dict(context.invocation_metadata()))
+        asked = pb.ClassifyRequest()
+        for each in request_iterator:
+            if each.HasField("more"):
+                self.more.append(each.more)
+                yield from self.answer_more(each.more)
+                continue
+            self.offers.append(each.progressive if each.HasField("progressive") else None)
+            self.frames.append(pb.ClassifyRequest.FromString(each.request.SerializeToString()))
+            self.frame_times.append(time.monotonic())
+            if each.request.labels:
+                asked = pb.ClassifyRequest(labels=each.request.labels, top_k=each.request.top_k)
+            else:
+                each.request.MergeFrom(asked)
+            with self._lock:
+                behave = self.frame_script.popleft() if self.frame_script else self.frame_usual
+            yield from behave(each.request, context)
+
+    def EncodeText(self, request, context):
+        vectors = [pb.Embedding(values=self.vectors[text]) for text in request.texts]
+        return pb.EncodeTextResponse(embeddings=vectors)
 
     def Classify(self, request, context):
         with self._lock:

@@ -383,3 +383,29 @@ async def test_the_async_twin_fails_the_same(canned, tiny_bundle, dead_address, 
     async with AsyncClient(canned.address, other) as stranger:
         with pytest.raises(Refused, match=r"it holds: tiny \("):
             await stranger.classify(FRAME, LABELS)
+
+
+async def test_the_async_twin_takes_many_from_either_kind_of_iterable(canned, tiny_bundle, jpeg):
+    canned.usual = after(0.05)
+    taken = itertools.count()
+
+    async def frames():
+        while True:
+            next(taken)
+            yield FRAME
+
+    async with AsyncClient(canned.address, tiny_bundle) as twin:
+        images = [jpeg, "nowhere.jpg", FRAME, jpeg]
+        outcomes = [each async for each in twin.classify_many(images, LABELS, in_flight=2)]
+        assert [each.index for each in outcomes] == [0, 1, 2, 3]
+        assert [each.ok for each in outcomes] == [True, False, True, True]
+        assert reason_of(outcomes[1].error) == "BAD_IMAGE"
+        endless = twin.classify_many(frames(), LABELS, in_flight=3, ordered=False)
+        for _ in range(9):
+            assert (await anext(endless)).ok
+        await endless.aclose()
+        assert next(taken) <= 9 + 3
+        assert canned.most <= 3
+        for error, options in ((RateError, {"rate": "huge"}), (ConnectionOptionsError, {"in_flight": 0})):
+            with pytest.raises(error):
+                await anext(twin.classify_many([FRAME], LABELS, **options))
