@@ -37,8 +37,8 @@ def _parser() -> argparse.ArgumentParser:
         help="answer packets until SIGTERM or Ctrl-C",
         description=textwrap.fill(
             "Answers packets over gRPC. Prints 'listening on HOST:PORT' to stderr once it is ready. "
-            "SIGTERM or Ctrl-C: health turns NOT_SERVING, accepted work is answered, exit 0. SIGHUP: bundles and CLIPs are "
-            "read again, and used when every one of them has passed its canary. " + _WHERE,
+            "SIGTERM or Ctrl-C: health turns NOT_SERVING, accepted work is answered, exit 0. SIGHUP: bundles and CLIPs "
+            "are read again, and used when every one of them has passed its canary. " + _WHERE,
             100,
         ),
         epilog=_EXAMPLES,
