@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import sys
+import textwrap
 import time
 from collections.abc import Sequence
 
@@ -34,17 +35,23 @@ def _parser() -> argparse.ArgumentParser:
     serve = commands.add_parser(
         "serve",
         help="answer packets until SIGTERM or Ctrl-C",
-        description="Answers packets over gRPC. Prints 'listening on HOST:PORT' to stderr once it is ready. "
-        "SIGTERM or Ctrl-C: health turns NOT_SERVING, accepted work is answered, exit 0. SIGHUP: bundles and CLIPs are "
-        "read again, and used when every one of them has passed its canary. " + _WHERE,
+        description=textwrap.fill(
+            "Answers packets over gRPC. Prints 'listening on HOST:PORT' to stderr once it is ready. "
+            "SIGTERM or Ctrl-C: health turns NOT_SERVING, accepted work is answered, exit 0. SIGHUP: bundles and CLIPs "
+            "are read again, and used when every one of them has passed its canary. " + _WHERE,
+            100,
+        ),
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     check = commands.add_parser(
         "check-config",
         help="print the settings and where each comes from; say what is wrong with them",
-        description="Prints every setting with its source, and checks what can be checked without loading networks: "
-        "values, files, certificates, tokens, bundles. Exit 0: `serve` would go on to load models. " + _WHERE,
+        description=textwrap.fill(
+            "Prints every setting with its source, and checks what can be checked without loading networks: "
+            "values, files, certificates, tokens, bundles. Exit 0: `serve` would go on to load models. " + _WHERE,
+            100,
+        ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_flags(serve)

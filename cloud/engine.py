@@ -21,13 +21,14 @@ from typing import Self
 
 import numpy as np
 
+from cloud.answers import answers_of
 from cloud.batching import BatchLimits, DeadlineQueue
 from cloud.errors import DeadlinePassed, InferenceFailed, InvalidRequest, QueueFull, ShuttingDown
 from cloud.head import HeadCache
 from cloud.intake import Intake
 from cloud.models import FixedModels, Models
-from cloud.requests import Answer, EngineLimits, Item, Kind, Timing, top_margin, top_predictions
-from cloud.runner import Runner
+from cloud.requests import Answer, EngineLimits, Item, Kind
+from cloud.runner import Embedded, Runner
 from thinwire.errors import LabelError, ThinwireError
 
 log = logging.getLogger(__name__)
@@ -408,9 +409,10 @@ class Engine:
         self._limit_torch_threads()
         while (batch := self._queue.take(self._batch)) is not None:
             start = time.monotonic()
-            for item in batch:
-                item.queue_s += start - item.ready
             for group in _by_clip(batch):
+                now = time.monotonic()
+                for item in group:
+                    item.queue_s += now - item.ready
                 self._run(group)
             self._item_s += 0.1 * ((time.monotonic() - start) / len(batch) - self._item_s)
 
@@ -433,46 +435,14 @@ class Engine:
             self.counts["batches"] += 1
             self.counts["batched_items"] += len(batch)
         with contextlib.suppress(RuntimeError):  # `close` gave up on this batch and has failed its items already
-            self._finisher.submit(self._finish, batch, result.embeddings, result.synthesis_ms, result.clip_ms)
+            self._finisher.submit(self._finish, batch, result)
 
-    def _finish(self, batch: list[Item], embeddings: np.ndarray, synthesis_ms: float, clip_ms: float) -> None:
-        finite = np.isfinite(embeddings).all(axis=1)
-        groups: dict[int, list[int]] = {}
-        for row, item in enumerate(batch):
-            if not finite[row]:
-                self._fail(item, InferenceFailed("this input gives vectors that are not finite"))
+    def _finish(self, batch: list[Item], result: Embedded) -> None:
+        for item, outcome in answers_of(batch, result):
+            if isinstance(outcome, Answer):
+                self._resolve(item, outcome)
             else:
-                groups.setdefault(id(item.head), []).append(row)
-        for rows in groups.values():
-            start = time.monotonic()
-            head = batch[rows[0]].head
-            try:
-                tops, margins = [()] * len(rows), [None] * len(rows)
-                if head:
-                    tops = top_predictions(head, embeddings[rows], [batch[row].top_k for row in rows])
-                    margins = [self._margin(batch[row], embeddings[row]) for row in rows]
-            except Exception as error:
-                for row in rows:
-                    self._fail(batch[row], self._unexpected(error))
-                continue
-            now = time.monotonic()
-            for row, predictions, margin in zip(rows, tops, margins, strict=True):
-                item = batch[row]
-                timing = Timing(
-                    queue_ms=item.queue_s * 1000,
-                    decode_ms=item.decode_s * 1000,
-                    synthesis_ms=synthesis_ms,
-                    clip_ms=clip_ms,
-                    head_ms=(item.head_s + now - start) * 1000,
-                    total_ms=(now - item.accepted) * 1000,
-                    batch_size=len(batch),
-                )
-                bundle, layers = item.prepared.bundle, item.prepared.n_layers
-                self._resolve(item, Answer(embeddings[row], predictions, timing, bundle, layers, margin))
-
-    @staticmethod
-    def _margin(item: Item, embedding: np.ndarray) -> float | None:
-        return None if item.temperature is None else top_margin(item.head, embedding, item.temperature)
+                self._fail(item, outcome if isinstance(outcome, ThinwireError) else self._unexpected(outcome))
 
 
 def _by_clip(batch: list[Item]) -> list[list[Item]]:
