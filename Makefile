@@ -7,7 +7,7 @@ ENV ?= $(or $(THINWIRE_ENV),$(HOME)/.cache/thinwire/env-$(KEY))
 PY := PYTHONPATH="$(CURDIR)" "$(ENV)/bin/python"
 .DEFAULT_GOAL := help
 
-.PHONY: help setup demo test lint format figures stubs edge-size clean
+.PHONY: help setup demo test lint format figures study stubs edge-size edge-binary clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -43,11 +43,17 @@ format: setup ## rewrite the code in the house format
 figures: setup ## write the tables of README.md from benchmarks/results
 	@$(PY) scripts/readme_figures.py
 
+study: setup ## every experiment on ../shared/data, then the report (docs/benchmarks.md)
+	@$(PY) -m benchmarks.cli study --data-dir ../shared/data --out reports/study
+
 stubs: setup ## regenerate thinwire/v1 from proto/
 	@$(PY) scripts/generate_stubs.py
 
 edge-size: setup ## install the edge extra alone, print its size, classify with it
 	@$(PY) scripts/edge_size.py
+
+edge-binary: setup ## the edge client as one file, dist/thinwire-edge.pyz
+	@$(PY) scripts/edge_binary.py
 
 clean: ## remove what builds left in the clone
 	rm -rf .venv build dist reports .ruff_cache .hypothesis
