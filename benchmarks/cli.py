@@ -183,7 +183,7 @@ def _rate_accuracy(args: argparse.Namespace, words: list[str]) -> dict[str, obje
     from benchmarks.tables import print_points
     from benchmarks.testbed import describe
 
-    families, peers = parse_families(args.families), parse_peers(args.peers)
+    families, peers = parse_families(args.families, args.clip), parse_peers(args.peers)
     data = load_dataset(args.data, args.limit, args.seed)
     started = time.monotonic()
     judge = Judge(args.clip)
@@ -221,7 +221,7 @@ def _study(args: argparse.Namespace, words: list[str]) -> dict[str, object]:
         PRESETS[args.preset],
         Path(args.data_dir),
         Path(args.out),
-        parse_families(args.families),
+        parse_families(args.families, args.clip[0]),
         parse_peers(args.peers),
         args.clip,
         {"command": shlex.join(["thinwire-bench", *words]), "testbed": describe()},

@@ -4,21 +4,41 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from thinwire.errors import MissingFile
+
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from benchmarks.peers import Peer
     from thinwire.bundle import Bundle
 
 
-def parse_families(text: str) -> list[Bundle]:
-    """Names of shipped bundles, bundle folders or `all`, comma-separated → bundles, each once. Raises `BundleError`."""
+def parse_families(text: str, clip: str = "clip-lite") -> list[Bundle]:
+    """Shipped bundles by name, folders, `all` that are shipped, `embedding`; comma-separated → bundles, once each.
+
+    `embedding` is the image tower of `clip` itself, too large to ship: it is made on first use (about a minute; needs
+    photos-train) and kept in the cache. Raises `BundleError`.
+    """
     from thinwire.bundle import load_bundle, resolve_bundle, shipped_bundles
 
-    paths = [
-        path
-        for name in _names(text)
-        for path in (shipped_bundles().values() if name == "all" else [resolve_bundle(name)])
-    ]
+    paths: list[Path] = []
+    for name in _names(text):
+        if name == "all":
+            paths += shipped_bundles().values()
+        elif name == "embedding" and name not in shipped_bundles():
+            paths.append(_made_embedding(clip))
+        else:
+            paths.append(resolve_bundle(name))
     return [load_bundle(path) for path in dict.fromkeys(path.resolve() for path in paths)]
+
+
+def _made_embedding(clip: str) -> Path:
+    from export.bundles import cached_embedding_bundle
+
+    try:
+        return cached_embedding_bundle(clip)
+    except (ValueError, RuntimeError, OSError) as error:  # what open_clip raises for absent models and weights
+        raise MissingFile(f"family embedding of {clip}: {error}") from error
 
 
 def parse_peers(text: str) -> list[Peer]:

@@ -28,6 +28,7 @@ from export.onnx_export import (
 )
 from export.photos import train_photos
 from export.quantise import quantise_encoder
+from export.teachers import cache_root
 from export.towers import load_tower
 from synthesis import build as build_synthesis
 from thinwire.bundle import load_bundle, write_bundle
@@ -206,6 +207,17 @@ def make_embedding_bundle(clip: str, out: Path, count: int = 3000) -> Path:
         encoder=data,
         decoder=save({name: value.half().contiguous() for name, value in weights.items()}),
     ).path
+
+
+def cached_embedding_bundle(clip: str) -> Path:
+    """The bundle of `make_embedding_bundle` in the export cache, made if it is not there. Raises what that raises."""
+    name = re.sub("[^A-Za-z0-9._-]+", "-", load_tower(clip).id)
+    folder = cache_root() / "bundles" / name
+    if not folder.exists():
+        folder.parent.mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as work:
+            make_embedding_bundle(clip, Path(work) / name).rename(folder)
+    return folder
 
 
 def record_metrics(folder: Path, documents: list[dict]) -> None:

@@ -203,3 +203,17 @@ def test_a_plan_keeps_to_the_channels_of_a_card_and_to_its_bytes():
 def test_a_handful_of_photographs_is_too_few():
     with pytest.raises(ValueError, match="more photographs"):
         fit_plan(np.eye(8)[[0, 0, 0]])
+
+
+def test_the_bundle_in_the_cache_is_made_once(clip_folder, monkeypatch):
+    """`--families embedding` of the benchmarks takes it from there."""
+    made = []
+
+    def views(count, seed=0, size=(SIZE, SIZE)):
+        made.append(count)
+        return crops(400, seed, size)
+
+    monkeypatch.setattr(bundles, "training_views", views)
+    first = bundles.cached_embedding_bundle(str(clip_folder))
+    assert (bundles.cached_embedding_bundle(str(clip_folder)), len(made)) == (first, 1)
+    assert load_bundle(first).card.cloud["clip"] == load_tower(str(clip_folder)).id
