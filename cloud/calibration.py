@@ -10,8 +10,8 @@ against the true labels (Guo et al. 2017, "On Calibration of Modern Neural Netwo
 accuracy that all layers together would add, P(right from all) - P(right from k), as a non-decreasing function of the
 top-1/top-2 margin at T: isotonic regression (pool adjacent violators), linear between the centres `margins` of its
 levels. Not the probability of being right: an image that no layer gets right is no reason to send more. Not that of
-staying the same either: changes from right to wrong and between wrong labels are not worth bytes. On 200 ImageNette
-images that choice alone was worth a tenth of the bytes at equal top-1.
+staying the same either: changes from right to wrong and between wrong labels are not worth bytes. Chosen on
+ImageNette images (docs/service.md says what that means for its figures there).
 """
 
 from __future__ import annotations
