@@ -244,7 +244,7 @@ def test_ctrl_c_shows_what_was_answered(canned, tiny_bundle, tmp_path):
     canned.script.extend([canned.usual] * 2)
     canned.usual = after(30)
     words = ["--labels", "a,b", "--server", canned.address, "--bundle", tiny_bundle.path, "--in-flight", "1"]
-    heeds = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}  # a shell's `&` makes its jobs ignore it
+    heeds = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}  # jobs after `&` ignore it
     running = subprocess.Popen(
         **process("classify", tmp_path, *words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, **heeds
     )
