@@ -15,6 +15,7 @@ from pathlib import Path
 from benchmarks import timing_commands
 from benchmarks.contestants import parse_families, parse_peers
 from benchmarks.progress import ended_by_sigterm
+from edge.defaults import DEFAULT_BUNDLE
 from thinwire.errors import ThinwireError
 from thinwire.prompts import PROMPT_SETS
 
@@ -30,7 +31,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     run.add_argument("--data", required=True, metavar="TAR|DIR", help="tar or folder with labels.csv, or class folders")
-    run.add_argument("--bundle", default="conv", metavar="NAME|PATH", help="codec to measure")
+    run.add_argument("--bundle", default=DEFAULT_BUNDLE, metavar="NAME|PATH", help="codec to measure")
     run.add_argument("--rates", metavar="A,B", help="rates to measure (default: all of the bundle)")
     run.add_argument("--clip", default="clip-lite", help="CLIP of the server that is started; see thinwire-cloud serve")
     run.add_argument("--prompt-set", default="7", choices=list(PROMPT_SETS), help="prompt templates")
@@ -38,6 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--seed", type=int, default=0, help="seed of the sample and of the bootstrap")
     run.add_argument("--server", metavar="HOST:PORT", help="measure against this server instead of starting one")
     run.add_argument("--threads", type=int, default=1, help="CPU threads of the edge's encoder")
+    run.add_argument("--precision", default="auto", choices=["auto", "fp32", "int8"], help="of the edge's encoder")
     run.add_argument("--json", nargs="?", const="", metavar="PATH", help="also write the JSON document to PATH")
     curve = commands.add_parser(
         "rate-accuracy",
@@ -149,7 +151,9 @@ def _eval(args: argparse.Namespace, words: list[str]) -> dict[str, object]:
     started = time.monotonic()
     with contextlib.ExitStack() as stack:
         server = args.server or stack.enter_context(running_service(args.clip, path))
-        client = stack.enter_context(Client(server, bundle, rate=rates[0], threads=args.threads))
+        client = stack.enter_context(
+            Client(server, bundle, rate=rates[0], threads=args.threads, precision=args.precision)
+        )
         clip = client.uplink.info().clip.name
         bar = stack.enter_context(tqdm(total=len(data.items), desc=data.name, unit="image", file=sys.stderr))
         results = evaluate(client, data, rates, args.prompt_set, args.seed, lambda: bar.update())
@@ -166,7 +170,12 @@ def _eval(args: argparse.Namespace, words: list[str]) -> dict[str, object]:
         "data": {"name": data.name, "sha256": data.sha256, "images": data.total, "labels": len(data.labels)},
         "clip": clip,
         "prompt_set": args.prompt_set,
-        "bundle": {"name": bundle.name, "model_id": bundle.model_id.hex(), "view": [height, width]},
+        "bundle": {
+            "name": bundle.name,
+            "model_id": bundle.model_id.hex(),
+            "view": [height, width],
+            "encoder": client.encoder.path.name,
+        },
         "wall_s": round(time.monotonic() - started, 1),
         "results": results,
     }

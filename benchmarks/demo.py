@@ -20,6 +20,7 @@ from benchmarks.report import write_report
 from benchmarks.service import running_service
 from benchmarks.testbed import cpu_model
 from edge.client import Client, Result
+from edge.defaults import DEFAULT_BUNDLE
 from thinwire.bundle import load_bundle, resolve_bundle
 from thinwire.errors import ThinwireError
 from thinwire.imaging import open_image
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the demo; returns the exit code: 0 all photographs answered, 1 failed."""
     parser = argparse.ArgumentParser(prog="benchmarks.demo", description="thinwire on this machine, in one minute.")
     parser.add_argument("--clip", default="clip-lite", help="CLIP of the server")
-    parser.add_argument("--bundle", default="conv", help="codec: name or folder")
+    parser.add_argument("--bundle", default=DEFAULT_BUNDLE, help="codec: name or folder")
     parser.add_argument("--rate", default="mid", help="rate of the packets")
     parser.add_argument("--report", type=Path, default=REPORT, help="where the page goes")
     args = parser.parse_args(argv)

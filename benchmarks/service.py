@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
+from edge.defaults import DEFAULT_BUNDLE
 from thinwire.errors import ThinwireError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,7 +30,11 @@ class ServiceFailed(ThinwireError):
 
 @contextlib.contextmanager
 def running_service(
-    clip: str = "clip-lite", bundle: str | os.PathLike[str] = "conv", *, timeout_s: float = 180.0, grace_s: float = 25.0
+    clip: str = "clip-lite",
+    bundle: str | os.PathLike[str] = DEFAULT_BUNDLE,
+    *,
+    timeout_s: float = 180.0,
+    grace_s: float = 25.0,
 ) -> Iterator[str]:
     """Starts `thinwire-cloud serve` on a free loopback port and yields "127.0.0.1:PORT"; SIGTERM at the end.
 

@@ -65,7 +65,7 @@ exit code: 0 every packet was decoded, 1 some were not, 2 wrong use or no decode
 INSPECT_EXAMPLES = """\
 examples:
   thinwire-edge inspect photo.twp
-  thinwire-edge inspect conv               a bundle that ships with thinwire
+  thinwire-edge inspect layered            a bundle that ships with thinwire
   thinwire-edge inspect ./my-bundle --json
 
 exit code: 0 sound, 1 damaged or unknown, 2 wrong use"""

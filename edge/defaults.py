@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-DEFAULT_BUNDLE = "conv"
+DEFAULT_BUNDLE = "layered"
 DEFAULT_SERVER = "127.0.0.1:50051"
 DEFAULT_TIMEOUT_S = 30.0
 DEFAULT_TOP_K = 5

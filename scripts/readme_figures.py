@@ -14,6 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+BUNDLES = ("layered", "conv")
 PACKS = ("caltech101", "imagenette", "cifar10", "scenes")
 
 
@@ -38,24 +39,23 @@ def demo() -> str:
 
 
 def codec() -> str:
-    rows = []
-    for pack in PACKS:
-        document = read(f"eval-{pack}-conv")
-        for row in document["results"]:
-            low, high = row["top1_relative_ci95"]
-            relative = "" if row["rate"] is None else f"{row['top1_relative']:.2f} ({low:.2f} to {high:.2f})"
-            packet = "" if row["rate"] is None else f"{row['bytes_mean']:.0f}"
-            rows.append(
-                [
-                    document["data"]["name"],
-                    row["n"],
-                    row["rate"] or "uncompressed",
-                    packet,
-                    f"{100 * row['top1']:.1f}",
-                    relative,
-                ]
-            )
-    return table(["data", "images", "rate", "packet bytes", "top-1 %", "relative"], rows)
+    """A row for each rate of each bundle, a column for each pack; the uncompressed top-1 in the header."""
+    header, rows = ["bundle", "rate"], []
+    for bundle in BUNDLES:
+        documents = [read(f"eval-{pack}-{bundle}") for pack in PACKS]
+        results = [{row["rate"]: row for row in document["results"]} for document in documents]
+        header[2:] = [
+            f"{pack}, {found[None]['n']} images, uncompressed {100 * found[None]['top1']:.1f} %"
+            for pack, found in zip(PACKS, results)
+        ]
+        for rate in filter(None, results[0]):
+            cells = []
+            for found in results:
+                row = found[rate]
+                low, high = row["top1_relative_ci95"]
+                cells.append(f"{row['top1_relative']:.2f} ({low:.2f} to {high:.2f}) at {row['bytes_mean']:.0f} B")
+            rows.append([bundle, rate, *cells])
+    return table(header, rows)
 
 
 def clip_lite() -> str:

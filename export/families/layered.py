@@ -15,7 +15,7 @@ LAYERED = Family(
     channels=60,
     layers=((0, 6), (6, 12), (12, 20), (20, 28), (28, 42), (42, 60)),
     layer_bytes=(110.0, 120.0, 160.0, 180.0, 370.0, 480.0),
-    rates=(("tiny", 1), ("low", 2), ("mid", 3), ("good", 4), ("high", 5), ("max", 6)),
-    synthesis_spec={"arch": "pixels", "channels": 60, "layers": 6, "widths": [160, 64, 32], "blocks": [5, 2, 1]},
+    rates=(("tiny", 1), ("low", 2), ("fair", 3), ("mid", 4), ("high", 5), ("max", 6)),
+    synthesis_spec={"arch": "pixels", "channels": 60, "layers": 6, "widths": [160, 64, 32], "blocks": [3, 2, 1]},
     build_analysis=ConvAnalysis,
 )
