@@ -39,15 +39,13 @@ def demo() -> str:
 
 
 def codec() -> str:
-    """A row for each rate of each bundle, a column for each pack; the uncompressed top-1 in the header."""
-    header, rows = ["bundle", "rate"], []
+    """Each bundle's uncompressed top-1 and images, then a row for each rate; a column for each pack."""
+    rows = []
     for bundle in BUNDLES:
         documents = [read(f"eval-{pack}-{bundle}") for pack in PACKS]
         results = [{row["rate"]: row for row in document["results"]} for document in documents]
-        header[2:] = [
-            f"{pack}, {found[None]['n']} images, uncompressed {100 * found[None]['top1']:.1f} %"
-            for pack, found in zip(PACKS, results)
-        ]
+        plain = [f"{100 * found[None]['top1']:.1f} % of {found[None]['n']} images" for found in results]
+        rows.append([bundle, "uncompressed", *plain])
         for rate in filter(None, results[0]):
             cells = []
             for found in results:
@@ -55,7 +53,7 @@ def codec() -> str:
                 low, high = row["top1_relative_ci95"]
                 cells.append(f"{row['top1_relative']:.2f} ({low:.2f} to {high:.2f}) at {row['bytes_mean']:.0f} B")
             rows.append([bundle, rate, *cells])
-    return table(header, rows)
+    return table(["bundle", "rate", *PACKS], rows)
 
 
 def clip_lite() -> str:
