@@ -41,7 +41,7 @@ class Settings:
     learning_rate: float = 1e-3
     feature_weight: float = 1.0
     answer_weight: float = 0.2
-    pixel_weight: float = 0.3
+    pixel_weight: float = 1.0
     decoder_only_until: float = 0.08
     encoder_until: float = 0.7
     tuning_crop: int = 192  # second stage: nearly whole views, as the tower will see them,
@@ -207,7 +207,9 @@ class Trainer:
         rate = (multipliers * layer_bits).sum() if train_encoder else 1e-4 * layer_bits.sum()
         pixel = 0.0 if mse is None else mse * 10
         pixel_weight = settings.tuning_pixel_weight if tuning else settings.pixel_weight
-        meaning = settings.feature_weight * feature + settings.answer_weight * answer
+        # Decoders that make pixels must first learn to make pictures: answers of noise say nothing (LOG.md).
+        answer_weight = settings.answer_weight if tuning or self.family.output == "embedding" else 0.0
+        meaning = settings.feature_weight * feature + answer_weight * answer
         loss = pixel_weight * pixel + meaning + rate
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
