@@ -182,7 +182,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return SOME_FAILED
     except KeyboardInterrupt:
         print("thinwire-edge: interrupted", file=sys.stderr)
-        return INTERRUPTED
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # gRPC 1.82 sometimes aborts when Python tears down a channel with calls in flight ("epoll_wait error"), which
+        # would hide the exit code. Nothing is left to save: `run` has its frames on disk.
+        os._exit(INTERRUPTED)
 
 
 def _fail(text: str) -> int:

@@ -254,7 +254,7 @@ def test_ctrl_c_shows_what_was_answered(canned, tiny_bundle, tmp_path):
     time.sleep(0.3)
     running.send_signal(signal.SIGINT)
     out, err = running.communicate(timeout=20)
-    assert running.returncode == 130
+    assert running.returncode == 130, err
     assert "interrupted" in err
     assert "Traceback" not in err
     assert "6 images, 2 answered, 4 not tried" in out
