@@ -150,7 +150,8 @@ def run_list(args: argparse.Namespace) -> None:
     from thinwire.errors import BundleError
 
     try:
-        Console().print(table(args.bundles))
+        # A pipe has no width; cells broken at 80 columns would be no table
+        Console(width=None if sys.stdout.isatty() else 200).print(table(args.bundles))
     except BundleError as error:
         raise SystemExit(f"thinwire-export list: {error}") from error
 
