@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib
 import json
 import shlex
 import sys
@@ -12,7 +11,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import timing_commands
+from benchmarks import field, progressive, service_load, timing_commands
 from benchmarks.contestants import parse_families, parse_peers
 from benchmarks.progress import ended_by_sigterm
 from edge.defaults import DEFAULT_BUNDLE
@@ -84,8 +83,8 @@ def _parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="write report.html, report.md, results.csv and figures anew from OUT")
     report.add_argument("out", metavar="OUT", help="folder that a study wrote")
     timing_commands.add_commands(commands)
-    for module in ("benchmarks.progressive", "benchmarks.service_load", "benchmarks.field"):
-        importlib.import_module(module).add_commands(commands)
+    for module in (progressive, service_load, field):
+        module.add_commands(commands)
     return parser
 
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.data import Dataset
 from benchmarks.energy import CLOUD, EDGE, cloud_work, edge_work, per_image
-from benchmarks.points import PointStore
-from benchmarks.progress import Progress
-from benchmarks.timing_points import Key, found_or_measured, timing_key
-from benchmarks.ways import ON_EDGE, EdgeHead, Way
+from benchmarks.evaluate import TOP_K
+from benchmarks.timing_points import TimingRun
+from benchmarks.ways import NOWHERE, ON_EDGE, EdgeHead, Way
 from cloud.assemble import open_engine
 from cloud.engine import Engine
 from edge.client import Client, Question
@@ -19,23 +18,14 @@ from thinwire.labels import resolve_templates
 
 NAME = "energy"
 ROW_NAMES = ("kind", "codec", "rate", "side", "parameters")
-TOP_K = 5
-NOWHERE = "127.0.0.1:1"  # a client that only encodes is never connected
 
 
 @dataclass
-class EnergyRun:
+class EnergyRun(TimingRun):
     """One run; the engine of a bundle is loaded when its first point is missing on disk."""
 
-    data: Dataset
-    clip: str
-    prompt_set: str
-    seed: int
-    store: PointStore
     device: str = "auto"
     threads: int = 1
-    progress: Progress = field(default_factory=Progress)
-    measured: int = 0  # points that were not found on disk
     _loaded: tuple[Client, Engine] | None = field(default=None, repr=False)
 
     def plan(self, ways: Sequence[Way]) -> list[tuple[Way, str]]:
@@ -49,13 +39,10 @@ class EnergyRun:
         self.progress.planned(len(points) * len(self.data.items))
         try:
             for way, side in points:
-                key = self._key(way, side)
-                named = {name: key[name] for name in ROW_NAMES}
-                row, new = found_or_measured(self.store, key, named, lambda: self._measure(way, side))  # noqa: B023
-                self.measured += new
-                if not new:
-                    self.progress.skipped(len(self.data.items))
-                rows.append(row)
+                host = way.bundle.model_id.hex()
+                key = self._key(way, side=side, host_bundle=host, device=self.device, threads=self.threads)
+                measure = functools.partial(self._measure, way, side)
+                rows.append(self._row(key, ROW_NAMES, len(self.data.items), measure))
         finally:
             self._close()
         return rows
@@ -89,20 +76,3 @@ class EnergyRun:
             client.close()
             engine.close()
             self._loaded = None
-
-    def _key(self, way: Way, side: str) -> Key:
-        return timing_key(
-            self.store,
-            self.data,
-            self.clip,
-            self.prompt_set,
-            self.seed,
-            kind=way.kind,
-            codec=way.codec,
-            rate=way.rate,
-            side=side,
-            parameters=way.parameters,
-            host_bundle=way.bundle.model_id.hex(),
-            device=self.device,
-            threads=self.threads,
-        )

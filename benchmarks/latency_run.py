@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Self
 
-from benchmarks.data import Dataset
+from benchmarks.evaluate import TOP_K
 from benchmarks.latency import CLOSED, OPEN, arrivals_s, on_edge, over_link, summarise
 from benchmarks.link_proxy import LinkProxy
 from benchmarks.links import LINKS, Link
-from benchmarks.points import PointStore
-from benchmarks.progress import Progress
 from benchmarks.service import running_service
-from benchmarks.timing_points import Key, found_or_measured, timing_key
+from benchmarks.timing_points import Key, TimingRun
 from benchmarks.ways import ON_EDGE, EdgeHead, Way
 from edge.client import Client, Question
 from thinwire.bundle import Bundle
 
 NAME = "latency"
-TOP_K = 5
 ROW_NAMES = ("kind", "codec", "rate", "link", "loop", "arrivals_per_s", "parameters")
 Serve = Callable[[str, Bundle], contextlib.AbstractContextManager[str]]
 
@@ -44,23 +42,16 @@ Case = tuple[Link, Loop]
 
 
 @dataclass
-class LatencyRun:
+class LatencyRun(TimingRun):
     """One run. `serve`: clip, bundle → a context manager that yields the address of a real server.
 
     Points of one bundle share a server of its own, started when the first of them is missing on disk. All on the edge
     needs no link, so it is measured once, under the link "none".
     """
 
-    data: Dataset
-    clip: str
-    prompt_set: str
-    seed: int
-    store: PointStore
     threads: int = 1
     timeout_s: float = 30.0
     serve: Serve = _serve
-    progress: Progress = field(default_factory=Progress)
-    measured: int = 0  # points that were not found on disk
 
     def plan(self, ways: Sequence[Way], cases: Sequence[Case]) -> list[tuple[Way, Link, Loop]]:
         """All points, those that share a server and a link side by side."""
@@ -77,13 +68,8 @@ class LatencyRun:
         self.progress.planned(len(points) * len(self.data.items))
         with _Ends(self) as ends:
             for way, link, loop in points:
-                key = self._key(way, link, loop)
-                named = {name: key[name] for name in ROW_NAMES}
-                row, new = found_or_measured(self.store, key, named, lambda: self._measure(ends, way, link, loop))  # noqa: B023
-                self.measured += new
-                if not new:
-                    self.progress.skipped(len(self.data.items))
-                rows.append(row)
+                measure = functools.partial(self._measure, ends, way, link, loop)
+                rows.append(self._row(self._case_key(way, link, loop), ROW_NAMES, len(self.data.items), measure))
         return rows
 
     def _measure(self, ends: _Ends, way: Way, link: Link, loop: Loop) -> dict[str, Any]:
@@ -102,17 +88,9 @@ class LatencyRun:
         due_s = None if loop.arrivals_per_s is None else arrivals_s(loop.arrivals_per_s, len(images), self.seed)
         return summarise(over_link(way, client, proxy, images, question, due_s, tick), targets, loop.name)
 
-    def _key(self, way: Way, link: Link, loop: Loop) -> Key:
-        return timing_key(
-            self.store,
-            self.data,
-            self.clip,
-            self.prompt_set,
-            self.seed,
-            kind=way.kind,
-            codec=way.codec,
-            rate=way.rate,
-            parameters=way.parameters,
+    def _case_key(self, way: Way, link: Link, loop: Loop) -> Key:
+        return self._key(
+            way,
             server_bundle=way.bundle.model_id.hex(),
             link=link.name,
             link_figures=vars(link),

@@ -169,7 +169,7 @@ def _throughput(
     rounds = Rounds(args.rounds, args.round_s, args.in_flight)
     ways = [way for bundle in parse_families(args.bundles) for way in family_ways(bundle, args.rates)]
     run = ThroughputRun(
-        data, args.clip, args.prompt_set, args.seed, store, rounds, args.device, args.server_threads, progress
+        data, args.clip, args.prompt_set, args.seed, store, rounds, args.device, args.server_threads, progress=progress
     )
     return run.run(ways), run.measured
 
@@ -177,7 +177,7 @@ def _throughput(
 def _energy(args: argparse.Namespace, data: Dataset, store: PointStore, progress: Progress) -> tuple[list[dict], int]:
     from benchmarks.energy_run import EnergyRun
 
-    run = EnergyRun(data, args.clip, args.prompt_set, args.seed, store, args.device, args.threads, progress)
+    run = EnergyRun(data, args.clip, args.prompt_set, args.seed, store, args.device, args.threads, progress=progress)
     return run.run(_ways(args)), run.measured
 
 

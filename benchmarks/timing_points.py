@@ -11,13 +11,18 @@ import hashlib
 import os
 import time
 from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.data import Dataset
 from benchmarks.points import PointStore, data_key
+from benchmarks.progress import Progress
 from cloud.clip import SHIPPED, shipped_clip_path
 from thinwire.bundle import Bundle
+
+if TYPE_CHECKING:
+    from benchmarks.ways import Way
 
 VERSION = 1
 """Part of every key. Raise it when the same settings give other figures than before."""
@@ -50,6 +55,34 @@ def found_or_measured(
     samples = result.pop("samples", {})
     content = {"load_average": round(load_average, 2), "rows": [{**named, **result}], "samples": samples}
     return store.save(key, content, time.monotonic() - started)["rows"][0], True
+
+
+@dataclass
+class TimingRun:
+    """What runs of all three experiments share: what is measured on, and rows that are measured once."""
+
+    data: Dataset
+    clip: str
+    prompt_set: str
+    seed: int
+    store: PointStore
+    _: KW_ONLY
+    progress: Progress = field(default_factory=Progress)
+    measured: int = 0  # points that were not found on disk
+
+    def _key(self, way: Way, **settings: Any) -> Key:
+        of_way = {"kind": way.kind, "codec": way.codec, "rate": way.rate, "parameters": way.parameters}
+        return timing_key(self.store, self.data, self.clip, self.prompt_set, self.seed, **of_way, **settings)
+
+    def _row(
+        self, key: Key, names: tuple[str, ...], units: int, measure: Callable[[], dict[str, Any]]
+    ) -> dict[str, Any]:
+        """The row of a point, which begins with `names` of its key. units: what it counts for on the bar."""
+        row, new = found_or_measured(self.store, key, {name: key[name] for name in names}, measure)
+        self.measured += new
+        if not new:
+            self.progress.skipped(units)
+        return row
 
 
 @functools.lru_cache(maxsize=8)

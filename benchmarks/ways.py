@@ -23,6 +23,7 @@ from thinwire.imaging import canonical_view, open_image
 from thinwire.v1 import inference_pb2 as pb
 from thinwire.v1 import inference_pb2_grpc
 
+NOWHERE = "127.0.0.1:1"  # for clients that only encode: they are never connected
 FAMILY, PEER, ON_EDGE = "family", "peer", "on-edge"
 PEER_POINTS = ((224, 20), (160, 20), (112, 20))
 """(side, quality) at which image codecs are timed unless told otherwise; each takes its ladder's nearest value."""

@@ -66,7 +66,7 @@ class FrozenTower(nn.Module):
     @torch.no_grad()
     def centre(self, x: torch.Tensor) -> None:
         """Takes the mean embedding from photographs (B, 3, H, W)."""
-        self.mean.copy_((self(x).pooled + self.mean).mean(0))
+        self.mean.copy_(self.embedding(self(x)).mean(0))
 
     def train(self, mode: bool = True) -> FrozenTower:
         return super().train(False)

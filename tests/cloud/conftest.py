@@ -41,3 +41,19 @@ def make_packet(tiny_codec):
         return Packet(tiny_codec.model_id, tuple(tiny_codec.coder.encode(symbols, n_layers))).to_bytes()
 
     return make
+
+
+@pytest.fixture
+def serve(tiny_clip, tiny_codec):
+    """Returns a function that starts a server of both on a free port; its arguments are those of `Served`."""
+    from tests.cloud.served import Served
+
+    running = []
+
+    def start(**kwargs):
+        running.append(Served(tiny_clip, tiny_codec, **kwargs))
+        return running[-1]
+
+    yield start
+    for served in running:
+        served.close()

@@ -17,7 +17,7 @@ from cloud.errors import BadConfiguration, RateLimited
 from cloud.security import Security, Tokens
 from cloud.server import background_server
 from tests.cloud.certificates import authority, signed
-from tests.cloud.served import Served, classify, refused
+from tests.cloud.served import classify, refused
 from thinwire.v1 import inference_pb2 as pb
 from thinwire.v1 import inference_pb2_grpc
 
@@ -30,19 +30,6 @@ def files(tmp_path_factory):
     ca, strange = authority(folder, "ca"), authority(folder, "strange-ca")
     pairs = {name: signed(folder, name, ca) for name in ("server", "renewed", "camera-7")}
     return {"ca": ca, "strange-ca": strange, "stranger": signed(folder, "stranger", strange), **pairs}
-
-
-@pytest.fixture
-def serve(tiny_clip, tiny_codec):
-    running = []
-
-    def start(**kwargs):
-        running.append(Served(tiny_clip, tiny_codec, **kwargs))
-        return running[-1]
-
-    yield start
-    for served in running:
-        served.close()
 
 
 def connect(address, files, pair=None, trusting="ca"):

@@ -27,19 +27,6 @@ from thinwire.v1 import inference_pb2 as pb
 from thinwire.v1 import inference_pb2_grpc
 
 
-@pytest.fixture
-def serve(tiny_clip, tiny_codec):
-    running = []
-
-    def start(**kwargs):
-        running.append(Served(tiny_clip, tiny_codec, **kwargs))
-        return running[-1]
-
-    yield start
-    for served in running:
-        served.close()
-
-
 @pytest.fixture(scope="module")
 def served(tiny_clip, tiny_codec):
     """One server for all tests that leave it as they found it."""
