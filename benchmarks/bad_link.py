@@ -6,14 +6,12 @@ For fixed kinds of links see the emulator of `benchmarks.links`; this one is abo
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
-import socket
-import struct
-import threading
 import time
 from collections.abc import Callable
 from typing import Self
+
+from benchmarks.loopback import LoopbackProxy, reset
 
 CHUNK_BYTES = 512
 HEADER_SHARE = 1.05  # TCP and IP headers on full segments, about
@@ -28,55 +26,31 @@ def swinging(low_bps: float, high_bps: float, seed: int = 0) -> Callable[[float]
     return lambda t: low_bps if sum(end <= t % 3600 for end in ends) % 2 else high_bps
 
 
-class BadLink:
+class BadLink(LoopbackProxy):
     """Passes connections on to `target` ("HOST:PORT", which may be down) at `rate_bps(seconds since start)` each way.
 
     A chunk enters when the one before it has left, and arrives `delay_s` later. `cut` resets every connection.
     """
 
     def __init__(self, target: str, rate_bps: Callable[[float], float] | None = None, delay_s: float = 0.0) -> None:
-        self._host, _, port = target.rpartition(":")
-        self._port, self._rate, self._delay_s = int(port), rate_bps, delay_s
+        super().__init__(target, "bad-link")
+        self._rate, self._delay_s = rate_bps, delay_s
         self.connections = self.cuts = self.bytes_up = 0
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="bad-link", daemon=True)
         self._writers: set[asyncio.StreamWriter] = set()
         self._free_at = {True: 0.0, False: 0.0}  # by direction; connections share the link
-        self._tasks: set[asyncio.Task] = set()
 
     def __enter__(self) -> Self:
-        self._thread.start()
         self._started = time.monotonic()
-        self._server = self._call(asyncio.start_server(self._serve, "127.0.0.1", 0))
-        self.address = f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._call(self._stop())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        return super().__enter__()
 
     def cut(self) -> None:
         """Ends every connection by RST, as a radio that lost its cell."""
         self.cuts += 1
         self._loop.call_soon_threadsafe(self._abort_all)
 
-    def _call(self, work):
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
-
     def _abort_all(self) -> None:
         for writer in list(self._writers):
-            with contextlib.suppress(OSError, AttributeError):
-                linger = struct.pack("ii", 1, 0)
-                writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-            writer.transport.abort()
-
-    async def _stop(self) -> None:
-        self._server.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+            reset(writer)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._tasks.add(asyncio.current_task())

@@ -6,14 +6,10 @@ client ── TCP on loopback ── LinkProxy (schedule of `benchmarks.links`) 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import socket
-import struct
-import threading
 import time
-from typing import Self
 
 from benchmarks.links import Link, Schedule, segments
+from benchmarks.loopback import LoopbackProxy, reset
 from benchmarks.wire_log import ConnectionLog, Exchange
 
 READ_BYTES = 1 << 16
@@ -21,7 +17,7 @@ SEGMENTS_ON_THE_WAY = 512  # per direction; beyond it the sender waits, as with 
 RESET, END = "reset", "end"
 
 
-class LinkProxy:
+class LinkProxy(LoopbackProxy):
     """Listens on a free loopback port and passes connections on to `target` ("HOST:PORT") over an emulated link.
 
     Connections share the link's rate. A new one first costs a round trip, TCP's handshake. Use as a context manager.
@@ -30,28 +26,11 @@ class LinkProxy:
     """
 
     def __init__(self, link: Link, target: str, seed: int = 0) -> None:
+        super().__init__(target, "link-proxy")
         self.link = link
-        self._host, _, port = target.rpartition(":")
-        self._port = int(port)
         self._up, self._down = Schedule(link, link.up_bps, 2 * seed), Schedule(link, link.down_bps, 2 * seed + 1)
         self.bytes_up = self.bytes_down = self.connections = self.resets = 0
         self.exchanges: list[Exchange] = []
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="link-proxy", daemon=True)
-        self._tasks: set[asyncio.Task] = set()
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        self._server = self._call(asyncio.start_server(self._serve, "127.0.0.1", 0))
-        host, port = self._server.sockets[0].getsockname()[:2]
-        self.address = f"{host}:{port}"
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._call(self._stop())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
 
     def forget(self) -> None:
         """Leaves earlier exchanges out of `exchanges`. Call it while nothing is on its way."""
@@ -60,15 +39,6 @@ class LinkProxy:
     def cpu_s(self) -> float:
         """CPU seconds that the emulation has cost so far, so that nobody counts them as the client's."""
         return time.clock_gettime(time.pthread_getcpuclockid(self._thread.ident))
-
-    def _call(self, work):
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
-
-    async def _stop(self) -> None:
-        self._server.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -87,7 +57,7 @@ class LinkProxy:
                 each.close()
         except* (OSError, asyncio.CancelledError):  # an end, or the link, is gone: so is the connection
             for each in writers:
-                _abort(each)
+                reset(each)
         finally:
             self._tasks.discard(task)
 
@@ -126,10 +96,3 @@ class LinkProxy:
             left(what, time.monotonic())
             writer.write(what)
             await writer.drain()
-
-
-def _abort(writer: asyncio.StreamWriter) -> None:
-    """Ends a connection by RST, as a line that went away does, not by a polite FIN."""
-    with contextlib.suppress(OSError, AttributeError):
-        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    writer.transport.abort()
