@@ -28,9 +28,10 @@ CLIP_LITE = Path(thinwire.__file__).parent / "models" / "clip-lite"
 @dataclass
 class TowerFeatures:
     """middle (B, 112, h/16, w/16), last (B, 1280, h/32, w/32), pooled (B, 384): clip-lite's embedding less the
-    mean over photographs, for what all images share says little."""
+    mean over photographs, for what all images share says little. middle is None where a family makes no pixels: it
+    must answer, not bring back what lies halfway."""
 
-    middle: torch.Tensor
+    middle: torch.Tensor | None
     last: torch.Tensor
     pooled: torch.Tensor
 
@@ -81,6 +82,8 @@ def cosine_map(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 def feature_distance(got: TowerFeatures, wanted: TowerFeatures, pooled_share: float = POOLED_SHARE) -> torch.Tensor:
     """(1 - pooled_share) (1 - patch cosine) + pooled_share (1 - pooled cosine) → (B,)."""
-    patch = 0.5 * (cosine_map(got.last, wanted.last) + cosine_map(got.middle, wanted.middle))
+    patch = cosine_map(got.last, wanted.last)
+    if got.middle is not None:
+        patch = 0.5 * (patch + cosine_map(got.middle, wanted.middle))
     pooled = F.cosine_similarity(got.pooled.float(), wanted.pooled.float(), dim=1)
     return (1 - pooled_share) * (1 - patch) + pooled_share * (1 - pooled)

@@ -26,8 +26,10 @@ from export.memory import keep_freed_memory
 from export.objective import POOLED_SHARE, FrozenTower, TowerFeatures, feature_distance
 from export.photos import train_photos
 from export.rate import FactorisedRate, RateController
+from export.replay import FRESH, Replay
 
 HELD_OUT = 64  # photographs that no step sees
+TAUGHT_SHARE = 0.1  # of the learning rate, for weights that a teacher brought: faster, they forget what it knew
 
 
 @dataclass
@@ -118,15 +120,21 @@ class Trainer:
         self.controller = RateController([8 * size * area for size in family.layer_bytes])
         self.layer_of = torch.cat([torch.full((stop - start,), i) for i, (start, stop) in enumerate(spans)]).to(device)
         encoder = [p for p in self.analysis.parameters() if p.requires_grad]
+        taught, fresh = [], []
+        for name, parameter in self.synthesis.named_parameters():
+            if parameter.requires_grad:
+                (taught if name.split(".")[0] in family.taught else fresh).append(parameter)
         self.optimiser = torch.optim.AdamW(
             [
                 {"params": encoder, "peak": 0.3 * settings.learning_rate},
-                {"params": list(self.synthesis.parameters()), "peak": settings.learning_rate},
+                {"params": fresh, "peak": settings.learning_rate},
+                {"params": taught, "peak": TAUGHT_SHARE * settings.learning_rate},
                 {"params": list(self.rate.parameters()), "peak": 10 * settings.learning_rate},
             ],
             lr=settings.learning_rate,
             weight_decay=1e-4,
         )
+        self.replay = Replay() if family.frozen_trunk else None  # not in checkpoints: soon full again
         self.progress, self.warm = 0.0, False
 
     def warm_start(self, checkpoint: Path) -> None:
@@ -190,12 +198,8 @@ class Trainer:
         train_encoder = settings.decoder_only_until <= self.progress < settings.encoder_until
         tuning = self.progress >= settings.encoder_until
         size = settings.tuning_crop if tuning else settings.crop
-        x = crops(self.images, size, settings.batch, self.generator, settings.device)
-        counts = torch.randint(1, len(family.layers) + 1, (settings.batch,), generator=self.generator).to(x.device)
-        with torch.no_grad():
-            wanted = self.tower(x)
-        with torch.set_grad_enabled(train_encoder), self.autocast():
-            latents = self.analysis(x).float()
+        x, latents, wanted = self.views(size, train_encoder)
+        counts = torch.randint(1, len(family.layers) + 1, (len(latents),), generator=self.generator).to(x.device)
         got, mse = self.seen_again(x, latents, counts)
         pooled_share = settings.tuning_pooled_share if tuning else POOLED_SHARE
         feature = feature_distance(got, wanted, pooled_share).mean()
@@ -226,6 +230,22 @@ class Trainer:
             **{f"bytes_{i + 1}": value * scale for i, value in enumerate(layer_bits.tolist())},
         }
 
+    def views(self, size: int, train_encoder: bool) -> tuple[torch.Tensor, torch.Tensor, TowerFeatures]:
+        """A step's new views (B, 3, size, size), and the latents and the tower's features to learn from.
+
+        With a frozen trunk, `FRESH` times as many of them: the new ones, and older ones that were kept."""
+        x = crops(self.images, size, self.settings.batch, self.generator, self.settings.device)
+        with torch.no_grad():
+            wanted = self.tower(x)
+        if self.replay is None:
+            with torch.set_grad_enabled(train_encoder), self.autocast():
+                return x, self.analysis(x).float(), wanted
+        with torch.no_grad(), self.autocast():
+            self.replay.add(self.analysis.trunk(x), wanted)
+        trunk, wanted = self.replay.draw(FRESH * len(x), self.generator)
+        with torch.set_grad_enabled(train_encoder), self.autocast():
+            return x, self.analysis.bottleneck(trunk).float(), wanted
+
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.settings.device.split(":")[0], torch.bfloat16)
 
@@ -240,8 +260,8 @@ class Trainer:
             symbols = round_through(latents, self.family.low, self.family.high)
             shown = symbols * (self.layer_of[None] < counts[:, None])[:, :, None, None]
             if self.family.output == "embedding":
-                middle, last = self.synthesis.maps(shown, counts)
-                return TowerFeatures(middle, last, self.synthesis.embedding(last) - self.tower.mean), None
+                last = self.synthesis.last_map(shown, counts)
+                return TowerFeatures(None, last, self.synthesis.embedding(last) - self.tower.mean), None
             image = self.synthesis.unclamped(shown, counts).float()  # (B, 3, H, W) in [0, 1]
         again = image * (255.0 / IMAGE_STD) - IMAGE_MEAN / IMAGE_STD
         got = self.tower(again.clamp(-1.2, 1.2).contiguous(memory_format=torch.channels_last))
@@ -288,7 +308,7 @@ def train(family: Family, settings: Settings, folder: Path, warm_start: Path | N
     window: list[dict[str, float]] = []
     started = saved = time.monotonic()
     first = trainer.progress
-    step, curve = 0, first + 0.1
+    step, curve = 0, first
     with (
         tqdm(total=100, initial=round(100 * first), desc=f"train {family.name}", unit="%") as bar,
         open(folder / "log.jsonl", "a") as log,

@@ -47,13 +47,12 @@ class SemanticSynthesis(nn.Module):
         nn.init.zeros_(self.layer_bias.weight)
 
     def forward(self, symbols: torch.Tensor, n_layers: torch.Tensor) -> torch.Tensor:
-        return self.embedding(self.maps(symbols, n_layers)[1])
+        return self.embedding(self.last_map(symbols, n_layers))
 
-    def maps(self, symbols: torch.Tensor, n_layers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Maps (B, 112, 2h, 2w) and (B, features, h, w), which training compares with those of the tower."""
+    def last_map(self, symbols: torch.Tensor, n_layers: torch.Tensor) -> torch.Tensor:
+        """(B, features, h, w), which training compares with the tower's."""
         x = self.shuffle(self.stem(symbols)) + self.layer_bias(n_layers)[:, :, None, None]
-        middle = self.middle(x)
-        return middle, F.relu6(self.conv_head(self.deep(middle)))
+        return F.relu6(self.conv_head(self.deep(self.middle(x))))
 
     def embedding(self, last: torch.Tensor) -> torch.Tensor:
         return F.normalize(self.fc2(F.gelu(self.fc1(last.mean((2, 3)).float()))), dim=-1)

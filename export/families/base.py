@@ -20,7 +20,8 @@ class Family:
     untrained analysis net: normalised RGB (B, 3, H, W) → latents (B, C, H/stride, W/stride), whose rounding are the
     symbols. output: what the synthesis makes of them, `pixels` or the `embedding` of the shipped clip-lite;
     start_synthesis(synthesis, analysis, clip-lite's image head) may give better than random weights. crop: pixels of a
-    training view.
+    training view. frozen_trunk: the analysis is `bottleneck(trunk(x))`, and nothing in its trunk learns.
+    taught: modules of the synthesis that begin as a teacher's.
     """
 
     name: str
@@ -36,6 +37,8 @@ class Family:
     output: str = "pixels"
     stride: int = 16
     crop: int = 128
+    frozen_trunk: bool = False
+    taught: tuple[str, ...] = ()
     start_synthesis: Callable[[nn.Module, nn.Module, nn.Module], None] | None = None
 
     def analysis(self) -> nn.Module:

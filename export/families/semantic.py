@@ -27,6 +27,7 @@ def copy_block(own: InvertedResidual, source: nn.Module) -> None:
     """Copies the weights of a folded block of timm's."""
     for name in ("conv_pw", "conv_dw", "conv_pwl"):
         getattr(own, name).load_state_dict(getattr(source, name).state_dict())
+    own.conv_dw.weight.requires_grad_(False)  # few weights whose gradient takes a third of a step on a CPU
 
 
 class SemanticAnalysis(nn.Module):
@@ -35,10 +36,10 @@ class SemanticAnalysis(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.front = Front(patch_channels=0)
-        for early in (self.front.stem, self.front.stages[:3]):  # the costly half of a training step stays the teacher's
-            early.requires_grad_(False)
         self.deep = InvertedResidual(80, WIDTH, 480, 5)
         copy_block(self.deep, fold_batch_norm(load_lite0()).blocks[4][0])
+        self.front.requires_grad_(False)  # the trunk stays the teacher's, so that a training can keep what it gave
+        self.deep.requires_grad_(False)
         self.linear = nn.Conv2d(WIDTH, channels, 2, stride=2)
         self.bend = InvertedResidual(WIDTH, channels, 224, 5, stride=2)
         nn.init.zeros_(self.bend.conv_pwl.weight)
@@ -46,13 +47,19 @@ class SemanticAnalysis(nn.Module):
         self.mean = torch.zeros(4 * WIDTH)  # of the 2x2 patches that it was initialised with
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        features = self.deep(4 * self.front(x))
+        return self.bottleneck(self.trunk(x))
+
+    def trunk(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalised RGB (B, 3, H, W) → the teacher's features (B, 112, H/16, W/16); nothing in it learns."""
+        return self.deep(4 * self.front(x))
+
+    def bottleneck(self, features: torch.Tensor) -> torch.Tensor:
         return self.linear(features) + self.bend(features)
 
     @torch.no_grad()
     def initialise(self, images: torch.Tensor) -> None:
         """Starts the latents at the principal axes of 2x2 patches, the first with a standard deviation of 3 steps."""
-        features = self.deep(4 * self.front(images))
+        features = self.trunk(images)
         patches = F.unfold(features, 2, stride=2).transpose(1, 2).reshape(-1, 4 * WIDTH)
         self.mean = patches.mean(0)
         _, values, axes = torch.linalg.svd(patches - self.mean, full_matrices=False)
@@ -91,4 +98,6 @@ SEMANTIC = Family(
     output="embedding",
     stride=32,
     crop=192,
+    frozen_trunk=True,
+    taught=("middle", "deep", "conv_head", "fc1", "fc2"),
 )
