@@ -13,6 +13,8 @@ import time
 from collections.abc import Sequence
 
 from cloud.config import Config, add_flags, load_config
+from cloud.search import client_commands
+from cloud.watch.logs import set_up_logs
 
 _WHERE = (
     "Settings come from flags, then THINWIRE_* variables (--tls-cert is THINWIRE_TLS_CERT), then the TOML file of "
@@ -54,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
         ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    client_commands.add_commands(commands)
     add_flags(serve)
     add_flags(check)
     return parser
@@ -65,9 +68,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     from thinwire.errors import ThinwireError
 
     try:
-        logging.basicConfig(level=logging.WARNING, format="thinwire-cloud: %(levelname)s: %(message)s")
+        if args.command in client_commands.COMMANDS:
+            return client_commands.run(args)
+        set_up_logs("plain")  # until the settings say how
         config = load_config(args)
-        logging.getLogger("cloud").setLevel(logging.INFO if config["verbose"] else logging.WARNING)
+        _Say.json = set_up_logs(config["log_format"]) == "json" and args.command == "serve"
+        logging.getLogger("cloud").setLevel(logging.INFO if config["verbose"] or _Say.json else logging.WARNING)
+        if not config["verbose"]:
+            logging.getLogger("cloud.requests").setLevel(logging.WARNING)
         return _check(config) if args.command == "check-config" else _serve(config)
     except ThinwireError as error:
         print(f"thinwire-cloud: {error}", file=sys.stderr)
@@ -83,6 +91,8 @@ def _check(config: Config) -> int:
 
     print("\n".join(config.lines()), flush=True)
     security_of(config).check(config["host"])
+    if (web := watch_of(config).web) is not None:
+        web.check()
     for source in shipped_bundles().values() if config["bundle"] is None else config["bundle"]:
         bundle = load_bundle(source)
         print(f"# bundle {bundle.name} ({bundle.model_id.hex()}): {bundle.path}", flush=True)
@@ -98,9 +108,26 @@ def security_of(config: Config):
         key=config["tls_key"],
         client_ca=config["tls_client_ca"],
         token_file=config["token_file"],
+        operator_token_file=config["operator_token_file"],
         rate_per_s=config["rate_limit"],
         burst=config["rate_burst"],
         allow_plaintext=config["allow_plaintext"],
+    )
+
+
+def watch_of(config: Config):
+    from cloud.watch.options import WatchOptions, WebOptions
+
+    web = None
+    if config["http_port"] is not None:
+        web = WebOptions(config["http_host"], config["http_port"], config["page"], config["allow_plaintext"])
+    return WatchOptions(
+        web=web,
+        store=config["store"],
+        max_bytes=config["store_mb"] << 20,
+        max_age_s=config["store_days"] * 86400,
+        request_log=config["verbose"],
+        traces=config["traces"],
     )
 
 
@@ -133,9 +160,13 @@ def _serve(config: Config) -> int:
     start = time.monotonic()
     from cloud.info import device_name
     from cloud.server import Server, ServerOptions
+    from cloud.watch.assemble import Watch
 
     security = security_of(config)
     security.check(config["host"])  # before models are loaded for nothing
+    watch_options = watch_of(config)
+    if watch_options.web:
+        watch_options.web.check()
     engine = _open(config)
     clip = engine.heads.clip
     names = ", ".join(bundle.name for bundle in engine.intake.bundles.values()) or "none (image files only)"
@@ -150,8 +181,14 @@ def _serve(config: Config) -> int:
         grace_s=config["grace"],
         drain_delay_s=config["drain_delay"],
         reflection=config["reflection"],
+        max_connection_age_s=config["max_connection_age"],
     )
-    server = Server(engine, f"{host}:{config['port']}", options, security)
+    try:
+        watch = Watch(engine, watch_options)
+    except BaseException:
+        engine.close(0)
+        raise
+    server = Server(engine, f"{host}:{config['port']}", options, security, watch)
 
     async def run() -> bool:
         stop = asyncio.Event()
@@ -162,6 +199,9 @@ def _serve(config: Config) -> int:
         if hasattr(signal, "SIGHUP"):
             loop.add_signal_handler(signal.SIGHUP, lambda: _begin_reload(engine, reloads))
         port = await server.start()
+        if watch.web_port is not None:
+            shown = "page and metrics" if config["page"] else "metrics"
+            _say(f"{shown} on http://{config['http_host']}:{watch.web_port}")
         _say(f"listening on {host}:{port}")
         logging.getLogger(__name__).info("ready after %.1f s", time.monotonic() - start)
         await stop.wait()
@@ -202,7 +242,14 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+class _Say:
+    json = False  # whether lines for people are records too
+
+
 def _say(text: str) -> None:
+    if _Say.json:
+        logging.getLogger(__name__).log(logging.WARNING if text.startswith("WARNING") else logging.INFO, "%s", text)
+        return
     print(f"thinwire-cloud: {text}" if not text.startswith("listening") else text, file=sys.stderr, flush=True)
 
 

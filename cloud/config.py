@@ -19,6 +19,7 @@ from cloud.errors import BadConfiguration
 
 log = logging.getLogger(__name__)
 
+FORMATS = ("auto", "rich", "plain", "json")
 PREFIX = "THINWIRE_"
 OWNED_ELSEWHERE = {"THINWIRE_CACHE", "THINWIRE_ENV", "THINWIRE_WORDNET"}  # text heads, Makefile, workshop
 MAX_FILE_BYTES = 1 << 20
@@ -62,6 +63,12 @@ def probability(text: str) -> float:
 def words(text: str) -> list[str]:
     """A comma-separated list, as the environment has it."""
     return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def log_format(text: str) -> str:
+    if text not in FORMATS:
+        raise ValueError(f"{text!r} is none of {', '.join(FORMATS)}")
+    return text
 
 
 def switch(text: str) -> bool:
@@ -122,11 +129,27 @@ SETTINGS = (
     Setting("tls-key", Path, None, "its private key (PEM, not encrypted)", "FILE"),
     Setting("tls-client-ca", Path, None, "let in only clients with a certificate of these authorities (mTLS)", "FILE"),
     Setting("token-file", Path, None, "let in only calls with one of the bearer tokens in it, one a line", "FILE"),
+    Setting(
+        "operator-token-file",
+        Path,
+        None,
+        "tokens that may search and delete kept frames (docs/search.md); others may not then",
+        "FILE",
+    ),
     Setting("rate-limit", rate, None, "images a second that one client may send (default: no limit)"),
     Setting("rate-burst", positive, None, "images that it may send at once (default: one second's worth)"),
     Setting("allow-plaintext", switch, False, "listen beyond loopback without TLS (something in front ends it)"),
     Setting("grace", seconds, 20.0, "seconds that a stopping server answers what it holds"),
     Setting("drain-delay", seconds, 0.0, "seconds between NOT_SERVING and refusing calls, for slow load balancers"),
+    Setting("max-connection-age", seconds, 0.0, "seconds after which clients are asked to connect again; 0 for never"),
+    Setting("http-port", port, None, "port of /metrics, /healthz and the page; 0 takes a free one (default: none)"),
+    Setting("http-host", str, "127.0.0.1", "its address; beyond loopback only with --no-page or --allow-plaintext"),
+    Setting("page", switch, True, "show the page, with pictures of what was sent, on the HTTP port"),
+    Setting("store", Path, None, "keep answered frames in this file, for search (default: nothing is kept)", "FILE"),
+    Setting("store-mb", positive, 256, "megabytes of frames kept; the oldest leave"),
+    Setting("store-days", rate, 7.0, "days that frames are kept"),
+    Setting("log-format", log_format, "auto", "auto, rich (for people), plain, json (for machines)"),
+    Setting("traces", str, None, "OpenTelemetry collector (http://HOST:4317), or console", "ENDPOINT"),
     Setting("reflection", switch, False, "offer gRPC reflection (for grpcurl and the like)"),
     Setting("verbose", switch, False, "log more"),
 )

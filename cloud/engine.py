@@ -24,6 +24,7 @@ import numpy as np
 from cloud.answers import answers_of
 from cloud.batching import BatchLimits, DeadlineQueue
 from cloud.errors import DeadlinePassed, InferenceFailed, InvalidRequest, QueueFull, ShuttingDown
+from cloud.events import Observers
 from cloud.head import HeadCache
 from cloud.intake import Intake
 from cloud.models import FixedModels, Models
@@ -52,6 +53,7 @@ class Engine:
         log_errors: bool = True,
     ) -> None:
         self.limits = limits or EngineLimits()
+        self.observers = Observers()
         self._models: Models = FixedModels(intake, heads)
         self._runner = runner
         self._log_errors = log_errors
@@ -178,6 +180,7 @@ class Engine:
     def _item(self, kind, packet, image_file, labels, templates, top_k, deadline, clip, temperature=None) -> Item:
         models = self._models
         now = time.monotonic()
+        input_bytes = len(packet or image_file or b"")
         return Item(
             kind=kind,
             packet=packet,
@@ -187,7 +190,8 @@ class Engine:
             top_k=top_k,
             temperature=temperature,
             due=now + self.limits.default_deadline_s if deadline is None else deadline,
-            size_bytes=len(packet or image_file or b"") + sum(map(len, labels)),
+            input_bytes=input_bytes,
+            size_bytes=input_bytes + sum(map(len, labels)),
             accepted=now,
             future=Future(),
             models=models,
@@ -200,17 +204,21 @@ class Engine:
             now = time.monotonic()
             for gone in self._queue.sweep(lambda other: other.future.cancelled() or other.due <= now):
                 self._claim(gone)
-        with self._lock:
-            if self._closing:
-                raise ShuttingDown("the service is stopping")
-            if self._is_full(item):
-                self.counts["rejected"] += 1
-                waiting = len(self._items)
-                wait_ms = int(min(max(waiting * self._item_s * 1000 / 2, 20), 5000))
-                raise QueueFull(f"{waiting} requests are waiting already; try again in {wait_ms} ms", wait_ms)
-            self._items.add(item)
-            self._bytes += item.size_bytes
-            self.counts["accepted"] += 1
+        try:
+            with self._lock:
+                if self._closing:
+                    raise ShuttingDown("the service is stopping")
+                if self._is_full(item):
+                    self.counts["rejected"] += 1
+                    waiting = len(self._items)
+                    wait_ms = int(min(max(waiting * self._item_s * 1000 / 2, 20), 5000))
+                    raise QueueFull(f"{waiting} requests are waiting already; try again in {wait_ms} ms", wait_ms)
+                self._items.add(item)
+                self._bytes += item.size_bytes
+                self.counts["accepted"] += 1
+        except ThinwireError as error:
+            self.observers.refused(error.reason)
+            raise
 
     def _check_prompts(self, labels: Sequence[str], templates: Sequence[str]) -> None:
         prompts = len(labels) * len(templates)
@@ -229,14 +237,18 @@ class Engine:
             return True
         return bool(self._items) and self._bytes + item.size_bytes > self.limits.queue_bytes
 
-    def _release(self, item: Item, outcome: str) -> None:
+    def _release(self, item: Item, outcome: str) -> bool:
+        """Gives the item's place back; False when that had happened before."""
         with self._lock:
             if item not in self._items:
-                return
+                return False
             self._items.remove(item)
             self._bytes -= item.size_bytes
             self.counts[outcome] += 1
             self._lock.notify_all()
+        if outcome == "cancelled":
+            self.observers.settled(item, outcome, None)
+        return True
 
     def _wanted(self, item: Item) -> bool:
         """Whether anyone still waits for `item`; settles it when not."""
@@ -259,14 +271,18 @@ class Engine:
 
     def _resolve(self, item: Item, value: object) -> None:
         # The place is given back first: a caller who sees its answer may submit the next one at once.
-        self._release(item, "answered")
+        held = self._release(item, "answered")
         with contextlib.suppress(InvalidStateError):  # the caller cancelled at this very moment
             item.future.set_result(value)
+        if held:
+            self.observers.settled(item, "answered", value)
 
     def _fail(self, item: Item, error: Exception, outcome: str = "failed") -> None:
-        self._release(item, outcome)
+        held = self._release(item, outcome)
         with contextlib.suppress(InvalidStateError):  # as above
             item.future.set_exception(error)
+        if held:
+            self.observers.settled(item, outcome, error)
 
     def _start(self, pool: ThreadPoolExecutor, stage: Callable[[Item], None], item: Item) -> None:
         try:
@@ -434,6 +450,7 @@ class Engine:
         with self._lock:
             self.counts["batches"] += 1
             self.counts["batched_items"] += len(batch)
+        self.observers.ran(len(batch), result)
         with contextlib.suppress(RuntimeError):  # `close` gave up on this batch and has failed its items already
             self._finisher.submit(self._finish, batch, result)
 

@@ -89,6 +89,18 @@ class Unauthenticated(ThinwireError):
     reason: ClassVar[str] = "UNAUTHENTICATED"
 
 
+class PermissionDenied(ThinwireError):
+    """The call is for operators; what it carried does not show one."""
+
+    reason: ClassVar[str] = "PERMISSION_DENIED"
+
+
+class SearchOff(ThinwireError):
+    """This server keeps no frames, so there is nothing to search."""
+
+    reason: ClassVar[str] = "SEARCH_OFF"
+
+
 class RateLimited(QueueFull):
     """This client sends more than its share; try again after `retry_after_ms`."""
 

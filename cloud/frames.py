@@ -144,6 +144,7 @@ class FrameStream:
                 self._keep(request.frame_id, waiting)
                 more = pb.NeedMore(layer=len(waiting.packet.layers) + 1, so_far=result, confidence=confidence)
                 return pb.ClassifyStreamResponse(need_more=more)
+        self._service.report(self._context, source, labels, request.clip, answer)
         return pb.ClassifyStreamResponse(result=result)
 
     async def _admitted(self, *question) -> Answer:

@@ -20,6 +20,8 @@ class ServerOptions:
     grace_s: float = 20.0  # how long a stopping server waits for what it accepted
     drain_delay_s: float = 0.0  # NOT_SERVING, but still accepting: for balancers that take a while to look
     reflection: bool = False
+    max_connection_age_s: float = 0.0  # connections older than this are asked to come again; 0: never
+    max_connection_age_grace_s: float = 60.0  # then calls and streams under way may last this much longer
 
     @property
     def max_message_bytes(self) -> int:

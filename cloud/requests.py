@@ -89,7 +89,8 @@ class Item:
     top_k: int
     temperature: float | None
     due: float  # monotonic seconds
-    size_bytes: int
+    input_bytes: int  # of the packet or image file
+    size_bytes: int  # of everything it holds
     accepted: float
     future: Future
     models: Models

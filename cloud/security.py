@@ -20,6 +20,7 @@ from cloud.replies import abort
 log = logging.getLogger(__name__)
 
 LOOPBACK = re.compile(r"localhost|127\.\d+\.\d+\.\d+|::1")
+SEARCH = "/thinwire.v1.SearchService/"
 OPEN_SERVICES = ("/grpc.health.v1.Health/",)  # probes carry no tokens, and health tells nothing else
 MIN_TOKEN_CHARS = 16
 LOOK_EVERY_S = 1.0
@@ -28,7 +29,8 @@ LOOK_EVERY_S = 1.0
 @dataclass(frozen=True)
 class Security:
     """certificate, key: PEM files of this server (both or none: no TLS). client_ca: PEM file of the authorities whose
-    client certificates are let in (mTLS). token_file: one token a line; a call must carry one of them. rate_per_s,
+    client certificates are let in (mTLS). token_file: one token a line; a call must carry one of them.
+    operator_token_file: tokens that open the SearchService, and nothing but them does then. rate_per_s,
     burst: images that one client may send, on average and at once. allow_plaintext: listen beyond loopback without TLS.
     """
 
@@ -36,6 +38,7 @@ class Security:
     key: Path | None = None
     client_ca: Path | None = None
     token_file: Path | None = None
+    operator_token_file: Path | None = None
     rate_per_s: float | None = None
     burst: int | None = None
     allow_plaintext: bool = False
@@ -57,8 +60,14 @@ class Security:
             )
         if self.tls:
             Certificates(self).read()
-        if self.token_file:
-            Tokens(self.token_file)
+        for path in (self.token_file, self.operator_token_file):
+            if path:
+                Tokens(path)
+
+    def operators_may_search(self, host: str) -> bool:
+        """Whether the SearchService answers: to operators' tokens, and without any only where nobody but this machine
+        gets in and no tokens tell cameras from operators."""
+        return self.operator_token_file is not None or (self.token_file is None and bool(LOOPBACK.fullmatch(host)))
 
     def credentials(self) -> grpc.ServerCredentials | None:
         """None without TLS. Certificates are read again when their files have changed. Raises `BadConfiguration`."""
@@ -157,10 +166,11 @@ class Tokens:
 
 
 class BearerAuth(grpc.aio.ServerInterceptor):
-    """Lets calls pass whose `authorization: Bearer TOKEN` is known; health checks pass without."""
+    """Lets calls pass whose `authorization: Bearer TOKEN` is known; health checks pass without. Calls of the
+    SearchService need one of `operators` where that is given; a None lets pass what it would look at."""
 
-    def __init__(self, tokens: Tokens) -> None:
-        self._tokens = tokens
+    def __init__(self, tokens: Tokens | None, operators: Tokens | None = None) -> None:
+        self._tokens, self._operators = tokens, operators
 
     async def intercept_service(self, continuation, details: grpc.HandlerCallDetails):
         handler = await continuation(details)
@@ -175,10 +185,15 @@ class BearerAuth(grpc.aio.ServerInterceptor):
         return grpc.unary_unary_rpc_method_handler(refuse)
 
     def _knows(self, details: grpc.HandlerCallDetails) -> bool:
+        tokens = self._tokens
+        if self._operators is not None and details.method.startswith(SEARCH):
+            tokens = self._operators
+        if tokens is None:
+            return True
         for key, value in details.invocation_metadata or ():
             if key == "authorization":
                 scheme, _, token = value.partition(" ")
-                return scheme.lower() == "bearer" and self._tokens.accepts(token.strip())
+                return scheme.lower() == "bearer" and tokens.accepts(token.strip())
         return False
 
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import io
+import time
 
 import grpc
 import numpy as np
 from PIL import Image
 
-from cloud.admission import RateLimiter, client_of
+from cloud.admission import RateLimiter, client_of, device_of
 from cloud.calibration import LayerCalibration
 from cloud.engine import Engine
 from cloud.errors import InvalidRequest
+from cloud.events import Seen
 from cloud.frames import FrameStream
 from cloud.info import server_info
 from cloud.label_sets import LabelSet, LabelSets, check_label_set
@@ -116,6 +118,28 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         )
         return asyncio.wrap_future(future)
 
+    def report(
+        self, context: Context, source: dict[str, bytes], labels: LabelSet | None, clip: str, answer: Answer
+    ) -> None:
+        """Tells the engine's observers of a final answer."""
+        if not self._engine.observers:
+            return
+        models = self._engine.models
+        name = models.name_of(clip)
+        station = models.station(name)
+        self._engine.observers.answered(
+            Seen(
+                at=time.time(),
+                device_id=device_of(context, self._by_token),
+                packet=source.get("packet"),
+                image_file=source.get("image_file"),
+                labels=labels.labels if labels else (),
+                answer=answer,
+                clip=name,
+                clip_id=station.heads.clip.id if station else name,
+            )
+        )
+
     def clip_name(self, wanted: str) -> str:
         """The name that a reply states: clients compare it with `GetServerInfo`."""
         return self._engine.models.name_of(wanted)
@@ -134,12 +158,14 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         labels = self.labels_of(request)
         source = source_of(request.image, self.options.max_image_file_bytes)
         answer = await self.look(source, labels, request.top_k, request.clip, deadline_of(context))
+        self.report(context, source, labels, request.clip, answer)
         return classified(answer, labels.places, self.clip_name(request.clip), request.frame_id)
 
     async def _embed(self, request: pb.EmbedRequest, context: Context) -> pb.EmbedResponse:
         self.charge(context)
         source = source_of(request.image, self.options.max_image_file_bytes)
         answer = await self.look(source, None, 0, request.clip, deadline_of(context))
+        self.report(context, source, None, request.clip, answer)
         return pb.EmbedResponse(
             embedding=pb.Embedding(values=answer.embedding.tolist()),
             timing=timing_of(answer),

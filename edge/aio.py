@@ -47,8 +47,11 @@ class AsyncClient:
         token: str | None = None,
         client_certificate: str | os.PathLike[str] | None = None,
         client_key: str | os.PathLike[str] | None = None,
+        device_id: str | None = None,
     ) -> None:
-        self.line = Line(server, timeout_s, tls, root_certificate, token, client_certificate, client_key)
+        self.line = Line(
+            server, timeout_s, tls, root_certificate, token, client_certificate, client_key, device_id=device_id
+        )
         self.bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle or DEFAULT_BUNDLE)
         self.rate = rate or default_rate(self.bundle)
         self.bundle.n_layers(self.rate)

@@ -36,6 +36,7 @@ def line_of(args: argparse.Namespace, max_reconnect_s: float = 10.0) -> Line:
         args.tls_cert,
         args.tls_key,
         max_reconnect_s,
+        args.device_id,
     )
 
 

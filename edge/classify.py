@@ -116,6 +116,7 @@ def _client(args: argparse.Namespace) -> Client:
         token=token_of(args),
         client_certificate=args.tls_cert,
         client_key=args.tls_key,
+        device_id=args.device_id,
     )
 
 

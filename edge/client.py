@@ -109,7 +109,7 @@ class Client:
     server: HOST:PORT. bundle: name of a shipped bundle, a bundle's folder, or a loaded `Bundle`; None for the shipped
     default. rate: name of a rate of the bundle; None for "mid" (or the middle one). threads, precision, provider: as
     for `edge.encoder.Encoder`. timeout_s: deadline of each call, retries included. tls, root_certificate, token,
-    client_certificate, client_key: as for `edge.uplink.Line`.
+    client_certificate, client_key, device_id: as for `edge.uplink.Line`.
 
     Guarantees: nothing is sent, and no connection made, before the first call; every error is a `ThinwireError` whose
     text names the fix. May be shared by threads; not by forked processes. Requirement: the server holds the same
@@ -134,9 +134,10 @@ class Client:
         token: str | None = None,
         client_certificate: str | os.PathLike[str] | None = None,
         client_key: str | os.PathLike[str] | None = None,
+        device_id: str | None = None,
     ) -> None:
         line = Line(
-            server, timeout_s, tls, root_certificate, token, client_certificate, client_key
+            server, timeout_s, tls, root_certificate, token, client_certificate, client_key, device_id=device_id
         )  # first: a typo should not wait for a model
         self.bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle or DEFAULT_BUNDLE)
         self.rate = rate or default_rate(self.bundle)

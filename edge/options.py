@@ -46,6 +46,7 @@ def add_line_options(sub: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     line.add_argument("--tls-cert", metavar="PEM", help="certificate that shows the server who we are (mTLS)")
     line.add_argument("--tls-key", metavar="PEM", help="its private key")
     line.add_argument("--token-file", metavar="FILE", help="file that holds a token for the server")
+    line.add_argument("--device-id", metavar="NAME", help="the name under which the server keeps this device's frames")
     return line
 
 

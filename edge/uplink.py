@@ -48,7 +48,8 @@ class Line:
     the certificate authorities that gRPC ships; root_certificate: encrypt, trusting those in this PEM file instead.
     token: sent with each call as `authorization: Bearer TOKEN`, on an encrypted line or to this machine only.
     client_certificate, client_key: PEM files that show the server who we are (mTLS); either both or none.
-    max_reconnect_s: longest pause between attempts to connect again.
+    max_reconnect_s: longest pause between attempts to connect again. device_id: the name under which the server shows
+    and keeps this device's frames (1 to 64 of A-Z a-z 0-9 . _ : -); None leaves it to the server.
     """
 
     server: str
@@ -59,6 +60,7 @@ class Line:
     client_certificate: str | os.PathLike[str] | None = None
     client_key: str | os.PathLike[str] | None = None
     max_reconnect_s: float = 10.0
+    device_id: str | None = None
 
     def __post_init__(self) -> None:
         host, _, port = self.server.rpartition(":")
@@ -73,6 +75,8 @@ class Line:
             raise ConnectionOptionsError("a token is printable ASCII without spaces: check the file it came from")
         if self.token is not None and not self.encrypted and not self.local:
             raise ConnectionOptionsError(f"a token must not cross the net to {self.server} unencrypted: switch TLS on")
+        if self.device_id is not None and not re.fullmatch(r"[A-Za-z0-9._:-]{1,64}", self.device_id):
+            raise ConnectionOptionsError(f"{self.device_id!r} is no device id: 1 to 64 of A-Z a-z 0-9 . _ : -")
         if (self.client_certificate is None) != (self.client_key is None):
             raise ConnectionOptionsError("a client certificate and its key go together: give --tls-cert and --tls-key")
 
@@ -86,7 +90,12 @@ class Line:
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...] | None:
-        return None if self.token is None else (("authorization", f"Bearer {self.token}"),)
+        pairs = []
+        if self.token is not None:
+            pairs.append(("authorization", f"Bearer {self.token}"))
+        if self.device_id is not None:
+            pairs.append(("thinwire-device", self.device_id))  # HPACK: once per connection, then a byte or two
+        return tuple(pairs) or None
 
     @property
     def options(self) -> list[tuple[str, str | int]]:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import threading
 import time
+import urllib.error
+import urllib.request
 
 import grpc
 import numpy as np
@@ -19,8 +22,9 @@ from cloud.head import HeadCache
 from cloud.intake import Intake
 from cloud.runner import TorchRunner
 from cloud.server import background_server
+from cloud.watch.assemble import Watch
 from thinwire.v1 import inference_pb2 as pb
-from thinwire.v1 import inference_pb2_grpc
+from thinwire.v1 import inference_pb2_grpc, search_pb2_grpc
 
 LABELS = ["cat", "dog", "  car ", "", "cat"]
 
@@ -46,11 +50,12 @@ class HeldRunner:
 class Served:
     """A running server with its client stub and its insides."""
 
-    def __init__(self, clip, bundle, limits=None, options=None, security=None, credentials=None):
+    def __init__(self, clip, bundle, limits=None, options=None, security=None, credentials=None, watch=None):
         self.runner = HeldRunner(TorchRunner(clip, [bundle]))
         intake = Intake([bundle], clip.image_height, clip.image_width)
         self.engine = Engine(self.runner, intake, HeadCache(clip), limits, log_errors=False)
-        self._serving = background_server(self.engine, options=options, security=security)
+        self.watch = Watch(self.engine, watch) if watch else None
+        self._serving = background_server(self.engine, options=options, security=security, watch=self.watch)
         self.address = self._serving.__enter__()
         words = [("grpc.max_send_message_length", -1)]
         if credentials:
@@ -58,6 +63,17 @@ class Served:
         else:
             self.channel = grpc.insecure_channel(self.address, options=words)
         self.stub = inference_pb2_grpc.InferenceServiceStub(self.channel)
+        self.search = search_pb2_grpc.SearchServiceStub(self.channel)
+
+    def get(self, path, data=None, **headers):
+        """(status, body) from the HTTP port; the body parsed where it is JSON."""
+        request = urllib.request.Request(f"http://127.0.0.1:{self.watch.web_port}{path}", data, headers)
+        try:
+            with urllib.request.urlopen(request, timeout=10) as reply:
+                status, kind, body = reply.status, reply.headers["Content-Type"], reply.read()
+        except urllib.error.HTTPError as error:
+            status, kind, body = error.code, error.headers["Content-Type"], error.read()
+        return status, json.loads(body) if "json" in kind else body
 
     def close_server(self):
         """Stops gracefully; a second time does nothing."""
