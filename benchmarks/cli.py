@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import field, progressive, service_load, timing_commands
+from benchmarks import field, frame_search, progressive, ray_serve, service_load, timing_commands, watching
 from benchmarks.contestants import parse_families, parse_peers
 from benchmarks.progress import ended_by_sigterm
 from edge.defaults import DEFAULT_BUNDLE
@@ -83,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="write report.html, report.md, results.csv and figures anew from OUT")
     report.add_argument("out", metavar="OUT", help="folder that a study wrote")
     timing_commands.add_commands(commands)
-    for module in (progressive, service_load, field):
+    for module in (progressive, service_load, field, watching, frame_search, ray_serve):
         module.add_commands(commands)
     return parser
 

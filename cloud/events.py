@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -65,8 +66,13 @@ class Observers(Observer):
     def add(self, *observers: Observer) -> None:
         self._all = (*self._all, *observers)
 
-    def remove(self, observer: Observer) -> None:
-        self._all = tuple(each for each in self._all if each is not observer)
+    @property
+    def all(self) -> tuple[Observer, ...]:
+        return self._all
+
+    def replace(self, observers: Iterable[Observer]) -> None:
+        """These and no others, from now on."""
+        self._all = tuple(observers)
 
     def __bool__(self) -> bool:
         return bool(self._all)

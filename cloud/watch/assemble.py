@@ -19,7 +19,7 @@ class Watch:
         self.searcher: Searcher | None = None
         self.interceptors: list = []
         self.web_port: int | None = None
-        self._web = self._archive = self._traces = None
+        self._web = self.archive = self._traces = None
         if options.web:
             options.web.check()
         if options.traces:
@@ -32,9 +32,9 @@ class Watch:
             from cloud.search.archive import Archive
             from cloud.search.searcher import Searcher
 
-            self._archive = Archive(options.store, options.max_bytes, options.max_age_s)
-            engine.observers.add(self._archive)
-            self.searcher = Searcher(engine, self._archive)
+            self.archive = Archive(options.store, options.max_bytes, options.max_age_s)
+            engine.observers.add(self.archive)
+            self.searcher = Searcher(engine, self.archive)
         if options.request_log:
             from cloud.watch.logs import RequestLog
 
@@ -44,7 +44,7 @@ class Watch:
             from cloud.watch.metrics import Metrics
             from cloud.watch.web import Web
 
-            metrics, live = Metrics(engine, self._archive), Live()
+            metrics, live = Metrics(engine, self.archive), Live()
             engine.observers.add(metrics, *([live] if options.web.page else []))
             self._web = Web(engine, options.web, metrics, live, self.searcher)
 
@@ -62,7 +62,7 @@ class Watch:
         """After the last answer: writes what waits, closes ports and files."""
         if self._web:
             await self._web.stop()
-        if self._archive:
-            await asyncio.to_thread(self._archive.close)
+        if self.archive:
+            await asyncio.to_thread(self.archive.close)
         if self._traces:
             await asyncio.to_thread(self._traces.close)

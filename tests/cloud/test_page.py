@@ -90,7 +90,7 @@ def test_the_page_lives(service, photos, tmp_path):
         assert f"{len(photos['astronaut'][1])} B" in first.inner_text().replace(",", "")
         assert "camera-12" in first.inner_text()
         page.wait_for_function(
-            "[...document.querySelectorAll('#latest img')].filter((i) => i.complete && i.naturalWidth > 50).length === 4"
+            "[...document.querySelectorAll('#latest img')].filter((i) => i.naturalWidth > 50).length === 4"
         )
         # It moves on while traffic runs, and keeps the pictures it has
         before = sum("/api/latest/" in each for each in requests)
