@@ -152,9 +152,8 @@ def application(settings: RaySettings):
 
 def build(words: dict[str, str]):
     """For `serve run cloud.ray_app:build min_replicas=2 gpus=1`."""
-    read = {
-        field: type(default) for field, default in asdict(RaySettings()).items() if isinstance(default, int | float)
-    }
+    defaults = asdict(RaySettings())
+    read = {name: type(default) for name, default in defaults.items() if isinstance(default, int | float)}
     values = {name: read[name](text) if name in read else tuple(text.split(",")) for name, text in words.items()}
     return application(RaySettings(**values))
 

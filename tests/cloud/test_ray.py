@@ -6,13 +6,11 @@ Slow, and skipped where the extra `ray` is not installed (it is not in the lock)
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 
 import grpc
 import pytest
-
-ray = pytest.importorskip("ray", reason="needs the extra ray")
-pytest.importorskip("ray.serve", reason="needs the extra ray")
 
 from benchmarks.ray_serve import kill_one_under_load, replica_actors
 from tests.cloud.served import classify, refused
@@ -20,6 +18,7 @@ from thinwire.v1 import inference_pb2 as pb
 from thinwire.v1 import inference_pb2_grpc
 
 ROOT = Path(__file__).resolve().parents[2]
+ray = pytest.importorskip("ray", reason="needs the extra ray: pip install 'thinwire[ray]'")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
@@ -28,9 +27,11 @@ def ingress(tiny_clip_dir, tiny_codec, tmp_path_factory):
     """ "HOST:PORT" of an application with two replicas."""
     from ray import serve
 
-    from benchmarks.loopback import free_port
     from cloud.ray_app import APPLICATION, RaySettings, start
 
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = str(ROOT)  # the proxy's process imports the stubs
     cache = str(tmp_path_factory.mktemp("heads"))
@@ -38,7 +39,7 @@ def ingress(tiny_clip_dir, tiny_codec, tmp_path_factory):
     ray.init(num_cpus=2, include_dashboard=False, runtime_env=variables, log_to_driver=False)
     try:
         settings = RaySettings(
-            (str(tiny_clip_dir),), (str(tiny_codec.path),), min_replicas=2, max_replicas=2, cpus=0.9, port=free_port()
+            (str(tiny_clip_dir),), (str(tiny_codec.path),), min_replicas=2, max_replicas=2, cpus=0.9, port=port
         )
         yield start(settings)
         serve.delete(APPLICATION)
