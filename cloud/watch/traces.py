@@ -28,13 +28,13 @@ class Traces(Observer):
     def __init__(self, endpoint: str, exporter: SpanExporter | None = None) -> None:
         """`endpoint` as in `WatchOptions.traces`; `exporter` in place of it. Raises `BadConfiguration`."""
         try:
-            from opentelemetry import trace
             from opentelemetry.sdk.resources import Resource
             from opentelemetry.sdk.trace import TracerProvider
             from opentelemetry.sdk.trace.export import BatchSpanProcessor
+            from opentelemetry.trace import set_span_in_context
         except ModuleNotFoundError as error:
             raise BadConfiguration(f"--traces needs OpenTelemetry ({error}): pip install 'thinwire[otel]'") from None
-        self._trace = trace
+        self._below = set_span_in_context
         resource = Resource.create({"service.name": "thinwire-cloud", "service.version": version()})
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         self._provider.add_span_processor(BatchSpanProcessor(exporter or _exporter(endpoint)))
@@ -51,7 +51,7 @@ class Traces(Observer):
 
     def answered(self, seen: Seen) -> None:
         """Stages are laid end to end, ending now: their lengths are exact, the gaps between them are not known."""
-        trace, timing = self._trace, seen.answer.timing
+        timing = seen.answer.timing
         end = time.time_ns()
         at = end - int(timing.total_ms * 1e6)
         attributes = {
@@ -63,7 +63,7 @@ class Traces(Observer):
         }
         parent = self._tracer.start_span("answer", start_time=at, attributes=attributes)
         if parent.is_recording():
-            context = trace.set_span_in_context(parent)
+            context = self._below(parent)
             for name in ("decode", "queue", "synthesis", "clip", "head"):
                 span = self._tracer.start_span(name, context=context, start_time=at)
                 at += int(getattr(timing, f"{name}_ms") * 1e6)
