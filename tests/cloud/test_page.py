@@ -23,6 +23,7 @@ from thinwire.v1 import inference_pb2 as pb
 from thinwire.v1 import inference_pb2_grpc
 
 CHROMIUM = Path("/usr/bin/chromium")
+PATIENCE_MS = 120_000  # a busy machine is no failure
 LABELS = ["cat", "cup of coffee", "rocket", "astronaut", "coins", "motorcycle"]
 
 pytestmark = [
@@ -68,8 +69,9 @@ def shown(page, tile: str) -> float:
 def test_the_page_lives(service, photos, tmp_path):
     url, stub = service
     with sync_api.sync_playwright() as player:
-        browser = player.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
+        browser = player.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"], timeout=PATIENCE_MS)
         page = browser.new_context(viewport={"width": 1300, "height": 1100}).new_page()
+        page.set_default_timeout(PATIENCE_MS)
         complaints, requests = [], []
         page.on("console", lambda told: complaints.append(told.text) if told.type in ("error", "warning") else None)
         page.on("pageerror", lambda error: complaints.append(str(error)))
@@ -153,8 +155,9 @@ def test_the_page_lives(service, photos, tmp_path):
 def test_it_says_when_the_service_is_gone(service):
     url, _ = service
     with sync_api.sync_playwright() as player:
-        browser = player.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
+        browser = player.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"], timeout=PATIENCE_MS)
         page = browser.new_page()
+        page.set_default_timeout(PATIENCE_MS)
         page.goto(url)
         page.wait_for_selector("#tile-answered")
         page.route("**/api/live", lambda route: route.abort())
@@ -170,8 +173,9 @@ def test_what_devices_say_is_never_markup(service, photos):
     request = pb.ClassifyRequest(image=pb.ImageInput(packet=photos["coins"][1]), labels=[label])
     stub.Classify(request, timeout=60)
     with sync_api.sync_playwright() as player:
-        browser = player.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
+        browser = player.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"], timeout=PATIENCE_MS)
         page = browser.new_page()
+        page.set_default_timeout(PATIENCE_MS)
         dialogs = []
         page.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
         page.goto(url)
