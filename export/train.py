@@ -99,9 +99,10 @@ class Trainer:
         settings = replace(settings, crop=settings.crop or family.crop)
         self.family, self.settings = family, settings
         self.generator = torch.Generator().manual_seed(settings.seed)
-        images = np.array(train_photos().images)
-        kept = min(HELD_OUT, len(images) // 4)
-        self.images, self.unseen = images[:-kept], images[-kept:]
+        images = train_photos().images
+        unseen = np.zeros(len(images), bool)
+        unseen[:: max(4, len(images) // HELD_OUT)] = True  # from all over the pack, whose end is of one source
+        self.images, self.unseen = images[~unseen], images[unseen]
         device = settings.device
         self.tower = FrozenTower().to(device)
         sample = crops(self.images, settings.crop, 200, torch.Generator().manual_seed(settings.seed), device)
