@@ -147,6 +147,8 @@ def _serve(config: Config) -> int:
         max_image_file_bytes=config["max_image_mb"] << 20,
         stream_window=config["window"],
         confidence=config["confidence"],
+        repeat_bytes=config["repeat_mb"] << 20,
+        repeat_age_s=config["repeat_age"],
         grace_s=config["grace"],
         drain_delay_s=config["drain_delay"],
         reflection=config["reflection"],
@@ -166,7 +168,9 @@ def _serve(config: Config) -> int:
         logging.getLogger(__name__).info("ready after %.1f s", time.monotonic() - start)
         await stop.wait()
         _say(f"stopping: answering what was accepted (at most {config['grace']:g} s)")
-        return await server.stop()
+        drained = await server.stop()
+        _say(", ".join(f"{count} {what}" for what, count in server.counts.items() if count) or "nothing was asked")
+        return drained
 
     try:
         drained = asyncio.run(run())

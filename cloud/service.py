@@ -17,6 +17,7 @@ from cloud.frames import FrameStream
 from cloud.info import server_info
 from cloud.label_sets import LabelSet, LabelSets, check_label_set
 from cloud.options import ServerOptions
+from cloud.repeats import Repeats, device_of
 from cloud.replies import (
     checked_texts,
     classified,
@@ -50,6 +51,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         self._limiter = limiter or RateLimiter(None)
         self._by_token = tokens_are_checked
         self._label_sets = LabelSets(options.max_label_sets, options.label_set_bytes)
+        self.repeats = Repeats(options.repeat_bytes, options.repeat_age_s)
         self._stopping = asyncio.Event()
 
     def stop_streams(self) -> None:
@@ -92,6 +94,10 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         """Raises `RateLimited`."""
         self._limiter.charge(client_of(context, self._by_token), images)
 
+    def device(self, context: Context) -> str:
+        """Whose frames a call brings; see `cloud.repeats`."""
+        return device_of(context, self._by_token)
+
     def labels_of(self, request: pb.ClassifyRequest) -> LabelSet:
         """A request's own labels, or those that its handle names. Raises `LabelError` or `UnknownLabelSet`."""
         if not request.label_set:
@@ -130,11 +136,19 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
     # ---------------------------------------------------------------- one request
 
     async def _classify(self, request: pb.ClassifyRequest, context: Context) -> pb.ClassifyResponse:
-        self.charge(context)
+        device = self.device(context)
+        if not device:
+            self.charge(context)
         labels = self.labels_of(request)
-        source = source_of(request.image, self.options.max_image_file_bytes)
-        answer = await self.look(source, labels, request.top_k, request.clip, deadline_of(context))
-        return classified(answer, labels.places, self.clip_name(request.clip), request.frame_id)
+
+        async def compute() -> pb.ClassifyResponse:
+            if device:  # a repeat costs its client nothing
+                self.charge(context)
+            source = source_of(request.image, self.options.max_image_file_bytes)
+            answer = await self.look(source, labels, request.top_k, request.clip, deadline_of(context))
+            return classified(answer, labels.places, self.clip_name(request.clip), request.frame_id)
+
+        return await self.repeats.answer(self.repeats.key(device, request, labels), compute)
 
     async def _embed(self, request: pb.EmbedRequest, context: Context) -> pb.EmbedResponse:
         self.charge(context)

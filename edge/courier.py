@@ -2,8 +2,8 @@
 
 Guarantees and requirements
 - A frame leaves the spool only with a final result. Whatever is unanswered when a stream ends is sent again on the next
-  one, with the same `frame_id` (the first 8 bytes of its key) under the same `thinwire-device`, so that a server can
-  tell a repeat; a second answer to a frame changes nothing.
+  one, with the same `frame_id` (the first 8 bytes of its key) under the same `thinwire-device`: the idempotency key by
+  which the server gives the answer it gave before. A second answer to a frame changes nothing.
 - At most `window` frames are on their way. A frame that is not answered within `timeout_s` ends the connection, and a
   new one is made: on a line that is silently dead nothing else helps.
 - Refusals that another try cannot change (BAD_PACKET, TOO_LARGE, ...) become the frame's final result. Others are tried

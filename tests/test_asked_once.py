@@ -1,4 +1,4 @@
-"""Label handles from the real edge to the real cloud: labels cross once, also over a restart, and nobody notices."""
+"""Labels and answers cross once, from the real edge to the real cloud, over cut streams and a server started anew."""
 
 from __future__ import annotations
 
@@ -11,15 +11,12 @@ from tests.tiny_bundle import photo, synthetic_views
 
 pytest.importorskip("torch")
 
-import grpc
-
 from cloud.assemble import open_engine
 from cloud.server import background_server
 from edge import AsyncClient, Client
 from edge.cli import main
-from edge.uplink import Line, Uplink
 from tests.cloud.tiny_clip import write_tiny_clip
-from thinwire.v1 import inference_pb2_grpc
+from tests.relay import Relay
 
 LABELS = [f"something that looks like number {number}" for number in range(100)]
 VIEWS = list(synthetic_views(5, 64, seed=5))
@@ -31,6 +28,25 @@ def engine(tmp_path_factory, tiny_bundle_with_decoder):
     clip = write_tiny_clip(folder / "tiny-random-clip")
     with open_engine(str(clip), [tiny_bundle_with_decoder.path], "cpu", 1, cache_dir=folder / "heads") as engine:
         yield engine
+
+
+@pytest.fixture
+def run(tiny_bundle_with_decoder, tmp_path, capsys):
+    """`thinwire-edge run` over six photographs through a relay → (result lines, summary)."""
+
+    def run(relay: Relay, labels: list[str]):
+        folder = tmp_path / "photos"
+        folder.mkdir()
+        for number in range(6):
+            photo(folder, f"{number}.jpg", seed=number)
+        words = ["run", str(folder), "--labels", ",".join(labels), "--summary", "--in-flight", "2"]
+        words += ["--bundle", str(tiny_bundle_with_decoder.path), "--out", str(tmp_path / "out.jsonl")]
+        with relay.running() as address:
+            assert main([*words, "--spool", str(tmp_path / "spool.db"), "--server", address]) == 0
+        lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+        return lines, json.loads(capsys.readouterr().out.splitlines()[-1])
+
+    return run
 
 
 @pytest.fixture
@@ -101,56 +117,23 @@ def test_short_labels_and_lone_images_go_as_they_are(restarting, tiny_bundle_wit
         assert (client.handles.counts.registered, client.handles.counts.by_handle) == (0, 0)
 
 
-def test_run_names_the_handle_on_every_stream_after_its_first(engine, tiny_bundle_with_decoder, tmp_path, capsys):
+def test_run_names_the_handle_on_every_stream_after_its_first(engine, run):
     """Streams that break after each answer; then the server starts anew: still each frame has one answer."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    for number in range(6):
-        photo(folder, f"{number}.jpg", seed=number)
-    seen = []
-
-    class Relay(inference_pb2_grpc.InferenceServiceServicer):
-        """Passes one frame of each stream on, then cuts the stream."""
-
-        def GetServerInfo(self, request, context):
-            return uplink.info()
-
-        def RegisterLabels(self, request, context):
-            return uplink.register(request)
-
-        def ClassifyStream(self, request_iterator, context):
-            message = next(request_iterator)
-            seen.append(message.request)
-            if len(seen) == 4:
-                restart()
-            yield next(iter(uplink.stream(iter([message]))))
-            context.abort(grpc.StatusCode.UNAVAILABLE, "cut")
-
-    relay = grpc.server(ThreadPoolExecutor(4), options=[("grpc.so_reuseport", 0)])
-    inference_pb2_grpc.add_InferenceServiceServicer_to_server(Relay(), relay)
-    port = relay.add_insecure_port("127.0.0.1:0")
-    words = ["run", str(folder), "--labels", ",".join(LABELS), "--server", f"127.0.0.1:{port}", "--summary"]
-    words += ["--bundle", str(tiny_bundle_with_decoder.path), "--out", str(tmp_path / "out.jsonl")]
-    words += ["--spool", str(tmp_path / "spool.db"), "--in-flight", "2"]
-    with contextlib.ExitStack() as stack:
-        engine.close = lambda *_: True
-        stack.callback(lambda: engine.__dict__.pop("close"))
-        server = stack.enter_context(contextlib.ExitStack())
-        address = server.enter_context(background_server(engine))
-        uplink = stack.enter_context(Uplink(Line(address)))
-
-        def restart():
-            server.close()
-            server.enter_context(background_server(engine, address))
-
-        relay.start()
-        stack.callback(lambda: relay.stop(0).wait(5))
-        assert main(words) == 0
-    facts = json.loads(capsys.readouterr().out.splitlines()[-1])
-    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    relay = Relay(engine)
+    relay.before = lambda number: relay.restart() if number == 3 else None
+    lines, facts = run(relay, LABELS)
     assert len(lines) == len({line["key"] for line in lines}) == facts["answered"] == 6
-    by_handle = [bool(each.label_set) for each in seen]
-    assert by_handle[:4] == [False, True, True, True]
+    assert [bool(each.label_set) for each in relay.requests[:4]] == [False, True, True, True]
     assert facts["labels_saved_bytes"] > 0
+
+
+def test_answers_that_the_link_loses_are_given_again_and_not_computed_again(engine, run):
+    """Every other answer is lost on its way: its frame is sent again, and the cloud counts it once."""
+    relay = Relay(engine)
+    relay.swallows = lambda number: number % 2 == 0
+    before = dict(engine.counts)
+    lines, facts = run(relay, ["cat", "dog"])
+    assert len(lines) == len({line["key"] for line in lines}) == facts["answered"] == 6
+    assert len(relay.requests) > 6
+    assert engine.counts["answered"] - before["answered"] == 6
+    assert len({each.frame_id for each in relay.requests}) == 6
