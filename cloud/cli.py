@@ -14,6 +14,11 @@ from collections.abc import Sequence
 
 from cloud.config import Config, add_flags, load_config
 
+# How long a thread that wants Python's lock waits before it asks for it. The device thread wants it after each of some
+# hundred operations of a batch; at the default of 5 ms every one may wait for a whole burst of requests that are parsed
+# or refused on the event loop.
+SWITCH_S = 0.0002
+
 _WHERE = (
     "Settings come from flags, then THINWIRE_* variables (--tls-cert is THINWIRE_TLS_CERT), then the TOML file of "
     "--config (tls-cert = ...), then defaults. docs/service.md has a table of them."
@@ -131,6 +136,7 @@ def _open(config: Config):
 
 def _serve(config: Config) -> int:
     start = time.monotonic()
+    sys.setswitchinterval(SWITCH_S)
     from cloud.info import device_name
     from cloud.server import Server, ServerOptions
 

@@ -33,6 +33,8 @@ from cloud.requests import Answer, EngineLimits, Item, Kind
 from cloud.runner import Embedded, Runner
 from thinwire.errors import LabelError
 
+SWEEP_EVERY_S = 0.005  # a thousand refusals a second need not look a thousand times for places
+
 
 class Engine:
     """Answers inputs with CLIP embeddings and zero-shot labels.
@@ -61,6 +63,7 @@ class Engine:
         self._texts = ThreadPoolExecutor(1, "thinwire-text", initializer=self._limit_torch_threads)
         self._loader = ThreadPoolExecutor(1, "thinwire-load")
         self._finisher = ThreadPoolExecutor(1, "thinwire-finish")
+        self._swept = 0.0
         self._builds = HeadBuilds(self._ledger, self._texts, self.limits.pending_head_builds, self._enqueue)
         self._device = threading.Thread(target=self._device_loop, name="thinwire-device", daemon=True)
         self._device.start()
@@ -202,8 +205,11 @@ class Engine:
         self._ledger.accept(item)
 
     def _sweep(self) -> None:
-        """Work whose caller has gone may still hold places: look before refusing anyone."""
+        """Work whose caller has gone may still hold places: look before refusing anyone, if not just now."""
         now = time.monotonic()
+        if now - self._swept < SWEEP_EVERY_S:
+            return
+        self._swept = now
         for gone in self._queue.sweep(lambda other: other.future.cancelled() or other.due <= now):
             self._ledger.wanted(gone)
 

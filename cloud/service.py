@@ -139,6 +139,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         device = self.device(context)
         if not device:
             self.charge(context)
+            self._engine.check_room()  # saying no must cost less than looking at what was sent
         labels = self.labels_of(request)
 
         async def compute() -> pb.ClassifyResponse:
