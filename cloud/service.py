@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import time
 
 import grpc
 import numpy as np
@@ -34,6 +35,7 @@ from thinwire.v1 import inference_pb2 as pb
 from thinwire.v1 import inference_pb2_grpc
 
 Context = grpc.aio.ServicerContext
+TIME_KEY = "thinwire-time"  # seconds since 1970, in the initial metadata of GetServerInfo
 
 
 class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
@@ -61,6 +63,8 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
     # ---------------------------------------------------------------- RPCs
 
     async def GetServerInfo(self, request: pb.GetServerInfoRequest, context: Context):
+        # For devices whose clock may be wrong: certificates and the age of frames depend on it
+        await context.send_initial_metadata(((TIME_KEY, f"{time.time():.3f}"),))
         return await or_abort(context, asyncio.to_thread(server_info, self._engine, self.options))
 
     async def Classify(self, request: pb.ClassifyRequest, context: Context):

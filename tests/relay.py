@@ -46,7 +46,7 @@ class Relay(inference_pb2_grpc.InferenceServiceServicer):
                 front.stop(0).wait(5)
         finally:
             self._server.close()
-            del self._engine.close
+            self._engine.__dict__.pop("close", None)
 
     def GetServerInfo(self, request, context):
         return self._uplink.info()
