@@ -14,6 +14,11 @@ from collections.abc import Sequence
 
 from cloud.config import Config, add_flags, load_config
 
+# How long a thread that wants Python's lock waits before it asks for it. The device thread wants it after each of some
+# hundred operations of a batch; at the default of 5 ms every one may wait for a whole burst of requests that are parsed
+# or refused on the event loop.
+SWITCH_S = 0.0002
+
 _WHERE = (
     "Settings come from flags, then THINWIRE_* variables (--tls-cert is THINWIRE_TLS_CERT), then the TOML file of "
     "--config (tls-cert = ...), then defaults. docs/service.md has a table of them."
@@ -131,6 +136,7 @@ def _open(config: Config):
 
 def _serve(config: Config) -> int:
     start = time.monotonic()
+    sys.setswitchinterval(SWITCH_S)
     from cloud.info import device_name
     from cloud.server import Server, ServerOptions
 
@@ -147,6 +153,8 @@ def _serve(config: Config) -> int:
         max_image_file_bytes=config["max_image_mb"] << 20,
         stream_window=config["window"],
         confidence=config["confidence"],
+        repeat_bytes=config["repeat_mb"] << 20,
+        repeat_age_s=config["repeat_age"],
         grace_s=config["grace"],
         drain_delay_s=config["drain_delay"],
         reflection=config["reflection"],
@@ -166,7 +174,9 @@ def _serve(config: Config) -> int:
         logging.getLogger(__name__).info("ready after %.1f s", time.monotonic() - start)
         await stop.wait()
         _say(f"stopping: answering what was accepted (at most {config['grace']:g} s)")
-        return await server.stop()
+        drained = await server.stop()
+        _say(", ".join(f"{count} {what}" for what, count in server.counts.items() if count) or "nothing was asked")
+        return drained
 
     try:
         drained = asyncio.run(run())

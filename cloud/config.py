@@ -45,6 +45,13 @@ def seconds(text: str) -> float:
     return number
 
 
+def megabytes(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise ValueError(f"{number} is no number of megabytes, 0 or more")
+    return number
+
+
 def rate(text: str) -> float:
     number = float(text)
     if not 0 < number < float("inf"):
@@ -117,6 +124,8 @@ SETTINGS = (
     Setting("batch", positive, None, "most items of one device batch (default: 8 on a CPU, 64 on CUDA)"),
     Setting("window", positive, 32, "frames of one stream that may be unanswered at a time"),
     Setting("max-image-mb", positive, 16, "largest image file taken, megabytes"),
+    Setting("repeat-mb", megabytes, 16, "megabytes of answers kept for devices that ask again; 0 keeps none"),
+    Setting("repeat-age", seconds, 86400.0, "seconds for which they are kept"),
     Setting("confidence", probability, 0.97, "of progressive answers whose request names none"),
     Setting("tls-cert", Path, None, "this server's certificate chain (PEM); read again when it changes", "FILE"),
     Setting("tls-key", Path, None, "its private key (PEM, not encrypted)", "FILE"),

@@ -26,7 +26,7 @@ MB = 1_000_000
 
 ROOMS = {  # room: (the extra that must declare what it imports, some of what it is known to import)
     "thinwire": (None, {"numpy", "pillow", "constriction", "google-crc32c", "protobuf"}),
-    "edge": ("edge-all", {"numpy", "pillow", "grpcio", "onnxruntime", "av", "paho-mqtt"}),
+    "edge": ("edge-all", {"numpy", "pillow", "grpcio", "onnxruntime", "av", "paho-mqtt", "cryptography"}),
     "cloud": ("cloud", {"torch", "open-clip-torch", "grpcio", "googleapis-common-protos"}),
     "synthesis": ("cloud", {"torch", "safetensors"}),
     "export": ("export", {"torch", "onnx", "onnxruntime"}),

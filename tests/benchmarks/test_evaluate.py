@@ -103,7 +103,9 @@ class StandInClient:
     def _result(self, best: str, labels, size: int) -> Result:
         ranked = (best, *(label for label in labels if label != best))
         timing = ServerTiming(0, 0, 0, 0, 0, 1, 1)
-        return Result(tuple(Prediction(label, 0.5, 0.2) for label in ranked), size, 1, 0, 0, 3, 2, 5, timing, "tiny")
+        return Result(
+            tuple(Prediction(label, 0.5, 0.2) for label in ranked), size, 1, 0, 0, 3, 2, 5, timing, "tiny", size
+        )
 
     def classify_file(self, data, labels, top_k=5, prompt_set="7"):
         import io
