@@ -64,6 +64,12 @@ def _throughput(study: Study) -> tuple[int, int]:
     return study_throughput(study)
 
 
+def _energy(study: Study) -> tuple[int, int]:
+    from benchmarks.timing_study import study_energy
+
+    return study_energy(study)
+
+
 EXPERIMENTS = {
     experiment.name: experiment
     for experiment in (
@@ -71,5 +77,6 @@ EXPERIMENTS = {
         Experiment("rate-accuracy", "accuracy against bytes, families and peers", _rate_accuracy),
         Experiment("latency", "image to answer over emulated links", _latency),
         Experiment("throughput", "the saturated service against the bare model", _throughput),
+        Experiment("energy", "joules or CPU-seconds an image, on the edge and in the cloud", _energy),
     )
 }
