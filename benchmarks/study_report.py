@@ -21,6 +21,7 @@ from benchmarks.points import ResultsError, point_paths, read_point, write_whole
 from benchmarks.section_examples import examples_section
 from benchmarks.section_links import links_section
 from benchmarks.section_rate_accuracy import points_section, rate_accuracy_section, savings_section
+from benchmarks.section_timing import energy_section, throughput_section
 from benchmarks.sections import Section
 
 SECTIONS: tuple[Callable[[Path], Section | None], ...] = (
@@ -28,6 +29,8 @@ SECTIONS: tuple[Callable[[Path], Section | None], ...] = (
     links_section,
     examples_section,
     savings_section,
+    throughput_section,
+    energy_section,
     points_section,
 )
 """In the order of the page. A new experiment adds its section here; one that has no points gives None."""

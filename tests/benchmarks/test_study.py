@@ -23,7 +23,6 @@ pytest.importorskip("plotly")
 from benchmarks import cli, experiments, timing_study
 from benchmarks.judge import Judge
 from benchmarks.points import ResultsError, point_paths, read_points
-from benchmarks.section_links import best_on_links
 from benchmarks.study_report import write_study_report
 from benchmarks.throughput import Rounds
 from benchmarks.timing_study import TimingPlan
@@ -65,7 +64,7 @@ def bytes_of(folder: Path) -> dict[str, bytes]:
 
 
 POINTS = 1 + 3 + 2 * 4 * 3  # reference, rates of the bundle, sizes x settings of two peers
-TIMED = {"latency": 3, "throughput": 1}
+TIMED = {"latency": 3, "throughput": 1, "energy": 6}
 
 
 def test_a_study_again_measures_nothing_and_writes_the_same_bytes(out, words, capsys):
@@ -131,32 +130,6 @@ def test_sigkill_at_any_moment_loses_one_point(words, tmp_path):
     assert {name: (out / "rate-accuracy" / name).read_bytes() for name in kept} == kept
 
 
-def test_best_on_links_by_hand():
-    def accuracy(codec, rate, relative, size):
-        return {"codec": codec, "rate": rate, "top1_relative": relative, "bytes_mean": size}
-
-    def latency(link, codec, rate, ms):
-        return {"link": link, "codec": codec, "rate": rate, "total_ms_p95": ms}
-
-    known = [accuracy("conv", "low", 0.6, 240), accuracy("conv", "high", 0.9, 1300), accuracy("jxl", "q", 0.9, 2000)]
-    measured = [
-        latency("NB-IoT", "conv", "low", 900),
-        latency("NB-IoT", "conv", "high", 4000),
-        latency("LTE", "conv", "high", 80),
-        latency("LTE", "jxl", "q", 70),
-        latency("LTE", "unknown", "q", 1),
-    ]
-    assert best_on_links(measured, known) == [
-        [
-            "NB-IoT",
-            "nothing arrives in time",
-            "conv low: 0.60 in 900 ms (240 B)",
-            "conv high: 0.90 in 4000 ms (1300 B)",
-        ],
-        ["LTE", *["conv high: 0.90 in 80 ms (1300 B)"] * 3],
-    ]
-
-
 @pytest.mark.skipif(not CHROMIUM.exists(), reason="needs Debian's chromium: apt-get install -y chromium")
 def test_the_page_works_offline_in_a_browser(out, tmp_path):
     sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
@@ -178,6 +151,8 @@ def test_the_page_works_offline_in_a_browser(out, tmp_path):
         assert page.locator("#curve .scatterlayer .trace").count() == 3
         assert page.locator("#choose-prompts").input_value() == "7"
         assert "within 5 s" in page.locator("#links").inner_text()
+        assert "served ÷ bare" in page.locator("#throughput").inner_text()
+        assert "CPU-seconds" in page.locator("#energy").inner_text()
         assert page.locator("#examples img").count() >= 4
         assert page.evaluate("[...document.images].every((each) => each.complete && each.naturalWidth > 0)")
         rows = page.locator("#points-table tbody tr")
