@@ -6,6 +6,7 @@ The same points give the same bytes: no clock, no machine and no order on disk g
 from __future__ import annotations
 
 import base64
+import collections
 import csv
 import gzip
 import importlib.resources
@@ -49,6 +50,8 @@ def write_study_report(out: Path) -> dict[str, Path]:
     write_whole(files["results_csv"], _csv([row for section in sections for row in section.rows]))
     write_whole(files["report_md"], _markdown(sections, points))
     write_whole(files["report_html"], _html(sections, points))
+    files["findings_json"] = out / "findings.json"
+    write_whole(files["findings_json"], _findings(sections, points))
     for section in sections:
         for stem, draw in section.figures.items():
             for suffix in FIGURE_SUFFIXES:
@@ -64,6 +67,18 @@ def write_study_report(out: Path) -> dict[str, Path]:
 def _all_points(out: Path) -> list[dict[str, Any]]:
     folders = sorted(each.name for each in out.iterdir() if each.is_dir()) if out.is_dir() else []
     return [read_point(path) for folder in folders for path in point_paths(out, folder)]
+
+
+def _findings(sections: Sequence[Section], points: Sequence[dict[str, Any]]) -> str:
+    """Every section's figures, with how many points of which experiment and which commands they come from."""
+    counts = collections.Counter(point["experiment"] for point in points)
+    document = {
+        "points": dict(sorted(counts.items())),
+        "commands": sorted({point["command"] for point in points}),
+        "testbeds": [json.loads(bed) for bed in sorted({json.dumps(p["testbed"], sort_keys=True) for p in points})],
+        "sections": {section.name: section.findings for section in sections if section.findings is not None},
+    }
+    return json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _csv(rows: Sequence[dict[str, Any]]) -> str:
