@@ -79,6 +79,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     study.add_argument("--peers", default="all", metavar="A,B", help='jpeg, webp, avif, jxl, jpeg2000; "" for none')
     study.add_argument("--clip", nargs="+", default=["clip-lite"], metavar="CLIP", help="CLIPs that look")
+    study.add_argument("--captions", type=Path, metavar="CSV|DIR|TAR", help="caption set of retrieval")
+    study.add_argument(
+        "--domain", action="append", default=[], type=Path, metavar="DIR", help="labelled set of domains (repeatable)"
+    )
+    study.add_argument("--blip", metavar="DIR|NAME", help="weights for BLIP image-text matching (default: left out)")
     study.add_argument("--limit", type=int, metavar="N", help="images of each set (default: the preset's)")
     study.add_argument("--seed", type=int, default=0, help="seed of samples and bootstraps")
     study.add_argument(
@@ -241,6 +246,9 @@ def _study(args: argparse.Namespace, words: list[str]) -> dict[str, object]:
         args.limit,
         [name.strip() for name in (args.data or "").split(",") if name.strip()],
         args.skip_existing,
+        args.captions,
+        args.domain,
+        args.blip,
     )
     return run_study(study, args.only)
 

@@ -60,8 +60,8 @@ def duels(codecs: Mapping[str, Sequence[Rate]], budgets: Sequence[float]) -> lis
     """Every pair of codecs within each budget that both can meet, with Holm's correction over them all.
 
     Within a budget a codec is what its dearest affordable rate gives: that is what one would deploy, and choosing by
-    accuracy would choose by the images that are tested. Pairs that stand at the same rates as within a smaller budget are
-    not tested again.
+    accuracy would choose by the images that are tested. Pairs that stand at the same rates as within a smaller budget
+    are not tested again.
     """
     found: list[Duel] = []
     seen = set()
@@ -101,9 +101,9 @@ class Correlation:
 
 
 def correlate(metric: np.ndarray, correct: np.ndarray, seed: int = 0, resamples: int = RESAMPLES) -> Correlation:
-    """metric, correct (P, N): a figure of each image at each point, and whether it was right → mean figure against top-1.
+    """metric, correct (P, N): a figure of each image at each point, whether it was right → mean figure against top-1.
 
-    Each resample draws images, the same for all points, and ranks the points anew. NaN in `metric` is left out of means.
+    Each resample draws images, the same for all points, and ranks the points anew. NaN in `metric` counts in no mean.
     """
     values, right = np.asarray(metric, float), np.asarray(correct, float)
     known = np.isfinite(values).any(1)

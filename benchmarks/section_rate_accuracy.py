@@ -41,13 +41,13 @@ COLUMNS = (
 
 PLOT_NOTE = (
     "Each point is one setting of a codec. A peer's line runs through its best combinations of size and quality (the "
-    "Pareto front; picked on the same images, which flatters peers a little). Bars: 95 % paired bootstrap intervals, a "
-    "peer's where you point at it. An embedding needs CLIP's whole image tower on the device; the others do not."
+    "Pareto front; picked on the same images, which flatters peers a little). Bars: 95 % paired bootstrap intervals, "
+    "a peer's where you point at it. An embedding needs CLIP's whole image tower on the device; the others do not."
 )
 SAVING_NOTE = (
     "Bytes that a family does without at equal top-1, averaged over the accuracies that both reach (Bjøntegaard's "
-    "delta rate on Pareto fronts, prompt set {prompt_set}); negative: it needs more. "
-    "In brackets the 95 % paired bootstrap interval."
+    "delta rate on Pareto fronts, prompt set {prompt_set}); negative: it needs more. In brackets the 95 % paired "
+    "bootstrap interval."
 )
 
 

@@ -19,10 +19,17 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.points import ResultsError, point_paths, read_point, write_whole
+from benchmarks.section_architecture import architecture_section
+from benchmarks.section_critical import critical_section, models_section
 from benchmarks.section_examples import examples_section
+from benchmarks.section_features import blip_section, probe_section, retrieval_section
+from benchmarks.section_hierarchy import hierarchy_section
 from benchmarks.section_links import links_section
+from benchmarks.section_predictors import predictors_section
+from benchmarks.section_prompts import calibration_section, prompts_section
 from benchmarks.section_rate_accuracy import points_section, rate_accuracy_section, savings_section
 from benchmarks.section_timing import energy_section, throughput_section
+from benchmarks.section_tricks import decoders_section, tricks_section
 from benchmarks.sections import Section
 
 SECTIONS: tuple[Callable[[Path], Section | None], ...] = (
@@ -30,6 +37,18 @@ SECTIONS: tuple[Callable[[Path], Section | None], ...] = (
     links_section,
     examples_section,
     savings_section,
+    critical_section,
+    models_section,
+    architecture_section,
+    predictors_section,
+    hierarchy_section,
+    prompts_section,
+    calibration_section,
+    probe_section,
+    retrieval_section,
+    tricks_section,
+    decoders_section,
+    blip_section,
     throughput_section,
     energy_section,
     points_section,
