@@ -65,6 +65,8 @@ def bytes_of(folder: Path) -> dict[str, bytes]:
 
 POINTS = 1 + 3 + 2 * 4 * 3  # reference, rates of the bundle, sizes x settings of two peers
 TIMED = {"latency": 3, "throughput": 1, "energy": 6}
+DOMAIN_POINTS = 1 + 3 + 4 * 3  # of peers jpeg alone
+TRICKS = 2 * (1 + 3 + 2)  # of two sets: reference, rates, two JPEGs
 
 
 def test_a_study_again_measures_nothing_and_writes_the_same_bytes(out, words, capsys):
@@ -73,6 +75,11 @@ def test_a_study_again_measures_nothing_and_writes_the_same_bytes(out, words, ca
     line = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert line["experiments"]["rate-accuracy"]["points"] == 2 * POINTS
     assert {name: line["experiments"][name]["points"] for name in TIMED} == TIMED
+    assert line["experiments"]["domains"]["points"] == DOMAIN_POINTS
+    assert line["experiments"]["tricks"]["points"] == TRICKS
+    told = json.loads((out / "findings.json").read_text())
+    assert told["points"]["rate-accuracy"] == 2 * POINTS
+    assert {"critical-rate", "predictors", "prompts", "calibration", "tricks"} <= set(told["sections"])
     assert {each["measured"] for each in line["experiments"].values()} == {0}
     assert all(Path(path).is_file() for path in line["files"].values())
     assert {"report_html", "report_md", "results_csv"} <= set(line["files"])
@@ -80,13 +87,21 @@ def test_a_study_again_measures_nothing_and_writes_the_same_bytes(out, words, ca
 
 
 def test_report_is_made_of_the_points_alone(out, tmp_path, capsys):
-    for folder in ("examples", "rate-accuracy", *TIMED):  # written in another order, at another place
+    for folder in (
+        "examples",
+        "rate-accuracy",
+        "domains",
+        "tricks",
+        *TIMED,
+    ):  # written in another order, at another place
         (tmp_path / "copy" / folder).mkdir(parents=True)
         for path in reversed(point_paths(out, folder)):
             shutil.copy(path, tmp_path / "copy" / folder / path.name)
     assert cli.main(["report", str(tmp_path / "copy")]) == 0
     assert bytes_of(tmp_path / "copy") == bytes_of(out)
-    assert sum(path.suffix == ".json" for path in out.rglob("*")) == 2 * POINTS + 4 + sum(TIMED.values())
+    assert sum(path.suffix == ".json" for path in out.rglob("*")) == (
+        2 * POINTS + 4 + DOMAIN_POINTS + TRICKS + sum(TIMED.values()) + 1  # findings.json
+    )
 
 
 def test_results_have_the_promised_keys(out):
@@ -153,6 +168,11 @@ def test_the_page_works_offline_in_a_browser(out, tmp_path):
         assert "within 5 s" in page.locator("#links").inner_text()
         assert "served ÷ bare" in page.locator("#throughput").inner_text()
         assert "CPU-seconds" in page.locator("#energy").inner_text()
+        for name in ("critical-rate", "predictors", "hierarchy", "prompts", "calibration", "tricks"):
+            assert page.locator(f"#{name} h2").count() == 1
+        charts = page.locator(".plot:not(#curve)")
+        assert charts.count() > 5
+        page.wait_for_function("[...document.querySelectorAll('.plot')].every((each) => each.querySelector('svg'))")
         assert page.locator("#examples img").count() >= 4
         assert page.evaluate("[...document.images].every((each) => each.complete && each.naturalWidth > 0)")
         rows = page.locator("#points-table tbody tr")
