@@ -48,14 +48,14 @@ PRESETS = {
             {"eval-caltech101": 100, "eval-imagenette": 100},
             100,
             QUICK_GRID,
-            "100 images of two sets, 12 points a peer; estimated at 10 minutes of rate-accuracy on 2 idle cores",
+            "100 images of two sets, 9 points a peer; estimated at 35 minutes on 2 idle cores, 10 of them for latency",
         ),
         Preset(
             "full",
             {},
             None,
             FULL_GRID,
-            "every image of every set, 42 points a peer; estimated at 7 hours on 2 idle cores for four packs",
+            "every image of every set, 42 points a peer; estimated at 20 hours on 2 idle cores for four packs",
         ),
     )
 }
