@@ -86,6 +86,12 @@ def test_a_study_again_measures_nothing_and_writes_the_same_bytes(out, words, ca
     assert bytes_of(out) == before
 
 
+def test_a_reading_alone_needs_the_points_of_rate_accuracy(out, words, capsys):
+    assert cli.main([*words, "--out", str(out), "--only", "critical-rate"]) == 0
+    line = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert {name: each["measured"] for name, each in line["experiments"].items()} == {"rate-accuracy": 0}
+
+
 def test_report_is_made_of_the_points_alone(out, tmp_path, capsys):
     for folder in (
         "examples",
