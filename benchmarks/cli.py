@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import field, progressive, service_load, timing_commands
-from benchmarks.contestants import parse_families, parse_peers
+from benchmarks.contestants import default_families, parse_families, parse_peers
 from benchmarks.progress import ended_by_sigterm
 from edge.defaults import DEFAULT_BUNDLE
 from thinwire.errors import ThinwireError
@@ -72,9 +72,18 @@ def _parser() -> argparse.ArgumentParser:
     study.add_argument("--out", required=True, metavar="OUT", help="folder of the points and the report")
     study.add_argument("--only", action="append", default=[], metavar="NAME", help="run this experiment (repeatable)")
     study.add_argument("--data", metavar="A,B", help="data sets of DIR to use (default: the preset's)")
-    study.add_argument("--families", default="all", metavar="A,B", help="shipped bundles, bundle folders, or all")
+    study.add_argument(
+        "--families",
+        metavar="A,B",
+        help="shipped bundles, bundle folders, all, embedding (default: all,embedding; the latter if it can be made)",
+    )
     study.add_argument("--peers", default="all", metavar="A,B", help='jpeg, webp, avif, jxl, jpeg2000; "" for none')
     study.add_argument("--clip", nargs="+", default=["clip-lite"], metavar="CLIP", help="CLIPs that look")
+    study.add_argument("--captions", type=Path, metavar="CSV|DIR|TAR", help="caption set of retrieval")
+    study.add_argument(
+        "--domain", action="append", default=[], type=Path, metavar="DIR", help="labelled set of domains (repeatable)"
+    )
+    study.add_argument("--blip", metavar="DIR|NAME", help="weights for BLIP image-text matching (default: left out)")
     study.add_argument("--limit", type=int, metavar="N", help="images of each set (default: the preset's)")
     study.add_argument("--seed", type=int, default=0, help="seed of samples and bootstraps")
     study.add_argument(
@@ -229,7 +238,7 @@ def _study(args: argparse.Namespace, words: list[str]) -> dict[str, object]:
         PRESETS[args.preset],
         Path(args.data_dir),
         Path(args.out),
-        parse_families(args.families, args.clip[0]),
+        default_families(args.clip) if args.families is None else parse_families(args.families, args.clip[0]),
         parse_peers(args.peers),
         args.clip,
         {"command": shlex.join(["thinwire-bench", *words]), "testbed": describe()},
@@ -237,6 +246,9 @@ def _study(args: argparse.Namespace, words: list[str]) -> dict[str, object]:
         args.limit,
         [name.strip() for name in (args.data or "").split(",") if name.strip()],
         args.skip_existing,
+        args.captions,
+        args.domain,
+        args.blip,
     )
     return run_study(study, args.only)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from thinwire.errors import MissingFile
@@ -30,6 +32,17 @@ def parse_families(text: str, clip: str = "clip-lite") -> list[Bundle]:
         else:
             paths.append(resolve_bundle(name))
     return [load_bundle(path) for path in dict.fromkeys(path.resolve() for path in paths)]
+
+
+def default_families(clips: Sequence[str]) -> list[Bundle]:
+    """All shipped bundles, and family embedding of each CLIP. One that cannot be made here is left out, and named."""
+    found = parse_families("all")
+    for clip in clips:
+        try:
+            found += parse_families("embedding", clip)
+        except MissingFile as error:
+            print(f"left out: {error}", file=sys.stderr)
+    return found
 
 
 def _made_embedding(clip: str) -> Path:

@@ -34,7 +34,7 @@ class PeerGrid:
 
 
 FULL_GRID = PeerGrid()
-QUICK_GRID = PeerGrid(sides=(224, 112, 80, 56), every=3)
+QUICK_GRID = PeerGrid(sides=(224, 112, 56), every=3)
 
 
 def reference_point(height: int, width: int) -> Point:

@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,6 +21,7 @@ from benchmarks.grid import FULL_GRID, PeerGrid, Point, codec_names, family_poin
 from benchmarks.judge import Judge, Synthesis
 from benchmarks.measure import Sight, measure_family, measure_views
 from benchmarks.peers import Peer
+from benchmarks.perceptual import NETWORK, Perceptual
 from benchmarks.points import PointStore, data_key
 from benchmarks.progress import Progress
 from benchmarks.service import running_service
@@ -49,6 +50,7 @@ class RateAccuracy:
     grid: PeerGrid = FULL_GRID
     threads: int = 1
     progress: Progress = field(default_factory=Progress)
+    perceptual: Callable[[], Perceptual] | None = None  # makes what measures that distance; None: it is left out
     measured: int = 0  # points that were not found on disk
 
     def points(self, families: Sequence[Bundle], peers: Sequence[Peer]) -> list[list[Point]]:
@@ -86,6 +88,7 @@ class RateAccuracy:
             "clip": self.judge.clip.id,
             "device": self.judge.clip.device,
             "prompts": {name: _digest(templates) for name, templates in self.prompts.items()},
+            "perceptual": NETWORK if self.perceptual else None,
             "testbed": self.store.context["testbed"],
             "kind": point.kind,
             "codec": point.codec,
@@ -151,7 +154,10 @@ class _Sights:
         if size not in self._made:
             views = Views(run.data, *size)
             originals = Originals(views, run.judge)
-            self._made[size] = Sight(views, originals, run.judge, self._meter, run.prompts, run.progress.images)
+            # Of originals it keeps its features by image number, so each size of view has its own
+            perceptual = run.perceptual() if run.perceptual else None
+            ticks = run.progress.images
+            self._made[size] = Sight(views, originals, run.judge, self._meter, run.prompts, ticks, perceptual)
         return self._made[size]
 
 
