@@ -11,7 +11,7 @@ MODELS = Path(__file__).resolve().parents[1] / "thinwire" / "models"
 
 EPILOG = """examples:
   thinwire-export train conv --preset cpu --minutes 40 --out runs/conv   # resumable: run it again to go on
-  thinwire-export train linear                          # closed form, about a minute; --decoder learned trains one on top
+  thinwire-export train linear           # a closed form, about a minute; --decoder learned trains a decoder for it
   thinwire-export bundle runs/conv --out bundles/conv
   thinwire-export card bundles/conv results.json        # results.json: thinwire-bench eval ... --json results.json
   thinwire-export embedding --clip clip-lite --out bundles/embedding     # or NAME:TAG, NAME:/path, an open_clip folder

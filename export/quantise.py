@@ -50,8 +50,8 @@ def quantise_encoder(
 
     calibration, views: uint8 (N, H, W, 3), different photographs for setting the ranges and for judging the result.
     Raises `ParityError`, and leaves no file, when less than `floor` of the symbols of `views` equal those of `source`,
-    any differs by more than 1, there is no convolution between those left in float, or ONNX Runtime gives others with its graph optimisations than without: its fused int8
-    kernels have been wrong before.
+    any differs by more than 1, there is no convolution between those left in float, or ONNX Runtime gives others with
+    its graph optimisations than without: its fused int8 kernels have been wrong before.
     """
     with tempfile.TemporaryDirectory() as folder:
         prepared = Path(folder) / "prepared.onnx"

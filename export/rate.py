@@ -1,4 +1,4 @@
-"""What the decoder sees of the latents while a family trains, and what that costs: one model for each kind of bottleneck.
+"""What the decoder sees of the latents in training, and what that costs: one model for each kind of bottleneck.
 
 Only estimates that give gradients; the coded size is measured with the integer tables counted after training. Every
 model offers `shown` (what the decoder sees), its call (bits in the objective) and `coded` (bits that the controller

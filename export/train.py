@@ -308,10 +308,10 @@ def save(trainer: Trainer, checkpoint: Path) -> None:
 
 
 def train(family: Family, settings: Settings, folder: Path, warm_start: Path | None = None) -> Path:
-    """Runs (or resumes) training until `settings.minutes` of work, or `settings.steps`, are done; a closed form at once.
+    """Runs (or resumes) training until `settings.minutes` of work, or `settings.steps`, are done.
 
-    Writes `checkpoint.pt` (every 2 minutes), `log.jsonl`, `held_out.jsonl` (ten times a run) and `settings.json` into
-    `folder`; returns the checkpoint.
+    A closed form is done at once. Writes `checkpoint.pt` (every 2 minutes), `log.jsonl`, `held_out.jsonl` (ten times a
+    run) and `settings.json` into `folder`; returns the checkpoint.
     `warm_start` is another run's folder, whose weights a new run begins with.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -325,6 +325,7 @@ def train(family: Family, settings: Settings, folder: Path, warm_start: Path | N
     elif warm_start:
         trainer.warm_start(warm_start / "checkpoint.pt")
     elif trainer.progress >= 1.0:
+        (folder / "held_out.jsonl").write_text(json.dumps({"progress": 1.0, **trainer.held_out()}) + "\n")
         save(trainer, checkpoint)
     begun = {"family": family.name, "decoder": family.decoder, "warm_start": warm_start.name if warm_start else None}
     record = {**begun, **asdict(settings)}

@@ -31,8 +31,8 @@ from export.rate import FixedRate
 from synthesis.linear import LinearSynthesis
 
 PATCH = 16
-COMPONENTS = 64  # of 768 that are ever sent
-ESTIMATED = 96  # that the decoder fills in
+COMPONENTS = 96  # of 768 that are ever sent
+ESTIMATED = 128  # that the decoder fills in
 STEP = 1.0  # finest, of orthonormal components of pixels that span -1 to 1
 COARSER = (9, 3, 1)  # times the finest step
 ROUND_UP = 0.45  # values round away from zero above 1 - ROUND_UP: a little less than half, because zeros are cheap
@@ -70,14 +70,13 @@ class LinearAnalysis(nn.Module):
         mean = flat.mean(0)
         centred = flat - mean
         _, axes = torch.linalg.eigh(centred.T @ centred / len(centred))
-        axes = axes.flip(1).T[:ESTIMATED]  # (96, 768), by falling variance
+        axes = axes.flip(1).T[:ESTIMATED]  # (128, 768), by falling variance
         weight = axes[:COMPONENTS] / STEP
         self.transform.weight.copy_(weight.reshape_as(self.transform.weight))
         self.transform.bias.copy_(-(weight @ mean))
-        wanted = centred @ axes.T  # (N, 96)
+        wanted = centred @ axes.T  # (N, 128)
         self._plan((wanted[:, :COMPONENTS] / STEP).numpy())
-        grid = images.shape[2] // PATCH, images.shape[3] // PATCH
-        self.statistics = (axes, mean, wanted, self(images), torch.tensor(grid))
+        self.statistics = (axes, mean, wanted, self(images))
 
     def _plan(self, components: np.ndarray) -> None:
         """Sets planes and order from components (N, K) in finest steps: always the unit that saves most error a bit.
@@ -114,7 +113,7 @@ class LinearAnalysis(nn.Module):
 @torch.no_grad()
 def start_decoder(net: nn.Module, analysis: LinearAnalysis, head: nn.Module) -> None:
     """The closed-form decoder; or, for a net that learns, its linear path: the transpose, each step in its place."""
-    axes, mean, wanted, symbols, grid = analysis.statistics
+    axes, mean, wanted, symbols = analysis.statistics
     to_unit = IMAGE_STD / 255  # normalised pixels → [0, 1]
     if not isinstance(net, LinearSynthesis):
         component = analysis.order % COMPONENTS
@@ -135,12 +134,12 @@ def start_decoder(net: nn.Module, analysis: LinearAnalysis, head: nn.Module) -> 
     net.estimate.zero_()
     for index, stop in enumerate(LINEAR_STOPS):
         sent = torch.nonzero(channel < stop)[:, 0]
-        solution = torch.linalg.solve(gram[sent][:, sent], cross[sent])  # (9 C', 96)
+        solution = torch.linalg.solve(gram[sent][:, sent], cross[sent])  # (9 C', 128)
         net.estimate[index][:, sent] = solution.T
         net.offset[index] = target - offset[sent] @ solution
 
 
-LAYERS = ((0, 5), (5, 15), (15, 40), (40, 72), (72, 100), (100, 130))
+LAYERS = ((0, 6), (6, 16), (16, 46), (46, 88), (88, 134), (134, 196))
 LINEAR_STOPS = tuple(stop for _, stop in LAYERS)
 
 LINEAR = Family(
