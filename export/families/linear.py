@@ -82,7 +82,8 @@ class LinearAnalysis(nn.Module):
         """Sets planes and order from components (N, K) in finest steps: always the unit that saves most error a bit.
 
         A unit is a step of a component, and all coarser ones that it makes needless: where two steps together save more
-        a bit than the first of them alone, only the second is sent.
+        a bit than the first of them alone, only the second is sent. Channels that are left over (few photographs, few
+        components) stay zero, which costs next to nothing.
         """
         left = np.sign(components) * np.floor(np.abs(components) + ROUND_UP)
         levels = [np.round(left / coarser) * coarser for coarser in COARSER]  # (N, K) each, nested
@@ -95,19 +96,23 @@ class LinearAnalysis(nn.Module):
         }
         at = np.zeros(left.shape[1], np.intp)
         chosen: list[tuple[int, int]] = []
-        while len(chosen) < len(self.order):
+        for _ in range(len(self.order)):
             slopes = {
                 (k, after): (errors[at[k], k] - errors[after, k]) / max(bits[int(at[k]), after][k], 1e-6)
                 for k in range(len(at))
                 for after in range(at[k] + 1, len(known))
             }
+            if not slopes:
+                break
             k, after = max(slopes, key=slopes.__getitem__)
             chosen.append((after - 1, k))
             at[k] = after
         self.planes.zero_()
         for plane, k in chosen:
             self.planes[plane, k] = 1
-        self.order.copy_(torch.tensor([plane * left.shape[1] + k for plane, k in chosen]))
+        spare = [(plane, k) for plane in range(len(COARSER)) for k in range(left.shape[1]) if not self.planes[plane, k]]
+        sent = (chosen + spare)[: len(self.order)]
+        self.order.copy_(torch.tensor([plane * left.shape[1] + k for plane, k in sent]))
 
 
 @torch.no_grad()
@@ -116,8 +121,8 @@ def start_decoder(net: nn.Module, analysis: LinearAnalysis, head: nn.Module) -> 
     axes, mean, wanted, symbols = analysis.statistics
     to_unit = IMAGE_STD / 255  # normalised pixels → [0, 1]
     if not isinstance(net, LinearSynthesis):
-        component = analysis.order % COMPONENTS
-        step = STEP * torch.tensor(COARSER)[analysis.order // COMPONENTS]
+        order = analysis.order.cpu()  # like the statistics
+        component, step = order % COMPONENTS, STEP * torch.tensor(COARSER)[order // COMPONENTS]
         net.linear.weight.copy_((to_unit * axes[component] * step[:, None]).reshape_as(net.linear.weight))
         net.linear.bias.copy_((to_unit * mean.reshape(3, -1).mean(1)) + IMAGE_MEAN / 255)
         nn.init.zeros_(net.out[0].weight)  # what the blocks say begins at nothing
@@ -125,10 +130,12 @@ def start_decoder(net: nn.Module, analysis: LinearAnalysis, head: nn.Module) -> 
         return
     net.patches.weight.copy_((to_unit * axes).reshape_as(net.patches.weight))
     net.mean_patch.copy_((to_unit * mean + IMAGE_MEAN / 255).reshape_as(net.mean_patch))
-    near = F.unfold(symbols, 3, padding=1).transpose(1, 2).reshape(len(wanted), -1)  # (N, 9 C)
-    offset, target = near.mean(0), wanted.mean(0)
-    near = near - offset
-    gram, cross = near.T @ near / len(near), near.T @ (wanted - target) / len(near)
+    count, target = len(wanted), wanted.mean(0)
+    offset, gram, cross = 0.0, 0.0, 0.0
+    for some, parts in zip(symbols.split(50), (wanted - target).split(50 * count // len(symbols)), strict=True):
+        near = F.unfold(some, 3, padding=1).transpose(1, 2).reshape(len(parts), -1)  # (n, 9 C): would fill memory whole
+        offset, gram, cross = offset + near.sum(0) / count, gram + near.T @ near / count, cross + near.T @ parts / count
+    gram = gram - offset[:, None] * offset
     gram.diagonal().add_(RIDGE * gram.diagonal().mean())
     channel = torch.arange(gram.shape[0]) // 9
     net.estimate.zero_()
