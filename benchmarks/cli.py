@@ -11,12 +11,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import field, progressive, service_load, timing_commands
+from benchmarks import compare, field, progressive, service_load, timing_commands
 from benchmarks.contestants import default_families, parse_families, parse_peers
 from benchmarks.progress import ended_by_sigterm
 from edge.defaults import DEFAULT_BUNDLE
 from thinwire.errors import ThinwireError
 from thinwire.prompts import PROMPT_SETS
+
+FAMILIES_HELP = "shipped bundles, bundle folders, embedding, or all: shipped, runs/*/bundle, embedding"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -48,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
         "again, only missing points are measured. The last line on stdout is the JSON document that OUT gets too.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    curve.add_argument("--families", default="all", metavar="A,B", help="shipped bundles, bundle folders, or all")
+    curve.add_argument("--families", default="all", metavar="A,B", help=FAMILIES_HELP)
     curve.add_argument("--peers", default="jpeg,webp,avif,jxl", metavar="A,B", help='also jpeg2000; "" for none')
     curve.add_argument(
         "--data", required=True, metavar="TAR|DIR", help="tar or folder with labels.csv, or class folders"
@@ -72,11 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     study.add_argument("--out", required=True, metavar="OUT", help="folder of the points and the report")
     study.add_argument("--only", action="append", default=[], metavar="NAME", help="run this experiment (repeatable)")
     study.add_argument("--data", metavar="A,B", help="data sets of DIR to use (default: the preset's)")
-    study.add_argument(
-        "--families",
-        metavar="A,B",
-        help="shipped bundles, bundle folders, all, embedding (default: all,embedding; the latter if it can be made)",
-    )
+    study.add_argument("--families", metavar="A,B", help=FAMILIES_HELP + " (default: all)")
     study.add_argument("--peers", default="all", metavar="A,B", help='jpeg, webp, avif, jxl, jpeg2000; "" for none')
     study.add_argument("--clip", nargs="+", default=["clip-lite"], metavar="CLIP", help="CLIPs that look")
     study.add_argument("--captions", type=Path, metavar="CSV|DIR|TAR", help="caption set of retrieval")
@@ -92,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="write report.html, report.md, results.csv and figures anew from OUT")
     report.add_argument("out", metavar="OUT", help="folder that a study wrote")
     timing_commands.add_commands(commands)
-    for module in (progressive, service_load, field):
+    for module in (compare, progressive, service_load, field):
         module.add_commands(commands)
     return parser
 

@@ -11,6 +11,7 @@ MODELS = Path(__file__).resolve().parents[1] / "thinwire" / "models"
 
 EPILOG = """examples:
   thinwire-export train conv --preset cpu --minutes 40 --out runs/conv   # resumable: run it again to go on
+  thinwire-export train linear           # a closed form, about a minute; --decoder learned trains a decoder for it
   thinwire-export bundle runs/conv --out bundles/conv
   thinwire-export card bundles/conv results.json        # results.json: thinwire-bench eval ... --json results.json
   thinwire-export embedding --clip clip-lite --out bundles/embedding     # or NAME:TAG, NAME:/path, an open_clip folder
@@ -33,6 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--steps", type=int, help="stop after this many steps instead")
     train.add_argument("--seed", type=int, default=0)
     train.add_argument("--threads", type=int, default=2)
+    train.add_argument("--decoder", metavar="NAME", help="another decoder of the family, such as linear's `learned`")
     train.add_argument("--warm-start", type=Path, metavar="RUN", help="begin with the weights of this finished run")
     train.add_argument("--out", type=Path, help="run folder (default runs/FAMILY); the bundle is written to OUT/bundle")
 
@@ -84,8 +86,12 @@ def run_train(args: argparse.Namespace) -> None:
     settings = replace(PRESETS[args.preset], steps=args.steps, seed=args.seed, threads=args.threads)
     if args.minutes is not None:
         settings = replace(settings, minutes=args.minutes)
-    run = args.out or Path("runs") / args.family
     family = FAMILIES[args.family]
+    if args.decoder is not None and args.decoder not in family.decoders:
+        own = ", ".join(family.decoders) or "none beside its own"
+        raise SystemExit(f"family {args.family} has no decoder {args.decoder!r}; --decoder takes: {own}")
+    family = family.with_decoder(args.decoder)
+    run = args.out or Path("runs") / "-".join(filter(None, (args.family, args.decoder)))
     train(family, settings, run, args.warm_start)
     print(make_bundle(family, run, run / "bundle"))
 
@@ -100,7 +106,8 @@ def run_bundle(args: argparse.Namespace) -> None:
                 f"{args.run / needed} is missing: `thinwire-export train FAMILY --out {args.run}` writes it"
             )
     settings = args.run / "settings.json"
-    family = FAMILIES[json.loads(settings.read_text())["family"]]
+    said = json.loads(settings.read_text())
+    family = FAMILIES[said["family"]].with_decoder(said.get("decoder"))
     print(make_bundle(family, args.run, args.out, args.count))
 
 
