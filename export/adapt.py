@@ -44,7 +44,7 @@ class AdaptSettings:
     batch: int = 16
     rank: int = 8
     scale: float = 2.0
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-4
     answer_weight: float = 0.2  # as in `export.train`
     seed: int = 0
     threads: int = 1
@@ -76,7 +76,7 @@ class Adapting:
         self.mean = torch.from_numpy(self.views.wanted.mean(0))  # (D,): what all photographs share says little
         self.optimiser = torch.optim.AdamW(self.learned, lr=settings.learning_rate, weight_decay=0.0)
         self.generator = torch.Generator().manual_seed(settings.seed)
-        self.progress = 0.0
+        self.progress, self.steps = 0.0, 0
 
     def state(self) -> dict:
         return {
@@ -84,6 +84,7 @@ class Adapting:
             "optimiser": self.optimiser.state_dict(),
             "generator": self.generator.get_state(),
             "progress": self.progress,
+            "steps": self.steps,
         }
 
     def restore(self, state: dict) -> None:
@@ -94,20 +95,27 @@ class Adapting:
                 own.copy_(stored)
         self.optimiser.load_state_dict(state["optimiser"])
         self.generator.set_state(state["generator"])
-        self.progress = state["progress"]
+        self.progress, self.steps = state["progress"], state["steps"]
 
     def step(self) -> dict[str, float]:
         settings = self.settings
         rising, falling = self.progress / 0.02 + 0.01, 0.5 * (1 + math.cos(math.pi * self.progress)) + 0.01
         self.optimiser.param_groups[0]["lr"] = settings.learning_rate * min(1.0, rising) * falling
-        index = torch.randint(0, len(self.views), (settings.batch,), generator=self.generator).numpy()
-        cosine, answer = self.distances(self.views, index, self.generator)
+        cosine, answer = self.distances(self.views, self.next_views(), self.generator)
         loss = (1 - cosine + settings.answer_weight * answer).mean()
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.learned, 1.0)
         self.optimiser.step()
         return {"loss": loss.item(), "cosine": cosine.mean().item(), "answer": answer.mean().item()}
+
+    def next_views(self) -> np.ndarray:
+        """Indices of a step's views (B,): each view once before any comes again."""
+        batch, count = self.settings.batch, len(self.views)
+        epoch, place = divmod(self.steps, max(1, count // batch))
+        self.steps += 1
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(1000 * self.settings.seed + epoch))
+        return order[place * batch : (place + 1) * batch].numpy()
 
     def distances(
         self, views: Views, index: np.ndarray, generator: torch.Generator
