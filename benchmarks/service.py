@@ -34,6 +34,7 @@ def running_service(
     clip: str = "clip-lite",
     bundle: str | os.PathLike[str] = DEFAULT_BUNDLE,
     *,
+    adapter: str | os.PathLike[str] | None = None,
     timeout_s: float = 180.0,
     grace_s: float = 25.0,
 ) -> Iterator[str]:
@@ -43,6 +44,8 @@ def running_service(
     Raises `ServiceFailed`, with the end of the server's stderr, when it exits early or is not ready in time.
     """
     command = [sys.executable, "-m", "cloud.cli", "serve", "--port", "0", "--clip", clip, "--bundle", os.fspath(bundle)]
+    if adapter is not None:
+        command += ["--adapter", os.fspath(adapter)]
     with serving(command, timeout_s=timeout_s, grace_s=grace_s) as address:
         yield address
 

@@ -29,6 +29,8 @@ examples:
       the shipped CLIP and codecs on 127.0.0.1:50051
   thinwire-cloud serve --host 0.0.0.0 --tls-cert tls.pem --tls-key tls.key --token-file tokens
       for other machines: encrypted, and only for those who hold a token
+  thinwire-cloud serve --adapter runs/adapt-layered/adapter
+      packets of that adapter's bundle and rates are seen by a tower that learned to read them
   thinwire-cloud serve --clip clip-lite --clip ViT-B-32:laion2b_s34b_b79k --model-mb 2000
       two CLIPs; requests choose by name
 """
@@ -84,13 +86,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _check(config: Config) -> int:
+    from cloud.adapted import load_adapters
     from thinwire.bundle import load_bundle, shipped_bundles
 
     print("\n".join(config.lines()), flush=True)
     security_of(config).check(config["host"])
+    bundles = []
     for source in shipped_bundles().values() if config["bundle"] is None else config["bundle"]:
         bundle = load_bundle(source)
+        bundles.append(bundle)
         print(f"# bundle {bundle.name} ({bundle.model_id.hex()}): {bundle.path}", flush=True)
+    for adapter in load_adapters(config["adapter"] or (), bundles):
+        print(f"# adapter of {adapter.clip} for {adapter.bundle} at {', '.join(adapter.rates)}: {adapter.path}")
     print("# in order", flush=True)
     return 0
 
@@ -131,6 +138,7 @@ def _open(config: Config):
         limits,
         model_bytes=model_bytes,
         precision=config["precision"],
+        adapters=config["adapter"] or (),
     )
 
 
@@ -146,6 +154,8 @@ def _serve(config: Config) -> int:
     clip = engine.heads.clip
     names = ", ".join(bundle.name for bundle in engine.intake.bundles.values()) or "none (image files only)"
     _say(f"CLIP {clip.name} on {device_name(clip.device)}, bundles: {names}")
+    for adapter in engine.models.adapters:
+        _say(f"adapter {adapter.name}: for {adapter.bundle} at {', '.join(adapter.rates)}")
     if config["allow_plaintext"] and not security.tls:
         _say(f"WARNING: listening on {config['host']} without TLS: anyone on the way can read images and tokens")
     host = f"[{config['host']}]" if ":" in config["host"] else config["host"]
