@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from export.cli import main as export  # noqa: E402
+from export.cli import main as export
 
 FAMILIES = ("linear", "linear-learned", "conv", "vae", "vq", "layered")
 
