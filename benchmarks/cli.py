@@ -8,15 +8,30 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from benchmarks import field, frame_search, progressive, ray_serve, service_load, timing_commands, watching
-from benchmarks.contestants import parse_families, parse_peers
+from benchmarks import (
+    compare,
+    field,
+    frame_search,
+    progressive,
+    ray_serve,
+    service_load,
+    timing_commands,
+    watching,
+)
+from benchmarks.contestants import default_families, parse_families, parse_peers
 from benchmarks.progress import ended_by_sigterm
 from edge.defaults import DEFAULT_BUNDLE
 from thinwire.errors import ThinwireError
 from thinwire.prompts import PROMPT_SETS
+
+if TYPE_CHECKING:
+    from synthesis.adapter import Adapter
+
+FAMILIES_HELP = "shipped bundles, bundle folders, embedding, or all: shipped, runs/*/bundle, embedding"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -36,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--prompt-set", default="7", choices=list(PROMPT_SETS), help="prompt templates")
     run.add_argument("--limit", type=int, metavar="N", help="use N images, drawn by --seed (default: all)")
     run.add_argument("--seed", type=int, default=0, help="seed of the sample and of the bootstrap")
+    run.add_argument("--adapter", metavar="PATH", help="also with this adapter in the server's CLIP: its paired gain")
     run.add_argument("--server", metavar="HOST:PORT", help="measure against this server instead of starting one")
     run.add_argument("--threads", type=int, default=1, help="CPU threads of the edge's encoder")
     run.add_argument("--precision", default="auto", choices=["auto", "fp32", "int8"], help="of the edge's encoder")
@@ -48,13 +64,14 @@ def _parser() -> argparse.ArgumentParser:
         "again, only missing points are measured. The last line on stdout is the JSON document that OUT gets too.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    curve.add_argument("--families", default="all", metavar="A,B", help="shipped bundles, bundle folders, or all")
+    curve.add_argument("--families", default="all", metavar="A,B", help=FAMILIES_HELP)
     curve.add_argument("--peers", default="jpeg,webp,avif,jxl", metavar="A,B", help='also jpeg2000; "" for none')
     curve.add_argument(
         "--data", required=True, metavar="TAR|DIR", help="tar or folder with labels.csv, or class folders"
     )
     curve.add_argument("--json", required=True, metavar="OUT", help="where the JSON document goes")
     curve.add_argument("--plot", metavar="OUT.png", help="also draw relative top-1 against bytes (.png, .svg, .pdf)")
+    curve.add_argument("--adapter", metavar="PATH", help="its bundle also with this adapter in CLIP: its paired gain")
     curve.add_argument("--clip", default="clip-lite", help="CLIP of both server and peers; see thinwire-cloud serve")
     curve.add_argument("--prompt-set", default="7", choices=list(PROMPT_SETS), help="prompt templates")
     curve.add_argument("--limit", type=int, metavar="N", help="use N images, drawn by --seed (default: all)")
@@ -72,9 +89,14 @@ def _parser() -> argparse.ArgumentParser:
     study.add_argument("--out", required=True, metavar="OUT", help="folder of the points and the report")
     study.add_argument("--only", action="append", default=[], metavar="NAME", help="run this experiment (repeatable)")
     study.add_argument("--data", metavar="A,B", help="data sets of DIR to use (default: the preset's)")
-    study.add_argument("--families", default="all", metavar="A,B", help="shipped bundles, bundle folders, or all")
+    study.add_argument("--families", metavar="A,B", help=FAMILIES_HELP + " (default: all)")
     study.add_argument("--peers", default="all", metavar="A,B", help='jpeg, webp, avif, jxl, jpeg2000; "" for none')
     study.add_argument("--clip", nargs="+", default=["clip-lite"], metavar="CLIP", help="CLIPs that look")
+    study.add_argument("--captions", type=Path, metavar="CSV|DIR|TAR", help="caption set of retrieval")
+    study.add_argument(
+        "--domain", action="append", default=[], type=Path, metavar="DIR", help="labelled set of domains (repeatable)"
+    )
+    study.add_argument("--blip", metavar="DIR|NAME", help="weights for BLIP image-text matching (default: left out)")
     study.add_argument("--limit", type=int, metavar="N", help="images of each set (default: the preset's)")
     study.add_argument("--seed", type=int, default=0, help="seed of samples and bootstraps")
     study.add_argument(
@@ -83,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="write report.html, report.md, results.csv and figures anew from OUT")
     report.add_argument("out", metavar="OUT", help="folder that a study wrote")
     timing_commands.add_commands(commands)
-    for module in (progressive, service_load, field, watching, frame_search, ray_serve):
+    for module in (compare, progressive, service_load, field, watching, frame_search, ray_serve):
         module.add_commands(commands)
     return parser
 
@@ -134,8 +156,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _eval(args: argparse.Namespace, words: list[str]) -> dict[str, object]:
     from tqdm import tqdm
 
+    from benchmarks import adapter_gain
     from benchmarks.data import load_dataset
-    from benchmarks.evaluate import evaluate
+    from benchmarks.evaluate import collect, summaries, targets_of
     from benchmarks.service import running_service
     from benchmarks.testbed import describe
     from edge.client import Client
@@ -147,6 +170,7 @@ def _eval(args: argparse.Namespace, words: list[str]) -> dict[str, object]:
     rates = [rate.strip() for rate in args.rates.split(",") if rate.strip()] if args.rates else list(bundle.rates)
     for rate in rates:
         bundle.n_layers(rate)  # before a server is started for nothing
+    adapter = adapter_gain.load_for(args.adapter, [bundle]) if args.adapter else None
     started = time.monotonic()
     with contextlib.ExitStack() as stack:
         server = args.server or stack.enter_context(running_service(args.clip, path))
@@ -155,10 +179,23 @@ def _eval(args: argparse.Namespace, words: list[str]) -> dict[str, object]:
         )
         clip = client.uplink.info().clip.name
         bar = stack.enter_context(tqdm(total=len(data.items), desc=data.name, unit="image", file=sys.stderr))
-        results = evaluate(client, data, rates, args.prompt_set, args.seed, lambda: bar.update())
+        other = None
+        if adapter:
+            address = stack.enter_context(running_service(args.clip, path, adapter=adapter.path))
+            second = stack.enter_context(
+                Client(address, bundle, rate=rates[0], threads=args.threads, precision=args.precision)
+            )
+            own = [rate for rate in rates if bundle.n_layers(rate) in adapter.layers]
+            other = (bundle.name + adapter_gain.SUFFIX, second, own)
+        records = collect(client, data, rates, args.prompt_set, lambda: bar.update(), other)
+        results = summaries(records, client, data, args.seed)
     _print_table(
         results, f"{data.name}: {len(data.items)} of {data.total} images, {clip}, prompt set {args.prompt_set}"
     )
+    gains = None
+    if adapter:
+        gains = adapter_gain.gains_of_records(records[1:], bundle.name, targets_of(data), args.seed)
+        _say_gains(gains)
     height, width = bundle.input_size
     return {
         "benchmark": "eval",
@@ -176,12 +213,25 @@ def _eval(args: argparse.Namespace, words: list[str]) -> dict[str, object]:
             "encoder": client.encoder.path.name,
         },
         "wall_s": round(time.monotonic() - started, 1),
+        **({} if adapter is None else {"adapter": {**_described(adapter), **gains}}),
         "results": results,
     }
 
 
+def _described(adapter: Adapter) -> dict[str, object]:
+    return {"name": adapter.name, "clip": adapter.clip, "sha256": adapter.digest, "for": list(adapter.rates)}
+
+
+def _say_gains(gains: Mapping[str, Any]) -> None:
+    from benchmarks.adapter_gain import lines
+
+    print("\n".join(lines(gains)), file=sys.stderr)
+
+
 def _rate_accuracy(args: argparse.Namespace, words: list[str]) -> dict[str, object]:
+    from benchmarks import adapter_gain
     from benchmarks.data import load_dataset
+    from benchmarks.grid import codec_names
     from benchmarks.judge import Judge
     from benchmarks.points import PointStore
     from benchmarks.progress import progress_bar
@@ -194,14 +244,20 @@ def _rate_accuracy(args: argparse.Namespace, words: list[str]) -> dict[str, obje
     families, peers = parse_families(args.families, args.clip), parse_peers(args.peers)
     data = load_dataset(args.data, args.limit, args.seed)
     started = time.monotonic()
+    adapter = adapter_gain.load_for(args.adapter, families) if args.adapter else None
     judge = Judge(args.clip)
     context = {"command": shlex.join(["thinwire-bench", *words]), "testbed": describe()}
     store = PointStore(Path(args.json + ".points"), NAME, context)
     prompts = {args.prompt_set: PROMPT_SETS[args.prompt_set]}
     with ended_by_sigterm(), progress_bar(data.name) as progress:
-        run = RateAccuracy(data, judge, args.clip, prompts, args.seed, store, progress=progress)
+        run = RateAccuracy(data, judge, args.clip, prompts, args.seed, store, adapter=adapter, progress=progress)
         (group,) = group_points(run.run(families, peers))
     points = rows_of(group)
+    told = {}
+    if adapter:
+        names = [n for n, each in zip(codec_names(families), families) if each.model_id == adapter.model_id]
+        gains = {name: adapter_gain.gains_of_points(group.points, name, args.prompt_set, args.seed) for name in names}
+        told = {"adapter": {**_described(adapter), "codecs": gains}}
     document = {
         "benchmark": "rate-accuracy",
         **context,
@@ -214,10 +270,13 @@ def _rate_accuracy(args: argparse.Namespace, words: list[str]) -> dict[str, obje
         "view": list(judge.view_size),
         "wall_s": round(time.monotonic() - started, 1),
         "points_measured": run.measured,
+        **told,
         "summary": summarise_run(points),
         "points": points,
     }
     print_points(document)
+    for gain in told.get("adapter", {}).get("codecs", {}).values():
+        _say_gains(gain)
     return document
 
 
@@ -229,7 +288,7 @@ def _study(args: argparse.Namespace, words: list[str]) -> dict[str, object]:
         PRESETS[args.preset],
         Path(args.data_dir),
         Path(args.out),
-        parse_families(args.families, args.clip[0]),
+        default_families(args.clip) if args.families is None else parse_families(args.families, args.clip[0]),
         parse_peers(args.peers),
         args.clip,
         {"command": shlex.join(["thinwire-bench", *words]), "testbed": describe()},
@@ -237,6 +296,9 @@ def _study(args: argparse.Namespace, words: list[str]) -> dict[str, object]:
         args.limit,
         [name.strip() for name in (args.data or "").split(",") if name.strip()],
         args.skip_existing,
+        args.captions,
+        args.domain,
+        args.blip,
     )
     return run_study(study, args.only)
 

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from thinwire.errors import MissingFile
+from thinwire.errors import BundleError, MissingFile
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Sequence
 
     from benchmarks.peers import Peer
     from thinwire.bundle import Bundle
 
 
 def parse_families(text: str, clip: str = "clip-lite") -> list[Bundle]:
-    """Shipped bundles by name, folders, `all` that are shipped, `embedding`; comma-separated → bundles, once each.
+    """Shipped bundles by name, folders, `all`, `embedding`; comma-separated → bundles, once each.
 
+    `all`: every shipped bundle, every one that `thinwire-export train` left in runs/, and `embedding`. What `all` lacks
+    (families without a bundle, bundles bound to another CLIP) is named on stderr with the command that makes it.
     `embedding` is the image tower of `clip` itself, too large to ship: it is made on first use (about a minute; needs
     photos-train) and kept in the cache. Raises `BundleError`.
     """
@@ -24,7 +28,7 @@ def parse_families(text: str, clip: str = "clip-lite") -> list[Bundle]:
     paths: list[Path] = []
     for name in _names(text):
         if name == "all":
-            paths += shipped_bundles().values()
+            paths += _every_bundle(clip)
         elif name == "embedding" and name not in shipped_bundles():
             paths.append(_made_embedding(clip))
         else:
@@ -32,12 +36,60 @@ def parse_families(text: str, clip: str = "clip-lite") -> list[Bundle]:
     return [load_bundle(path) for path in dict.fromkeys(path.resolve() for path in paths)]
 
 
-def _made_embedding(clip: str) -> Path:
-    from export.bundles import cached_embedding_bundle
+def default_families(clips: Sequence[str]) -> list[Bundle]:
+    """Every bundle that works with one of the CLIPs, each once."""
+    found = {bundle.path: bundle for clip in clips for bundle in parse_families("all", clip)}
+    return list(found.values())
 
+
+RUNS = Path("runs")
+"""Where `thinwire-export train FAMILY` writes unless told otherwise: RUN/bundle of each."""
+
+
+def local_bundles(runs: Path = RUNS) -> list[Path]:
+    """The folders of bundles that were trained here, sorted."""
+    return sorted(card.parent for card in runs.glob("*/bundle/card.json"))
+
+
+def _every_bundle(clip: str) -> list[Path]:
+    from thinwire.bundle import load_bundle, shipped_bundles
+
+    paths, lacking = [], {}
+    for path in [*shipped_bundles().values(), *local_bundles()]:
+        bundle = load_bundle(path)
+        bound = (bundle.card.cloud["clip"] or "").partition("#")[0]
+        if bound and bound != Path(clip).name:
+            lacking[bundle.name] = f"{path} works with {bound} only: --clip {bound}"
+        else:
+            paths.append(path)
+    present = {load_bundle(path).card.wire["family"] for path in paths}
+    if "embedding" not in present:
+        try:
+            paths.append(_made_embedding(clip))
+        except BundleError as error:
+            lacking["embedding"] = f"{error}: `thinwire-export embedding --clip {clip} --out runs/embedding/bundle`"
+    for family in sorted(_trainable() - present - set(lacking)):
+        lacking[family] = f"has no bundle: `thinwire-export train {family} --preset cpu --minutes 10` makes one"
+    for name, reason in lacking.items():
+        print(f"--families all, without {name}: {reason}", file=sys.stderr)
+    return paths
+
+
+def _trainable() -> set[str]:
+    """Names of the families that `thinwire-export train` knows; none where the extra `export` is not installed."""
     try:
+        from export.families import FAMILIES
+    except ModuleNotFoundError:
+        return set()
+    return set(FAMILIES)
+
+
+def _made_embedding(clip: str) -> Path:
+    try:
+        from export.bundles import cached_embedding_bundle
+
         return cached_embedding_bundle(clip)
-    except (ValueError, RuntimeError, OSError) as error:  # what open_clip raises for absent models and weights
+    except (ValueError, RuntimeError, OSError, ModuleNotFoundError) as error:  # of open_clip too: absent models
         raise MissingFile(f"family embedding of {clip}: {error}") from error
 
 

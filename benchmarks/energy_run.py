@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks.energy import CLOUD, EDGE, cloud_work, edge_work, per_image
-from benchmarks.evaluate import TOP_K
+from benchmarks.evaluate import MAX_MESSAGES, TOP_K
 from benchmarks.timing_points import TimingRun
 from benchmarks.ways import NOWHERE, ON_EDGE, EdgeHead, Way
 from cloud.assemble import open_engine
@@ -51,7 +51,7 @@ class EnergyRun(TimingRun):
         self.progress.point(f"{way.codec} {way.rate} {side}")
         client, engine = self._open(way)
         question = Question.check(self.data.labels, TOP_K, self.prompt_set)
-        images = [self.data.read(item) for item in self.data.items]
+        images, messages = self._readable()
         if side == EDGE:
             head = None
             if way.kind == ON_EDGE:
@@ -61,7 +61,9 @@ class EnergyRun(TimingRun):
             work = edge_work(way, client, head, images, question)
         else:
             work = cloud_work(engine, [way.prepare(client, image, question).request for image in images], question)
-        return per_image(work, len(images), lambda: self.progress.images(1))
+        result = per_image(work, len(images), lambda: self.progress.images(1))
+        told = [*messages, *result["failure_messages"]]
+        return {**result, "failed": result["failed"] + len(messages), "failure_messages": told[:MAX_MESSAGES]}
 
     def _open(self, way: Way) -> tuple[Client, Engine]:
         if self._loaded is None or self._loaded[0].bundle is not way.bundle:

@@ -139,18 +139,46 @@ def evaluate(
     seed: int = 0,
     progress: Callable[[], None] = lambda: None,
 ) -> list[dict[str, object]]:
-    """Sends every image once as a lossless PNG of its view and once at each rate; one summary each, PNG first.
+    """`collect`, and one summary of each record."""
+    return summaries(collect(client, data, rates, prompt_set, progress), client, data, seed)
 
-    `progress` is called after each image. encode_ms is the network plus range coding (or writing the PNG).
+
+def summaries(records: Sequence[Record], client: Client, data: Dataset, seed: int = 0) -> list[dict[str, object]]:
+    """One for each record of `collect`, the reference first."""
+    targets, (height, width) = targets_of(data), client.bundle.input_size
+    return [summarise(record, targets, records[0], height * width, seed) for record in records]
+
+
+def targets_of(data: Dataset) -> list[str]:
+    """The true label of each image."""
+    return [data.labels[item.target] for item in data.items]
+
+
+def collect(
+    client: Client,
+    data: Dataset,
+    rates: Sequence[str],
+    prompt_set: str = "7",
+    progress: Callable[[], None] = lambda: None,
+    other: tuple[str, Client, Sequence[str]] | None = None,
+) -> list[Record]:
+    """Sends every image once as a lossless PNG of its view and once at each rate; one record each, PNG first.
+
+    `other` (a name for the codec, a client of another server, rates) is asked as well, right after; its records come
+    last. `progress` is called after each image. encode_ms is the network plus range coding (or writing the PNG).
     Raises `ServerUnreachable` when there is no server to ask; whatever else befalls an image is counted as its failure.
     """
     for rate in rates:
         client.encoder.layers_of(rate)  # a misspelt rate is the caller's error, not a failure of every image
     codec = client.bundle.name
     uncompressed = Record(UNCOMPRESSED, None)
-    records = [Record(codec, rate) for rate in rates]
-    height, width = client.bundle.input_size
+    asked = [(client, Record(codec, rate)) for rate in rates]
     warm_up(client, data.labels, rates, prompt_set)
+    if other is not None:
+        name, second, its_rates = other
+        asked += [(second, Record(name, rate)) for rate in its_rates]
+        warm_up(second, data.labels, its_rates, prompt_set)
+    records = [record for _, record in asked]
     for item in data.items:
         try:
             view = client.bundle.view(open_image(data.read(item), item.name))
@@ -167,16 +195,17 @@ def evaluate(
             return client.classify_file(png, data.labels, TOP_K, prompt_set), encode_ms
 
         attempt(uncompressed, item.name, as_png)
-        for record in records:
+        for sender, record in asked:
 
-            def as_packet(view: np.ndarray = view, rate: str = record.rate) -> tuple[Result, float]:
-                result = client.classify(view, data.labels, TOP_K, prompt_set, rate)
+            def as_packet(
+                view: np.ndarray = view, rate: str = record.rate, sender: Client = sender
+            ) -> tuple[Result, float]:
+                result = sender.classify(view, data.labels, TOP_K, prompt_set, rate)
                 return result, result.encode_ms + result.code_ms
 
             attempt(record, item.name, as_packet)
         progress()
-    targets = [data.labels[item.target] for item in data.items]
-    return [summarise(record, targets, uncompressed, height * width, seed) for record in (uncompressed, *records)]
+    return [uncompressed, *records]
 
 
 def png_bytes(view: np.ndarray) -> bytes:

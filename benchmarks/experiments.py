@@ -6,11 +6,13 @@ section of the report is made from those files alone (`benchmarks.study_report.S
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from benchmarks.data import Dataset
+    from benchmarks.peers import Peer
     from benchmarks.study import Study
 
 
@@ -23,6 +25,10 @@ class Experiment:
     run: Callable[[Study], tuple[int, int]]
 
 
+DERIVED = ("critical-rate", "models", "architecture", "predictors", "hierarchy", "prompts", "calibration")
+"""Names that --only takes too: sections of the report that need the points of rate-accuracy and nothing else."""
+
+
 def _examples(study: Study) -> tuple[int, int]:
     from benchmarks.examples import run_examples
 
@@ -30,11 +36,26 @@ def _examples(study: Study) -> tuple[int, int]:
 
 
 def _rate_accuracy(study: Study) -> tuple[int, int]:
-    from benchmarks.progress import progress_bar
-    from benchmarks.rate_accuracy import NAME, RateAccuracy
+    from benchmarks.rate_accuracy import NAME
 
+    return _accuracy(study, NAME, study.datasets(), study.peers)
+
+
+def _domains(study: Study) -> tuple[int, int]:
+    from benchmarks.domains import NAME, PEERS, domain_sets
+
+    return _accuracy(study, NAME, domain_sets(study), [peer for peer in study.peers if peer.name in PEERS])
+
+
+def _accuracy(study: Study, name: str, sets: Sequence[Dataset], peers: Sequence[Peer]) -> tuple[int, int]:
+    """Points of the rate-accuracy kind, kept as those of experiment `name`."""
+    from benchmarks.perceptual import perceptual_maker
+    from benchmarks.progress import progress_bar
+    from benchmarks.rate_accuracy import RateAccuracy
+
+    perceptual = perceptual_maker()
     points = measured = 0
-    for data in study.datasets():
+    for data in sets:
         for clip in study.clips:
             with progress_bar(f"{data.name}, {clip}") as progress:
                 run = RateAccuracy(
@@ -43,11 +64,12 @@ def _rate_accuracy(study: Study) -> tuple[int, int]:
                     clip,
                     study.prompts(data),
                     study.seed,
-                    study.store(NAME),
+                    study.store(name),
                     study.preset.grid,
                     progress=progress,
+                    perceptual=perceptual,
                 )
-                points += len(run.run(study.families_of(clip), study.peers))
+                points += len(run.run(study.families_of(clip), peers))
                 measured += run.measured
     return points, measured
 
@@ -64,12 +86,48 @@ def _throughput(study: Study) -> tuple[int, int]:
     return study_throughput(study)
 
 
+def _energy(study: Study) -> tuple[int, int]:
+    from benchmarks.timing_study import study_energy
+
+    return study_energy(study)
+
+
+def _linear_probe(study: Study) -> tuple[int, int]:
+    from benchmarks.linear_probe import run_linear_probe
+
+    return run_linear_probe(study)
+
+
+def _retrieval(study: Study) -> tuple[int, int]:
+    from benchmarks.retrieval import run_retrieval
+
+    return run_retrieval(study)
+
+
+def _tricks(study: Study) -> tuple[int, int]:
+    from benchmarks.tricks import run_tricks
+
+    return run_tricks(study)
+
+
+def _blip(study: Study) -> tuple[int, int]:
+    from benchmarks.blip import run_blip
+
+    return run_blip(study)
+
+
 EXPERIMENTS = {
     experiment.name: experiment
     for experiment in (
         Experiment("examples", "photographs as the cloud sees them", _examples),
         Experiment("rate-accuracy", "accuracy against bytes, families and peers", _rate_accuracy),
+        Experiment("domains", "the same on scenes, textures and --domain folders", _domains),
+        Experiment("linear-probe", "logistic regression on CLIP's vectors, of originals and decoded", _linear_probe),
+        Experiment("retrieval", "captions and images, originals against decoded", _retrieval),
+        Experiment("tricks", "what the cloud could do to a decoded picture", _tricks),
+        Experiment("blip", "BLIP image-text matching, where --blip gives weights", _blip),
         Experiment("latency", "image to answer over emulated links", _latency),
         Experiment("throughput", "the saturated service against the bare model", _throughput),
+        Experiment("energy", "joules or CPU-seconds an image, on the edge and in the cloud", _energy),
     )
 }

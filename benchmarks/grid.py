@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from benchmarks import peers as codecs
 from benchmarks.peers import Peer
 from thinwire.bundle import Bundle
+
+if TYPE_CHECKING:
+    from synthesis.adapter import Adapter
 
 REFERENCE, FAMILY, PEER = "reference", "family", "peer"
 UNCOMPRESSED = "uncompressed"
@@ -23,6 +27,7 @@ class Point:
     parameters: dict[str, object]
     peer: Peer | None = None
     bundle: Bundle | None = None
+    adapter: Adapter | None = None  # in the server's image tower
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,7 @@ class PeerGrid:
 
 
 FULL_GRID = PeerGrid()
-QUICK_GRID = PeerGrid(sides=(224, 112, 80, 56), every=3)
+QUICK_GRID = PeerGrid(sides=(224, 112, 56), every=3)
 
 
 def reference_point(height: int, width: int) -> Point:
@@ -42,8 +47,11 @@ def reference_point(height: int, width: int) -> Point:
     return Point(REFERENCE, UNCOMPRESSED, None, {"height": height, "width": width, "encoder": "PNG"})
 
 
-def family_points(bundle: Bundle, codec: str) -> list[Point]:
-    """One point for each rate. The model id leaves encoder and decoder weights out, so their hashes are named too."""
+def family_points(bundle: Bundle, codec: str, adapter: Adapter | None = None) -> list[Point]:
+    """One point for each rate; with an adapter, for each that it is for.
+
+    The model id leaves encoder and decoder weights out, so their hashes are named too.
+    """
     files = {
         file: entry["sha256"]
         for section in (bundle.card.edge, bundle.card.cloud)
@@ -61,10 +69,13 @@ def family_points(bundle: Bundle, codec: str) -> list[Point]:
                 "view": list(bundle.input_size),
                 "encoder": bundle.encoder_path().name,
                 "files": files,
+                **({} if adapter is None else {"adapter": adapter.digest}),
             },
             bundle=bundle,
+            adapter=adapter,
         )
         for rate, layers in bundle.rates.items()
+        if adapter is None or layers in adapter.layers
     ]
 
 

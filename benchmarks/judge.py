@@ -17,6 +17,7 @@ import numpy as np
 
 from benchmarks.evaluate import TOP_K, png_bytes
 from benchmarks.patches import PatchTap
+from cloud.adapted import adapted_clip
 from cloud.clip import load_clip, pick_device
 from cloud.head import Head, HeadCache, default_cache_dir
 from cloud.requests import Prediction, top_predictions
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     import torch
 
     from edge.client import Client
+    from synthesis.adapter import Adapter
     from thinwire.bundle import Bundle
 
 SIMILARITY_TOLERANCE = 0.01
@@ -49,10 +51,15 @@ class Seen:
 
 
 class Judge:
-    """One CLIP. `batch` views are best given at once. Raises `ClipUnavailable` when there is no such CLIP."""
+    """One CLIP. `batch` views are best given at once. With an adapter, its image tower is the adapted one.
 
-    def __init__(self, clip: str, device: str = "auto") -> None:
+    Raises `ClipUnavailable` when there is no such CLIP, `AdapterError` where the adapter is of another.
+    """
+
+    def __init__(self, clip: str, device: str = "auto", adapter: Adapter | None = None) -> None:
         self.clip = load_clip(clip, pick_device(device))
+        if adapter is not None:
+            self.clip = adapted_clip(self.clip, adapter)
         self.batch = 64 if self.clip.device.startswith("cuda") else 8  # as cloud.assemble has it
         self._heads = HeadCache(self.clip, default_cache_dir())
         self._tap = PatchTap(self.clip.model.visual)

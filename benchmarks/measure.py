@@ -14,6 +14,7 @@ from benchmarks.evaluate import MAX_MESSAGES, png_bytes
 from benchmarks.grid import UNCOMPRESSED, Point
 from benchmarks.judge import Judge, Seen, Synthesis
 from benchmarks.metrics import ZeroShot, answer_of, ms_ssim, patch_cosine, pooled_cosine, psnr_db, zero_shot
+from benchmarks.perceptual import Perceptual
 from benchmarks.points import numbers
 from benchmarks.views import Originals, Views
 from benchmarks.wire_bytes import WireMeter
@@ -32,10 +33,11 @@ ARRAYS = (
     "round_trip_ms",
     "psnr_db",
     "ms_ssim",
+    "perceptual",
     "pooled_cosine",
     "patch_cosine",
 )
-_DIGITS = {"pooled_cosine": 6, "patch_cosine": 6, "ms_ssim": 6}
+_DIGITS = {"pooled_cosine": 6, "patch_cosine": 6, "ms_ssim": 6, "perceptual": 6}
 
 
 @dataclass
@@ -48,6 +50,7 @@ class Sight:
     meter: WireMeter
     prompts: Mapping[str, tuple[str, ...]]
     tick: Callable[[int], object] = lambda n: None
+    perceptual: Perceptual | None = None
     heads: dict = field(init=False)
     question: Question = field(init=False)
 
@@ -143,7 +146,7 @@ def measure_family(client: Client, decoder: Synthesis, point: Point, sight: Sigh
             seen, pictures = decoder.look(list(packets.values()))
             done.judged(sight, indices, seen)
             if pictures is not None:
-                _compare(done, indices, np.stack([sight.views[index] for index in indices]), pictures)
+                _compare(done, sight, indices, np.stack([sight.views[index] for index in indices]), pictures)
         sight.tick(len(batch))
     return done
 
@@ -210,7 +213,7 @@ def _prepare(batch: range, point: Point, sight: Sight, done: Measurement) -> _Pr
         originals.append(view)
         seen.append(picture)
     if indices and point.codec != UNCOMPRESSED:
-        _compare(done, indices, np.stack(originals), np.stack(seen))
+        _compare(done, sight, indices, np.stack(originals), np.stack(seen))
     return _Prepared(batch, indices, seen)
 
 
@@ -226,7 +229,10 @@ def _through(point: Point, view: np.ndarray) -> tuple[bytes, float, np.ndarray]:
     return data, encode_ms, codecs.restore(point.peer, data, *view.shape[:2])
 
 
-def _compare(done: Measurement, indices: list[int], views: np.ndarray, seen: np.ndarray) -> None:
+def _compare(done: Measurement, sight: Sight, indices: list[int], views: np.ndarray, seen: np.ndarray) -> None:
+    if sight.perceptual is not None:
+        for index, distance in zip(indices, sight.perceptual.distances(indices, views, seen)):
+            done.put(index, perceptual=distance)
     for index, view, picture, similarity in zip(indices, views, seen, ms_ssim(views, seen)):
         done.put(index, psnr_db=psnr_db(view, picture), ms_ssim=similarity)
 

@@ -23,7 +23,7 @@ from benchmarks.data import Dataset
 from thinwire.errors import ThinwireError
 
 SCHEMA = "thinwire-bench/point/1"
-VERSION = 2
+VERSION = 3
 """Part of every key. Raise it when the same settings give other numbers than before."""
 
 

@@ -11,22 +11,25 @@ import contextlib
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from benchmarks.adapter_gain import SUFFIX
 from benchmarks.data import Dataset
 from benchmarks.grid import FULL_GRID, PeerGrid, Point, codec_names, family_points, peer_points, reference_point
 from benchmarks.judge import Judge, Synthesis
 from benchmarks.measure import Sight, measure_family, measure_views
 from benchmarks.peers import Peer
+from benchmarks.perceptual import NETWORK, Perceptual
 from benchmarks.points import PointStore, data_key
 from benchmarks.progress import Progress
 from benchmarks.service import running_service
 from benchmarks.views import Originals, Views
 from benchmarks.wire_bytes import WireMeter, wire_meter
 from edge.client import Client
+from synthesis.adapter import Adapter
 from thinwire.bundle import Bundle
 
 NAME = "rate-accuracy"
@@ -48,16 +51,24 @@ class RateAccuracy:
     store: PointStore
     grid: PeerGrid = FULL_GRID
     threads: int = 1
+    adapter: Adapter | None = None  # its bundle among the families is measured with it as well
     progress: Progress = field(default_factory=Progress)
+    perceptual: Callable[[], Perceptual] | None = None  # makes what measures that distance; None: it is left out
     measured: int = 0  # points that were not found on disk
 
     def points(self, families: Sequence[Bundle], peers: Sequence[Peer]) -> list[list[Point]]:
-        """The reference, then one list for each family and peer."""
+        """The reference, then one list for each family, for the adapter's bundle with it, and for each peer."""
         height, width = self.judge.view_size
         bundles = [family_points(bundle, name) for bundle, name in zip(families, codec_names(families))]
+        adapted = [
+            family_points(bundle, name + SUFFIX, self.adapter)
+            for bundle, name in zip(families, codec_names(families))
+            if self.adapter is not None and bundle.model_id == self.adapter.model_id
+        ]
         return [
             [reference_point(height, width)],
             *bundles,
+            *adapted,
             *(peer_points(peer, height, width, self.grid) for peer in peers),
         ]
 
@@ -86,6 +97,7 @@ class RateAccuracy:
             "clip": self.judge.clip.id,
             "device": self.judge.clip.device,
             "prompts": {name: _digest(templates) for name, templates in self.prompts.items()},
+            "perceptual": NETWORK if self.perceptual else None,
             "testbed": self.store.context["testbed"],
             "kind": point.kind,
             "codec": point.codec,
@@ -94,10 +106,11 @@ class RateAccuracy:
         }
 
     def _family(self, points: Sequence[Point], sights: _Sights) -> Iterator[tuple[Point, dict]]:
-        bundle = points[0].bundle
+        bundle, adapter = points[0].bundle, points[0].adapter
         sight = sights.of(bundle.input_size)
-        decoder = Synthesis(bundle, self.judge)
-        with _served(self.clip, bundle, self.threads) as client:
+        judge = self.judge if adapter is None else Judge(self.clip, self.judge.clip.device, adapter)
+        decoder = Synthesis(bundle, judge)
+        with _served(self.clip, bundle, self.threads, adapter) as client:
             self.judge.check_agrees(client, _ramp(*self.judge.view_size), self.data.labels, sight.main)
             for point in points:
                 self.progress.point(f"{point.codec} {point.rate}")
@@ -151,14 +164,21 @@ class _Sights:
         if size not in self._made:
             views = Views(run.data, *size)
             originals = Originals(views, run.judge)
-            self._made[size] = Sight(views, originals, run.judge, self._meter, run.prompts, run.progress.images)
+            # Of originals it keeps its features by image number, so each size of view has its own
+            perceptual = run.perceptual() if run.perceptual else None
+            ticks = run.progress.images
+            self._made[size] = Sight(views, originals, run.judge, self._meter, run.prompts, ticks, perceptual)
         return self._made[size]
 
 
 @contextlib.contextmanager
-def _served(clip: str, bundle: Bundle, threads: int) -> Iterator[Client]:
+def _served(clip: str, bundle: Bundle, threads: int, adapter: Adapter | None) -> Iterator[Client]:
     """A server that holds this bundle alone (two may share a model id), and a client of it."""
-    with running_service(clip, bundle.path) as address, Client(address, bundle, threads=threads) as client:
+    folder = None if adapter is None else adapter.path
+    with (
+        running_service(clip, bundle.path, adapter=folder) as address,
+        Client(address, bundle, threads=threads) as client,
+    ):
         client.check()
         yield client
 

@@ -138,6 +138,7 @@ def row_of(point: Mapping[str, Any], reference: Mapping[str, Any], prompt_set: s
         "mean_per_class_recall": _round(mean_per_class_recall(top1, targets), 5),
         "psnr_db": _round(_mean(images["psnr_db"]), 3),
         "ms_ssim": _round(_mean(images["ms_ssim"]), 5),
+        "perceptual": _round(_mean(images["perceptual"]), 5),
         "pooled_cosine": _round(_mean(images["pooled_cosine"]), 5),
         "patch_cosine": _round(_mean(images["patch_cosine"]), 5),
         "margin": _round(_margin(answers), 5),

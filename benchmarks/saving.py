@@ -20,6 +20,8 @@ from benchmarks.statistics import pareto_front
 RESAMPLES = 200
 MIN_OVERLAP = 0.02
 """Of top-1. Over a narrower range an average says nothing."""
+Matrices = tuple[np.ndarray, np.ndarray]
+"""(bytes, correct) of a curve's points, both float (P, N); NaN bytes for a failed image."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,11 @@ def saving_of(
     family: Sequence[dict[str, Any]], peer: Sequence[dict[str, Any]], prompt_set: str, seed: int = 0
 ) -> Saving:
     """The points of a family against those of a peer, on the same images, with a paired bootstrap interval."""
-    own, other = (_matrices(points, prompt_set) for points in (family, peer))
+    return saving_between(_matrices(family, prompt_set), _matrices(peer, prompt_set), seed)
+
+
+def saving_between(own: Matrices, other: Matrices, seed: int = 0) -> Saving:
+    """The same of what points hold."""
     told = rate_saving(*_curve(own), *_curve(other))
     if told.saving is None:
         return told
@@ -76,13 +82,12 @@ def saving_of(
     return Saving(told.saving, (float(low), float(high)), told.between)
 
 
-def _matrices(points: Sequence[dict[str, Any]], prompt_set: str) -> tuple[np.ndarray, np.ndarray]:
-    """(bytes, correct), both float (P, N); NaN bytes for a failed image."""
+def _matrices(points: Sequence[dict[str, Any]], prompt_set: str) -> Matrices:
     sizes = [[np.nan if size is None else size for size in point["images"]["packet_bytes"]] for point in points]
     return np.array(sizes, float), np.array([correct(point, prompt_set) for point in points], float)
 
 
-def _curve(matrices: tuple[np.ndarray, np.ndarray], counts: np.ndarray | None = None) -> tuple[list, list]:
+def _curve(matrices: Matrices, counts: np.ndarray | None = None) -> tuple[list, list]:
     """Mean bytes and accuracy of each point, over images drawn `counts` times (None: once each)."""
     sizes, right = matrices
     weights = np.ones(sizes.shape[1]) if counts is None else counts

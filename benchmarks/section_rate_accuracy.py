@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.curves import study_groups
 from benchmarks.grid import FAMILY, PEER, REFERENCE
 from benchmarks.plot import FAMILY_COLOURS, PEER_COLOURS, codec_title, plot
-from benchmarks.points import read_points
 from benchmarks.rate_accuracy import NAME
-from benchmarks.rows import Group, group_points, rows_of
+from benchmarks.rows import Group, rows_of
 from benchmarks.saving import Saving, saving_of
 from benchmarks.sections import Section, html_table, markdown_table, number
 
@@ -34,6 +34,7 @@ COLUMNS = (
     "patch_cosine",
     "psnr_db",
     "ms_ssim",
+    "perceptual",
     "encode_ms_p50",
     "hull",
 )
@@ -41,19 +42,19 @@ COLUMNS = (
 
 PLOT_NOTE = (
     "Each point is one setting of a codec. A peer's line runs through its best combinations of size and quality (the "
-    "Pareto front; picked on the same images, which flatters peers a little). Bars: 95 % paired bootstrap intervals, a "
-    "peer's where you point at it. An embedding needs CLIP's whole image tower on the device; the others do not."
+    "Pareto front; picked on the same images, which flatters peers a little). Bars: 95 % paired bootstrap intervals, "
+    "a peer's where you point at it. An embedding needs CLIP's whole image tower on the device; the others do not."
 )
 SAVING_NOTE = (
     "Bytes that a family does without at equal top-1, averaged over the accuracies that both reach (Bjøntegaard's "
-    "delta rate on Pareto fronts, prompt set {prompt_set}); negative: it needs more. "
-    "In brackets the 95 % paired bootstrap interval."
+    "delta rate on Pareto fronts, prompt set {prompt_set}); negative: it needs more. In brackets the 95 % paired "
+    "bootstrap interval."
 )
 
 
 def rate_accuracy_section(out: Path) -> Section | None:
     """The interactive plot and the table of every point; None where nothing was measured."""
-    groups = group_points(read_points(out, NAME))
+    groups = study_groups(out)
     if not groups:
         return None
     rows = {group.title: rows_of(group) for group in groups}
@@ -98,7 +99,7 @@ def rate_accuracy_section(out: Path) -> Section | None:
 
 def points_section(out: Path) -> Section | None:
     """A place for the table that the plot's filters fill."""
-    if not group_points(read_points(out, NAME)):
+    if not study_groups(out):
         return None
     note = "<p class=note>Follows the choices above the plot; click a column's head to sort by it.</p>"
     return Section("points", "Every operating point", note + "<div id=points-table></div>", "See results.csv.")
@@ -108,7 +109,7 @@ def savings_section(out: Path) -> Section | None:
     """Each family against each peer, by data set and CLIP; None where there is nothing to compare."""
     parts, markdown = [], []
     prompt_set = "7"
-    for group in group_points(read_points(out, NAME)):
+    for group in study_groups(out):
         prompt_set = group.prompt_sets[0]
         table = savings_table(group, prompt_set)
         if len(table) > 1:

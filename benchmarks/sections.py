@@ -8,13 +8,16 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from benchmarks.charts import SCRIPT, Chart, figures, page_data
+
 
 @dataclass(frozen=True)
 class Section:
     """One part of the report, made from points alone.
 
     html: its body, between the title and the next section. data: what its script reads as REPORT[name]; script: a file
-    in benchmarks/page. rows: flat lines of results.csv. figures: file stem → what draws it into a given path.
+    in benchmarks/page. rows: flat lines of results.csv. figures: file stem → what draws it into a given path. findings:
+    its figures by name, for findings.json, from which docs/study.md is written.
     """
 
     name: str
@@ -25,6 +28,7 @@ class Section:
     script: str | None = None
     rows: Sequence[Mapping[str, Any]] = ()
     figures: Mapping[str, Callable[[Path], None]] = field(default_factory=dict)
+    findings: object = None
 
 
 def html_table(header: Sequence[str], rows: Sequence[Sequence[object]], text_columns: int = 1) -> str:
@@ -45,3 +49,32 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> s
 
 def number(value: float | None, form: str) -> str:
     return "–" if value is None else format(value, form)
+
+
+def ends(interval: Sequence[float] | None, form: str) -> str:
+    """An interval in brackets, or nothing."""
+    return "" if interval is None else f" ({format(interval[0], form)} to {format(interval[1], form)})"
+
+
+def chart_section(
+    name: str,
+    title: str,
+    note: str,
+    charts: Sequence[Chart],
+    tables: Sequence[tuple[str, Sequence[str], Sequence[Sequence[object]]]],
+    findings: object = None,
+    text_columns: int = 2,
+) -> Section:
+    """The usual section: a note, charts, then (title, header, rows) tables."""
+    parts, markdown = [f"<p class=note>{escape(note)}</p>"], [note]
+    for chart in charts:
+        parts.append(chart.html())
+        markdown.append(chart.markdown())
+    for told, header, rows in tables:
+        if rows:
+            parts.append(f"<h3>{escape(told)}</h3>" + html_table(header, rows, text_columns))
+            markdown.append(f"### {told}\n\n{markdown_table(header, rows)}")
+    data, script = (page_data(charts), SCRIPT) if charts else (None, None)
+    return Section(
+        name, title, "".join(parts), "\n\n".join(markdown), data, script, figures=figures(charts), findings=findings
+    )

@@ -18,6 +18,7 @@ from edge.defaults import DEFAULT_BUNDLE
 from thinwire.errors import ThinwireError
 
 ROOT = Path(__file__).resolve().parent.parent
+LEASH = Path(__file__).with_name("leash.py")
 READY = "listening on "
 TAIL_LINES = 30
 
@@ -33,6 +34,7 @@ def running_service(
     clip: str = "clip-lite",
     bundle: str | os.PathLike[str] = DEFAULT_BUNDLE,
     *,
+    adapter: str | os.PathLike[str] | None = None,
     timeout_s: float = 180.0,
     grace_s: float = 25.0,
 ) -> Iterator[str]:
@@ -42,17 +44,22 @@ def running_service(
     Raises `ServiceFailed`, with the end of the server's stderr, when it exits early or is not ready in time.
     """
     command = [sys.executable, "-m", "cloud.cli", "serve", "--port", "0", "--clip", clip, "--bundle", os.fspath(bundle)]
+    if adapter is not None:
+        command += ["--adapter", os.fspath(adapter)]
     with serving(command, timeout_s=timeout_s, grace_s=grace_s) as address:
         yield address
 
 
 @contextlib.contextmanager
 def serving(command: list[str], *, timeout_s: float, grace_s: float = 25.0) -> Iterator[str]:
-    """Runs `command` until it writes `listening on HOST:PORT` to stderr, yields that address, stops it at the end."""
+    """Runs `command` until it writes `listening on HOST:PORT` to stderr, yields that address, stops it at the end.
+
+    It also ends when this process is killed: see `benchmarks.leash`.
+    """
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     process = subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
+        [sys.executable, "-I", "-S", str(LEASH), str(grace_s), *command],
+        stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -84,13 +91,8 @@ def serving(command: list[str], *, timeout_s: float, grace_s: float = 25.0) -> I
             raise ServiceFailed(f"the server ended with code {code} after {took_s:.1f} s{_ending(tail)}")
         yield address
     finally:
-        if process.poll() is None:
-            process.terminate()
-        try:
-            process.wait(grace_s)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        process.stdin.close()  # lets the leash go
+        process.wait()
         drainer.join(5)
         process.stderr.close()
 

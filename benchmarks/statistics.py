@@ -81,3 +81,34 @@ def cost_at(costs: Sequence[float], values: Sequence[float], level: float) -> Cr
             return Crossing(math.exp((1 - share) * math.log(costs[low]) + share * math.log(costs[high])))
     best = front[-1]
     return Crossing(None, reason=f"best measured is {values[best]:.3f} at {costs[best]:.0f} bytes")
+
+
+def paired_difference(
+    correct: np.ndarray, other: np.ndarray, seed: int = 0, resamples: int = 2000
+) -> tuple[float, tuple[float, float]]:
+    """Share right of `correct` minus that of `other`, with its 95% interval from a paired bootstrap over images.
+
+    correct, other: bool (N,), the same images in the same order. How many images of a resample only one gets right is
+    multinomial, so the resamples are drawn as counts.
+    """
+    if correct.shape != other.shape or not correct.size:
+        raise ValueError(f"a paired comparison needs the same images: {correct.shape} and {other.shape}")
+    count = len(correct)
+    gained, lost = int((correct & ~other).sum()), int((other & ~correct).sum())
+    shares = np.array([gained, lost, count - gained - lost]) / count
+    drawn = np.random.default_rng(seed).multinomial(count, shares, resamples)  # (resamples, 3)
+    low, high = np.percentile((drawn[:, 0] - drawn[:, 1]) / count, [2.5, 97.5])
+    return (gained - lost) / count, (float(low), float(high))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjusted p values of a family of tests by Holm's step-down procedure (Holm 1979), in the given order.
+
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
+    adjusted, highest = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = highest
+    return adjusted

@@ -6,6 +6,7 @@ The same points give the same bytes: no clock, no machine and no order on disk g
 from __future__ import annotations
 
 import base64
+import collections
 import csv
 import gzip
 import importlib.resources
@@ -18,9 +19,17 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.points import ResultsError, point_paths, read_point, write_whole
+from benchmarks.section_architecture import architecture_section
+from benchmarks.section_critical import critical_section, models_section
 from benchmarks.section_examples import examples_section
+from benchmarks.section_features import blip_section, probe_section, retrieval_section
+from benchmarks.section_hierarchy import hierarchy_section
 from benchmarks.section_links import links_section
+from benchmarks.section_predictors import predictors_section
+from benchmarks.section_prompts import calibration_section, prompts_section
 from benchmarks.section_rate_accuracy import points_section, rate_accuracy_section, savings_section
+from benchmarks.section_timing import energy_section, throughput_section
+from benchmarks.section_tricks import decoders_section, tricks_section
 from benchmarks.sections import Section
 
 SECTIONS: tuple[Callable[[Path], Section | None], ...] = (
@@ -28,6 +37,20 @@ SECTIONS: tuple[Callable[[Path], Section | None], ...] = (
     links_section,
     examples_section,
     savings_section,
+    critical_section,
+    models_section,
+    architecture_section,
+    predictors_section,
+    hierarchy_section,
+    prompts_section,
+    calibration_section,
+    probe_section,
+    retrieval_section,
+    tricks_section,
+    decoders_section,
+    blip_section,
+    throughput_section,
+    energy_section,
     points_section,
 )
 """In the order of the page. A new experiment adds its section here; one that has no points gives None."""
@@ -46,6 +69,8 @@ def write_study_report(out: Path) -> dict[str, Path]:
     write_whole(files["results_csv"], _csv([row for section in sections for row in section.rows]))
     write_whole(files["report_md"], _markdown(sections, points))
     write_whole(files["report_html"], _html(sections, points))
+    files["findings_json"] = out / "findings.json"
+    write_whole(files["findings_json"], _findings(sections, points))
     for section in sections:
         for stem, draw in section.figures.items():
             for suffix in FIGURE_SUFFIXES:
@@ -61,6 +86,18 @@ def write_study_report(out: Path) -> dict[str, Path]:
 def _all_points(out: Path) -> list[dict[str, Any]]:
     folders = sorted(each.name for each in out.iterdir() if each.is_dir()) if out.is_dir() else []
     return [read_point(path) for folder in folders for path in point_paths(out, folder)]
+
+
+def _findings(sections: Sequence[Section], points: Sequence[dict[str, Any]]) -> str:
+    """Every section's figures, with how many points of which experiment and which commands they come from."""
+    counts = collections.Counter(point["experiment"] for point in points)
+    document = {
+        "points": dict(sorted(counts.items())),
+        "commands": sorted({point["command"] for point in points}),
+        "testbeds": [json.loads(bed) for bed in sorted({json.dumps(p["testbed"], sort_keys=True) for p in points})],
+        "sections": {section.name: section.findings for section in sections if section.findings is not None},
+    }
+    return json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _csv(rows: Sequence[dict[str, Any]]) -> str:

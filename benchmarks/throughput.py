@@ -127,7 +127,6 @@ def measure(
         "batch_size_mean": round(answered / batches, 3),
         "batch_histogram": {str(size): round(count / size) for size, count in sorted(sizes.items())},
         "images_answered": answered,
-        "failed": 0,
         "client_cpu_share": round(statistics.median(client_cpu), 3),
         "rounds": {name: [round(value, 3) for value in values] for name, values in rates.items()},
         "device": service.runner.clip.device,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.evaluate import TOP_K
+from benchmarks.evaluate import MAX_MESSAGES, TOP_K
 from benchmarks.throughput import Rounds, Service, measure
 from benchmarks.timing_points import TimingRun
 from benchmarks.ways import NOWHERE, Way
@@ -40,10 +40,12 @@ class ThroughputRun(TimingRun):
         self.progress.point(f"{way.codec} {way.rate}")
         question = Question.check(self.data.labels, TOP_K, self.prompt_set)
         with Client(NOWHERE, way.bundle, way.rate) as client:
-            prepared = [way.prepare(client, self.data.read(item), question) for item in self.data.items]
+            files, messages = self._readable()
+            prepared = [way.prepare(client, file, question) for file in files]
         packets = [each.request.image.packet for each in prepared]
         service = Service.load(self.clip, way.bundle, self.device, threads, self.rounds.in_flight)
         labels = list(question.labels)
-        return measure(
+        result = measure(
             service, way.bundle, packets, labels, self.prompt_set, self.rounds, lambda: self.progress.images(1)
         )
+        return {**result, "failed": len(messages), "failure_messages": messages[:MAX_MESSAGES]}

@@ -15,11 +15,13 @@ from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.data import Dataset
+from benchmarks.data import DataError, Dataset
 from benchmarks.points import PointStore, data_key
 from benchmarks.progress import Progress
 from cloud.clip import SHIPPED, shipped_clip_path
 from thinwire.bundle import Bundle
+from thinwire.errors import ThinwireError
+from thinwire.imaging import open_image
 
 if TYPE_CHECKING:
     from benchmarks.ways import Way
@@ -73,6 +75,20 @@ class TimingRun:
     def _key(self, way: Way, **settings: Any) -> Key:
         of_way = {"kind": way.kind, "codec": way.codec, "rate": way.rate, "parameters": way.parameters}
         return timing_key(self.store, self.data, self.clip, self.prompt_set, self.seed, **of_way, **settings)
+
+    def _readable(self) -> tuple[list[bytes], list[str]]:
+        """Files of all images that open, and why the others do not. Raises `DataError` when none does."""
+        files, messages = [], []
+        for item in self.data.items:
+            try:
+                file = self.data.read(item)
+                open_image(file, item.name)
+                files.append(file)
+            except ThinwireError as error:
+                messages.append(str(error))
+        if not files:
+            raise DataError(f"{self.data.name}: none of {len(messages)} images can be read: {messages[0]}")
+        return files, messages
 
     def _row(
         self, key: Key, names: tuple[str, ...], units: int, measure: Callable[[], dict[str, Any]]

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from benchmarks import latency_run, throughput_run
+from benchmarks import energy_run, latency_run, throughput_run
 from benchmarks.data import Dataset, find_datasets, load_dataset
+from benchmarks.energy_run import EnergyRun
 from benchmarks.grid import PEER
 from benchmarks.latency_run import LatencyRun, Loop
 from benchmarks.links import LINKS
@@ -17,7 +18,7 @@ from benchmarks.progress import progress_bar
 from benchmarks.rows import group_points, rows_of
 from benchmarks.throughput import Rounds
 from benchmarks.throughput_run import ThroughputRun
-from benchmarks.ways import Way, family_ways, peer_ways
+from benchmarks.ways import Way, family_ways, on_edge_way, peer_ways
 
 if TYPE_CHECKING:
     from benchmarks.study import Study
@@ -55,10 +56,7 @@ def study_latency(study: Study, plan: TimingPlan | None = None) -> tuple[int, in
     """
     plan = plan or PLANS[study.preset.name]
     clip, data = study.clips[0], _sample(study, plan.images)
-    bundles = study.families_of(clip)
-    ways = [way for bundle in bundles for way in _spread(family_ways(bundle, "all"), plan.per_codec)]
-    if bundles:
-        ways += _peer_ways(study, data.name, bundles[0], plan.per_codec)
+    ways = _ways(study, data, plan)
     with progress_bar(f"latency, {data.name}") as progress:
         run = LatencyRun(data, clip, "7", study.seed, study.store(latency_run.NAME), progress=progress)
         cases = [(LINKS[name], Loop()) for name in plan.links]
@@ -76,6 +74,25 @@ def study_throughput(study: Study, plan: TimingPlan | None = None) -> tuple[int,
         store = study.store(throughput_run.NAME)
         run = ThroughputRun(data, clip, "7", study.seed, store, plan.throughput, progress=progress)
         return len(run.run(ways)), run.measured
+
+
+def study_energy(study: Study, plan: TimingPlan | None = None) -> tuple[int, int]:
+    """Experiment `energy` of a study: the same operating points as `latency`, joules or CPU-seconds an image."""
+    plan = plan or PLANS[study.preset.name]
+    data = _sample(study, plan.images)
+    with progress_bar(f"energy, {data.name}") as progress:
+        store = study.store(energy_run.NAME)
+        run = EnergyRun(data, study.clips[0], "7", study.seed, store, progress=progress)
+        return len(run.run(_ways(study, data, plan))), run.measured
+
+
+def _ways(study: Study, data: Dataset, plan: TimingPlan) -> list[Way]:
+    """Some rates of each family, some settings of each peer, and all on the edge where a bundle holds CLIP's tower."""
+    bundles = study.families_of(study.clips[0])
+    ways = [way for bundle in bundles for way in _spread(family_ways(bundle, "all"), plan.per_codec)]
+    if bundles:
+        ways += _peer_ways(study, data.name, bundles[0], plan.per_codec)
+    return ways + [on_edge_way(bundle) for bundle in bundles if bundle.card.wire["family"] == "embedding"]
 
 
 def _sample(study: Study, count: int) -> Dataset:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from cloud.adapted import load_adapters
 from cloud.batching import BatchLimits
 from cloud.clip import SHIPPED, pick_device
 from cloud.engine import Engine
@@ -30,6 +31,7 @@ def open_engine(
     cache_dir: Path | None = None,
     model_bytes: int | None = None,
     precision: str = "auto",
+    adapters: Sequence[str | Path] = (),
 ) -> ReloadableEngine:
     """Loads the default CLIP and every bundle, runs each once as a canary, and returns an engine that answers.
 
@@ -37,9 +39,11 @@ def open_engine(
     `bundles` are names of shipped bundles or folders, None for all shipped; `device` as for `pick_device`; `threads`
     are torch's CPU threads; `limits.batch` None takes one that suits the device; `cache_dir` keeps text heads (default:
     `default_cache_dir()`); `model_bytes` bounds the weights in memory: beyond it the least recently used leave;
-    `precision` of the image tower as for `cloud.precision.in_precision`.
+    `precision` of the image tower as for `cloud.precision.in_precision`; `adapters` are folders of adapters of the
+    default CLIP's image tower, each for one bundle at some rates.
     A bundle named here that needs another CLIP than the default is an error; one that merely ships is refused packet by
-    packet. Raises `ClipUnavailable`, `ClipMismatch`, `DeviceUnavailable` or `BundleError`.
+    packet. Raises `ClipUnavailable`, `ClipMismatch`, `DeviceUnavailable`, `BundleError` or
+    `AdapterError`.
     """
     import torch
 
@@ -59,7 +63,10 @@ def open_engine(
 
     def opener() -> LoadedModels:
         loaded = _load_bundles(shipped_bundles().values() if bundles is None else bundles)
-        return LoadedModels(runner, shelf, clips, loaded, device, cache_dir, precision, strict=bundles is not None)
+        fitted = load_adapters(adapters, loaded)
+        return LoadedModels(
+            runner, shelf, clips, loaded, device, cache_dir, precision, fitted, strict=bundles is not None
+        )
 
     models = opener()
     for error in models.intake.refused.values():

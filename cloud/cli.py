@@ -16,6 +16,11 @@ from cloud.config import Config, add_flags, load_config
 from cloud.search import client_commands
 from cloud.watch.logs import set_up_logs
 
+# How long a thread that wants Python's lock waits before it asks for it. The device thread wants it after each of some
+# hundred operations of a batch; at the default of 5 ms every one may wait for a whole burst of requests that are parsed
+# or refused on the event loop.
+SWITCH_S = 0.0002
+
 _WHERE = (
     "Settings come from flags, then THINWIRE_* variables (--tls-cert is THINWIRE_TLS_CERT), then the TOML file of "
     "--config (tls-cert = ...), then defaults. docs/service.md has a table of them."
@@ -26,6 +31,8 @@ examples:
       the shipped CLIP and codecs on 127.0.0.1:50051
   thinwire-cloud serve --host 0.0.0.0 --tls-cert tls.pem --tls-key tls.key --token-file tokens
       for other machines: encrypted, and only for those who hold a token
+  thinwire-cloud serve --adapter runs/adapt-layered/adapter
+      packets of that adapter's bundle and rates are seen by a tower that learned to read them
   thinwire-cloud serve --clip clip-lite --clip ViT-B-32:laion2b_s34b_b79k --model-mb 2000
       two CLIPs; requests choose by name
 """
@@ -87,15 +94,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _check(config: Config) -> int:
+    from cloud.adapted import load_adapters
     from thinwire.bundle import load_bundle, shipped_bundles
 
     print("\n".join(config.lines()), flush=True)
     security_of(config).check(config["host"])
     if (web := watch_of(config).web) is not None:
         web.check()
+    bundles = []
     for source in shipped_bundles().values() if config["bundle"] is None else config["bundle"]:
         bundle = load_bundle(source)
+        bundles.append(bundle)
         print(f"# bundle {bundle.name} ({bundle.model_id.hex()}): {bundle.path}", flush=True)
+    for adapter in load_adapters(config["adapter"] or (), bundles):
+        print(f"# adapter of {adapter.clip} for {adapter.bundle} at {', '.join(adapter.rates)}: {adapter.path}")
     print("# in order", flush=True)
     return 0
 
@@ -153,11 +165,13 @@ def _open(config: Config):
         limits,
         model_bytes=model_bytes,
         precision=config["precision"],
+        adapters=config["adapter"] or (),
     )
 
 
 def _serve(config: Config) -> int:
     start = time.monotonic()
+    sys.setswitchinterval(SWITCH_S)
     from cloud.info import device_name
     from cloud.server import Server, ServerOptions
     from cloud.watch.assemble import Watch
@@ -171,6 +185,8 @@ def _serve(config: Config) -> int:
     clip = engine.heads.clip
     names = ", ".join(bundle.name for bundle in engine.intake.bundles.values()) or "none (image files only)"
     _say(f"CLIP {clip.name} on {device_name(clip.device)}, bundles: {names}")
+    for adapter in engine.models.adapters:
+        _say(f"adapter {adapter.name}: for {adapter.bundle} at {', '.join(adapter.rates)}")
     if config["allow_plaintext"] and not security.tls:
         _say(f"WARNING: listening on {config['host']} without TLS: anyone on the way can read images and tokens")
     host = f"[{config['host']}]" if ":" in config["host"] else config["host"]
@@ -178,6 +194,8 @@ def _serve(config: Config) -> int:
         max_image_file_bytes=config["max_image_mb"] << 20,
         stream_window=config["window"],
         confidence=config["confidence"],
+        repeat_bytes=config["repeat_mb"] << 20,
+        repeat_age_s=config["repeat_age"],
         grace_s=config["grace"],
         drain_delay_s=config["drain_delay"],
         reflection=config["reflection"],
@@ -206,7 +224,9 @@ def _serve(config: Config) -> int:
         logging.getLogger(__name__).info("ready after %.1f s", time.monotonic() - start)
         await stop.wait()
         _say(f"stopping: answering what was accepted (at most {config['grace']:g} s)")
-        return await server.stop()
+        drained = await server.stop()
+        _say(", ".join(f"{count} {what}" for what, count in server.counts.items() if count) or "nothing was asked")
+        return drained
 
     try:
         drained = asyncio.run(run())

@@ -46,6 +46,13 @@ def seconds(text: str) -> float:
     return number
 
 
+def megabytes(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise ValueError(f"{number} is no number of megabytes, 0 or more")
+    return number
+
+
 def rate(text: str) -> float:
     number = float(text)
     if not 0 < number < float("inf"):
@@ -108,6 +115,14 @@ SETTINGS = (
         "CLIP",
     ),
     Setting("bundle", words, None, "codec to serve, repeatable (default: all that ship)", "NAME|PATH"),
+    Setting(
+        "adapter",
+        words,
+        None,
+        "folder that `thinwire-export adapt` wrote, repeatable: the first CLIP's image tower as adapted to a bundle's "
+        "pictures sees the packets of that bundle at that adapter's rates (default: none)",
+        "PATH",
+    ),
     Setting("device", str, "auto", "auto, cpu, cuda or cuda:N; auto takes CUDA when it is there"),
     Setting("precision", str, "auto", "of CLIP's image tower: fp32, bf16, fp16; auto takes fp32 on a CPU"),
     Setting("threads", positive, None, "CPU threads of the networks (default: all cores)"),
@@ -124,6 +139,8 @@ SETTINGS = (
     Setting("batch", positive, None, "most items of one device batch (default: 8 on a CPU, 64 on CUDA)"),
     Setting("window", positive, 32, "frames of one stream that may be unanswered at a time"),
     Setting("max-image-mb", positive, 16, "largest image file taken, megabytes"),
+    Setting("repeat-mb", megabytes, 16, "megabytes of answers kept for devices that ask again; 0 keeps none"),
+    Setting("repeat-age", seconds, 86400.0, "seconds for which they are kept"),
     Setting("confidence", probability, 0.97, "of progressive answers whose request names none"),
     Setting("tls-cert", Path, None, "this server's certificate chain (PEM); read again when it changes", "FILE"),
     Setting("tls-key", Path, None, "its private key (PEM, not encrypted)", "FILE"),

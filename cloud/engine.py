@@ -5,34 +5,36 @@
            (load thread: CLIPs and nets that are not in memory) ─┘
 
 The device takes whatever waits when it is free, so batches grow with load and a lone request waits for nobody. While it
-works, the decode threads prepare the next batch. Each item keeps the models it was accepted with: `use` puts others in
-their place for what comes later.
+works, the decode threads prepare the next batch. A packet that finds the engine idle goes straight to the device
+thread, which also finishes it: every change of threads costs a wake-up, and there is nothing to overlap. Each item
+keeps the models it was accepted with: `use` puts others in their place for what comes later.
 """
 
 from __future__ import annotations
 
 import contextlib
-import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Self
 
 import numpy as np
 
 from cloud.answers import answers_of
 from cloud.batching import BatchLimits, DeadlineQueue
-from cloud.errors import DeadlinePassed, InferenceFailed, InvalidRequest, QueueFull, ShuttingDown
+from cloud.errors import InvalidRequest, ShuttingDown
 from cloud.events import Observers
 from cloud.head import HeadCache
+from cloud.head_builds import HeadBuilds
 from cloud.intake import Intake
+from cloud.ledger import Ledger
 from cloud.models import FixedModels, Models
 from cloud.requests import Answer, EngineLimits, Item, Kind
 from cloud.runner import Embedded, Runner
-from thinwire.errors import LabelError, ThinwireError
+from thinwire.errors import LabelError
 
-log = logging.getLogger(__name__)
+SWEEP_EVERY_S = 0.005  # a thousand refusals a second need not look a thousand times for places
 
 
 class Engine:
@@ -56,22 +58,15 @@ class Engine:
         self.observers = Observers()
         self._models: Models = FixedModels(intake, heads)
         self._runner = runner
-        self._log_errors = log_errors
-        self._lock = threading.Condition()
-        self._items: set[Item] = set()  # accepted and unanswered
-        self._bytes = 0
         self._batch = self.limits.batch or BatchLimits()
-        self._closing = False
-        self._builds: dict[str, list[Item]] = {}
-        self._item_s = 0.01  # moving average of device seconds per item, for the retry hint
-        self.counts = dict.fromkeys(
-            ("accepted", "rejected", "answered", "failed", "expired", "cancelled", "batches", "batched_items"), 0
-        )
+        self._ledger = Ledger(self.limits, self.observers, log_errors=log_errors)
         self._queue: DeadlineQueue[Item] = DeadlineQueue(self._claim)
         self._decoders = ThreadPoolExecutor(self.limits.decode_threads, "thinwire-decode")
         self._texts = ThreadPoolExecutor(1, "thinwire-text", initializer=self._limit_torch_threads)
         self._loader = ThreadPoolExecutor(1, "thinwire-load")
         self._finisher = ThreadPoolExecutor(1, "thinwire-finish")
+        self._swept = 0.0
+        self._builds = HeadBuilds(self._ledger, self._texts, self.limits.pending_head_builds, self._enqueue)
         self._device = threading.Thread(target=self._device_loop, name="thinwire-device", daemon=True)
         self._device.start()
 
@@ -148,14 +143,12 @@ class Engine:
 
     def close(self, timeout_s: float | None = None) -> bool:
         """Refuses new work, finishes what was accepted, stops the threads. Says whether all was answered in time."""
-        with self._lock:
-            self._closing = True
-            drained = self._lock.wait_for(lambda: not self._items, timeout_s)
-            left = list(self._items)
+        left = self._ledger.close(timeout_s)
         for item in left:
-            self._fail(item, ShuttingDown("the service stopped before this could be answered"))
+            self._ledger.fail(item, ShuttingDown("the service stopped before this could be answered"))
         self._queue.sweep(lambda _: True)
         self._queue.close()
+        drained = not left
         self._decoders.shutdown(wait=drained, cancel_futures=True)
         self._texts.shutdown(wait=drained, cancel_futures=True)
         self._loader.shutdown(wait=drained, cancel_futures=True)
@@ -173,9 +166,14 @@ class Engine:
     @property
     def load(self) -> tuple[int, int]:
         """(items, input bytes) accepted and not yet answered."""
-        return len(self._items), self._bytes
+        return len(self._ledger.items), self._ledger.bytes
 
-    # ---------------------------------------------------------------- accounting
+    @property
+    def counts(self) -> dict[str, int]:
+        """How submissions ended, and device batches, since the start."""
+        return self._ledger.counts
+
+    # ---------------------------------------------------------------- accepting
 
     def _item(self, kind, packet, image_file, labels, templates, top_k, deadline, clip, temperature=None) -> Item:
         models = self._models
@@ -198,27 +196,26 @@ class Engine:
             clip=models.name_of(clip),
         )
 
+    def check_room(self) -> None:
+        """Raises `QueueFull` where any submission would: for callers that would do work before they submit."""
+        if self._ledger.is_full():
+            self._sweep()
+            if self._ledger.is_full():
+                raise self._ledger.refuse()
+
     def _accept(self, item: Item) -> None:
-        if self._is_full(item):
-            # Work whose caller has gone may still hold places; look before refusing anyone.
-            now = time.monotonic()
-            for gone in self._queue.sweep(lambda other: other.future.cancelled() or other.due <= now):
-                self._claim(gone)
-        try:
-            with self._lock:
-                if self._closing:
-                    raise ShuttingDown("the service is stopping")
-                if self._is_full(item):
-                    self.counts["rejected"] += 1
-                    waiting = len(self._items)
-                    wait_ms = int(min(max(waiting * self._item_s * 1000 / 2, 20), 5000))
-                    raise QueueFull(f"{waiting} requests are waiting already; try again in {wait_ms} ms", wait_ms)
-                self._items.add(item)
-                self._bytes += item.size_bytes
-                self.counts["accepted"] += 1
-        except ThinwireError as error:
-            self.observers.refused(error.reason)
-            raise
+        if self._ledger.is_full(item.size_bytes):
+            self._sweep()
+        self._ledger.accept(item)
+
+    def _sweep(self) -> None:
+        """Work whose caller has gone may still hold places: look before refusing anyone, if not just now."""
+        now = time.monotonic()
+        if now - self._swept < SWEEP_EVERY_S:
+            return
+        self._swept = now
+        for gone in self._queue.sweep(lambda other: other.future.cancelled() or other.due <= now):
+            self._ledger.wanted(gone)
 
     def _check_prompts(self, labels: Sequence[str], templates: Sequence[str]) -> None:
         prompts = len(labels) * len(templates)
@@ -228,88 +225,13 @@ class Engine:
                 f"{self.limits.max_prompts}: send fewer labels or a smaller prompt set"
             )
 
-    def _is_full(self, item: Item) -> bool:
-        waiting = len(self._items)
-        if waiting >= self.limits.queue_items:
-            return True
-        longest_s = self.limits.max_wait_s
-        if longest_s is not None and waiting >= 2 * self._batch.items and waiting * self._item_s > longest_s:
-            return True
-        return bool(self._items) and self._bytes + item.size_bytes > self.limits.queue_bytes
-
-    def _release(self, item: Item, outcome: str) -> bool:
-        """Gives the item's place back; False when that had happened before."""
-        with self._lock:
-            if item not in self._items:
-                return False
-            self._items.remove(item)
-            self._bytes -= item.size_bytes
-            self.counts[outcome] += 1
-            self._lock.notify_all()
-        if outcome == "cancelled":
-            self.observers.settled(item, outcome, None)
-        return True
-
-    def _wanted(self, item: Item) -> bool:
-        """Whether anyone still waits for `item`; settles it when not."""
-        if item.future.cancelled():
-            self._release(item, "cancelled")
-            return False
-        if item.due <= time.monotonic():
-            self._fail(item, DeadlinePassed("the deadline passed while the request was waiting"), "expired")
-            return False
-        return True
-
-    def _claim(self, item: Item) -> bool:
-        """From here on `cancel` comes too late: the device is about to work on it."""
-        if not self._wanted(item):
-            return False
-        if not item.future.set_running_or_notify_cancel():
-            self._release(item, "cancelled")
-            return False
-        return True
-
-    def _resolve(self, item: Item, value: object) -> None:
-        # The place is given back first: a caller who sees its answer may submit the next one at once.
-        held = self._release(item, "answered")
-        with contextlib.suppress(InvalidStateError):  # the caller cancelled at this very moment
-            item.future.set_result(value)
-        if held:
-            self.observers.settled(item, "answered", value)
-
-    def _fail(self, item: Item, error: Exception, outcome: str = "failed") -> None:
-        held = self._release(item, outcome)
-        with contextlib.suppress(InvalidStateError):  # as above
-            item.future.set_exception(error)
-        if held:
-            self.observers.settled(item, outcome, error)
+    # ---------------------------------------------------------------- stages
 
     def _start(self, pool: ThreadPoolExecutor, stage: Callable[[Item], None], item: Item) -> None:
         try:
-            pool.submit(self._guard, stage, item)
+            pool.submit(self._ledger.guard, stage, item)
         except RuntimeError:  # `close` gave up waiting between accepting and here
-            self._fail(item, ShuttingDown("the service is stopping"))
-
-    def _guard(self, stage: Callable[[Item], None], item: Item) -> None:
-        """Runs a stage on a worker thread; whatever it raises becomes this item's failure."""
-        try:
-            if self._wanted(item):
-                stage(item)
-        except ThinwireError as error:
-            self._fail(item, error)
-        except Exception as error:
-            self._fail(item, self._unexpected(error))
-
-    def _unexpected(self, error: Exception) -> InferenceFailed:
-        if self._log_errors:
-            log.error("an item failed unexpectedly", exc_info=error)
-        failure = InferenceFailed(
-            f"this input could not be computed ({type(error).__name__}); the server's log has more"
-        )
-        failure.__cause__ = error
-        return failure
-
-    # ---------------------------------------------------------------- stages
+            self._ledger.fail(item, ShuttingDown("the service is stopping"))
 
     def _find_station(self, item: Item) -> None:
         item.station = item.models.station(item.clip)
@@ -325,6 +247,8 @@ class Engine:
     def _at_station(self, item: Item) -> None:
         if item.kind is Kind.TEXTS:
             self._start(self._texts, self._encode_texts, item)
+        elif item.kind is Kind.LOOK and item.packet is not None and len(self._ledger.items) == 1:
+            self._queue.put(item, item.due, 0)  # the device is idle: see the module
         else:
             self._start(self._decoders, self._prepare, item)
 
@@ -353,62 +277,23 @@ class Engine:
         if item.labels:
             item.head = item.station.heads.lookup(item.labels, item.templates)
             if item.head is None:
-                self._await_head(item)
+                self._builds.wait_for(item)
                 return
         self._enqueue(item)
 
-    def _await_head(self, item: Item) -> None:
-        heads = item.station.heads
-        key = heads.key(item.labels, item.templates)
-        with self._lock:
-            if key in self._builds:
-                self._builds[key].append(item)
-                return
-            full = len(self._builds) >= self.limits.pending_head_builds
-            if not full:
-                self._builds[key] = [item]
-        if full:
-            raise QueueFull("too many new label sets are being prepared", 1000)
-        self._texts.submit(self._build_head, heads, key, item.labels, item.templates)
-
-    def _build_head(self, heads: HeadCache, key: str, labels: tuple[str, ...], templates: tuple[str, ...]) -> None:
-        now = time.monotonic()
-        with self._lock:
-            waiting = self._builds[key]
-            abandoned = all(item.future.cancelled() or item.due <= now for item in waiting)
-            if abandoned:
-                del self._builds[key]
-        head, failure = None, None
-        if not abandoned:
-            # A build that has begun is finished even when its callers leave: its result is there for their next try.
-            try:
-                head = heads.load(labels, templates)
-            except Exception as error:
-                failure = self._unexpected(error)
-            with self._lock:
-                waiting = self._builds.pop(key)
-        for item in waiting:
-            if failure is not None:
-                self._fail(item, failure)
-            elif self._wanted(item):
-                item.head = head
-                self._enqueue(item)
-
     def _encode_texts(self, item: Item) -> None:
-        if not item.future.set_running_or_notify_cancel():
-            self._release(item, "cancelled")
+        if not self._ledger.claim(item):
             return
         heads = item.station.heads
         if item.templates:
-            self._resolve(item, heads.load(item.labels, item.templates).classes)
+            self._ledger.resolve(item, heads.load(item.labels, item.templates).classes)
         else:
-            self._resolve(item, heads.clip.encode_texts(item.labels))
+            self._ledger.resolve(item, heads.clip.encode_texts(item.labels))
 
     def _make_picture(self, item: Item) -> None:
-        if not item.future.set_running_or_notify_cancel():
-            self._release(item, "cancelled")
+        if not self._ledger.claim(item):
             return
-        self._resolve(item, self._runner.picture(item.prepared))
+        self._ledger.resolve(item, self._runner.picture(item.prepared))
 
     def _enqueue(self, item: Item) -> None:
         now = time.monotonic()
@@ -421,16 +306,25 @@ class Engine:
 
             torch.set_num_threads(self.limits.device_threads)  # OpenMP keeps this setting per thread
 
+    def _claim(self, item: Item) -> bool:
+        """Whether the device thread is to work on it. Until it is prepared it can still be cancelled."""
+        return self._ledger.wanted(item) if item.prepared is None else self._ledger.claim(item)
+
     def _device_loop(self) -> None:
         self._limit_torch_threads()
         while (batch := self._queue.take(self._batch)) is not None:
+            raw = [item for item in batch if item.prepared is None]
+            ready = [item for item in batch if item.prepared is not None]
+            for item in raw:
+                self._ledger.guard(self._prepare, item)  # which puts it into the queue again
             start = time.monotonic()
-            for group in _by_clip(batch):
+            for group in _by_clip(ready):
                 now = time.monotonic()
                 for item in group:
                     item.queue_s += now - item.ready
                 self._run(group)
-            self._item_s += 0.1 * ((time.monotonic() - start) / len(batch) - self._item_s)
+            if ready:
+                self._ledger.took(time.monotonic() - start, len(ready))
 
     def _run(self, batch: list[Item]) -> None:
         """Runs `batch`; when that fails, its halves, down to the one item at fault."""
@@ -441,25 +335,30 @@ class Engine:
         except Exception as error:
             result = None
             if len(batch) == 1:
-                self._fail(batch[0], error if isinstance(error, ThinwireError) else self._unexpected(error))
+                self._ledger.fail(batch[0], error)
         if result is None:  # outside the handler: the exception holds the failed batch's tensors
             if len(batch) > 1:
                 self._run(batch[: len(batch) // 2])
                 self._run(batch[len(batch) // 2 :])
             return
-        with self._lock:
-            self.counts["batches"] += 1
-            self.counts["batched_items"] += len(batch)
+        self._ledger.ran(len(batch))
         self.observers.ran(len(batch), result)
+        if not len(self._queue):
+            self._finish(batch, result)
+            return
         with contextlib.suppress(RuntimeError):  # `close` gave up on this batch and has failed its items already
             self._finisher.submit(self._finish, batch, result)
 
     def _finish(self, batch: list[Item], result: Embedded) -> None:
-        for item, outcome in answers_of(batch, result):
-            if isinstance(outcome, Answer):
-                self._resolve(item, outcome)
-            else:
-                self._fail(item, outcome if isinstance(outcome, ThinwireError) else self._unexpected(outcome))
+        try:
+            for item, outcome in answers_of(batch, result):
+                if isinstance(outcome, Answer):
+                    self._ledger.resolve(item, outcome)
+                else:
+                    self._ledger.fail(item, outcome)
+        except Exception as error:  # the thread lives on, and nobody waits for ever
+            for item in batch:
+                self._ledger.fail(item, error)
 
 
 def _by_clip(batch: list[Item]) -> list[list[Item]]:

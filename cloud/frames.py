@@ -37,6 +37,7 @@ class FrameStream:
         self._service = service
         self._context = context
         self._deadline = deadline
+        self._device = service.spool(context)
         self._defaults = pb.ClassifyRequest()
         self._waiting: OrderedDict[int, Waiting] = OrderedDict()
         self._window = asyncio.Semaphore(service.options.stream_window)
@@ -100,21 +101,45 @@ class FrameStream:
             self._window.release()
 
     async def _outcome(self, message: pb.ClassifyStreamRequest) -> pb.ClassifyStreamResponse:
-        self._service.charge(self._context)
+        repeats = self._service.repeats
         if message.HasField("more"):
+            self._service.charge(self._context)
             waiting = self._extended(message.more)
-            return await self._look(waiting.request, {"packet": waiting.packet.to_bytes()}, waiting)
+            labels = self._service.labels_of(waiting.request)
+            response = await self._look(waiting.request, labels, {"packet": waiting.packet.to_bytes()}, waiting)
+            if response.HasField("result"):
+                repeats.keep(repeats.key(self._device, waiting.request, labels), response.result)
+            return response
+        request = message.request
+        if not self._device:
+            self._service.charge(self._context)
+        labels = self._service.labels_of(request)
+        unsure: list[pb.ClassifyStreamResponse] = []
+
+        async def compute() -> pb.ClassifyResponse | None:
+            if self._device:  # a repeat costs its client nothing
+                self._service.charge(self._context)
+            response = await self._first_look(message, labels)
+            if response.HasField("result"):
+                return response.result
+            unsure.append(response)  # no answer yet, and nothing for those who ask again
+            return None
+
+        result = await repeats.answer(repeats.key(self._device, request, labels), compute)
+        return unsure[0] if result is None else pb.ClassifyStreamResponse(result=result)
+
+    async def _first_look(self, message: pb.ClassifyStreamRequest, labels: LabelSet) -> pb.ClassifyStreamResponse:
         request = message.request
         source = source_of(request.image, self._service.options.max_image_file_bytes)
         if not message.HasField("progressive"):
-            return await self._look(request, source, None)
+            return await self._look(request, labels, source, None)
         if "packet" not in source:
             raise InvalidRequest("progressive answers are for packets: an image file has no layers")
         if not 0 <= message.progressive.confidence < 1:
             raise InvalidRequest("progressive.confidence is a probability, 0 (the server's default) to below 1")
         packet = Packet.from_bytes(source["packet"])
         request.ClearField("image")  # its bytes are in `packet`
-        return await self._look(request, source, Waiting(request, packet, message.progressive))
+        return await self._look(request, labels, source, Waiting(request, packet, message.progressive))
 
     def _extended(self, more: pb.MoreLayers) -> Waiting:
         """The waiting frame with its new layers, which must be those that its edge has. It stops waiting."""
@@ -129,9 +154,8 @@ class FrameStream:
         return Waiting(held.request, packet, held.progressive)
 
     async def _look(
-        self, request: pb.ClassifyRequest, source: dict[str, bytes], waiting: Waiting | None
+        self, request: pb.ClassifyRequest, labels: LabelSet, source: dict[str, bytes], waiting: Waiting | None
     ) -> pb.ClassifyStreamResponse:
-        labels: LabelSet = self._service.labels_of(request)
         calibration = None
         if waiting and len(waiting.packet.layers) < waiting.progressive.max_layers:
             calibration = self._service.calibration(waiting.packet, request.clip)

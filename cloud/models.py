@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from cloud.adapted import adapted_clip
 from cloud.calibration import Calibration, read_calibrations
 from cloud.clip import SHIPPED, load_clip, shipped_clip_path
 from cloud.errors import BadConfiguration, ClipMismatch, UnknownClip
@@ -19,6 +20,7 @@ from thinwire.errors import ThinwireError
 
 if TYPE_CHECKING:
     from cloud.clip import Clip
+    from synthesis.adapter import Adapter
     from thinwire.bundle import Bundle
 
 
@@ -40,6 +42,7 @@ class Models(Protocol):
 
     intake: Intake
     default: str
+    adapters: Sequence[Adapter]
 
     def names(self) -> tuple[str, ...]: ...
     def name_of(self, wanted: str) -> str: ...
@@ -52,6 +55,8 @@ class Models(Protocol):
 
 class FixedModels:
     """One CLIP, and bundles that the runner holds already."""
+
+    adapters = ()
 
     def __init__(self, intake: Intake, heads: HeadCache) -> None:
         self.intake = intake
@@ -83,10 +88,12 @@ class LoadedModels:
     """CLIPs and bundles that share one shelf: the default CLIP is always there, everything else while memory lasts.
 
     clips: as for `load_clip`; the first is the default. A bundle that decodes into another CLIP's vectors is an error
-    where `strict`, else it is refused packet by packet for that CLIP. `shelf` may be shared by successive sets: what
-    did not change on disk is not loaded again.
+    where `strict`, else it is refused packet by packet for that CLIP. `adapters` are of the default CLIP's image tower:
+    packets of their bundles and rates get the adapted one, which the first of them loads. `shelf` may be shared by
+    successive sets: what did not change on disk is not loaded again.
 
-    Raises, when made, what loading the default CLIP and every bundle's canary raise.
+    Raises, when made, what loading the default CLIP and every bundle's canary raise, and `AdapterError` for an adapter
+    of another CLIP.
     """
 
     def __init__(
@@ -98,6 +105,7 @@ class LoadedModels:
         device: str,
         cache_dir: Path | None = None,
         precision: str = "auto",
+        adapters: Sequence[Adapter] = (),
         *,
         strict: bool = True,
     ) -> None:
@@ -109,6 +117,10 @@ class LoadedModels:
         self._stations: dict[str, tuple[Intake, dict[bytes, Calibration]]] = {}  # by CLIP id
         self.default = next(iter(self._specs))
         self._first = self._make_station(self.default)
+        self.adapters = tuple(adapters)
+        for adapter in adapters:
+            adapter.check_clip(self._first.heads.clip.id)
+        self._adapter_of = {(each.model_id, layers): each for each in adapters for layers in each.layers}
         self.intake = self._first.intake
         if strict and self.intake.refused:
             error = next(iter(self.intake.refused.values()))
@@ -137,12 +149,16 @@ class LoadedModels:
         if not item.model_id:
             return replace(item, clip=clip)
         net = self._shelf.find(_net_key(self._bundles[item.model_id], clip))
-        return None if net is None else replace(item, net=net, clip=clip)
+        adapter = self._adapter(item, clip)
+        tower = clip if adapter is None else self._shelf.find(self._tower_key(adapter))
+        return None if net is None or tower is None else replace(item, net=net, clip=tower)
 
     def load_seat(self, station: Station, item: Prepared) -> Prepared:
-        """Raises `BundleError`, `ClipMismatch` or `InferenceFailed` where the net cannot be loaded or run."""
+        """Raises `BundleError`, `ClipMismatch`, `InferenceFailed` or `AdapterError`: net or tower cannot be had."""
         clip = station.heads.clip
-        return replace(item, net=self._net(self._bundles[item.model_id], clip), clip=clip)
+        net = self._net(self._bundles[item.model_id], clip)
+        adapter = self._adapter(item, clip)
+        return replace(item, net=net, clip=clip if adapter is None else self._tower(adapter))
 
     def net_is_loaded(self, bundle: Bundle) -> bool:
         return self._shelf.find(_net_key(bundle, self._first.heads.clip)) is not None
@@ -151,21 +167,43 @@ class LoadedModels:
         """Lets go of what earlier sets on the same shelf loaded and this one does not use."""
         clips = set(map(self._clip_key, self._specs))
         decoders = {_decoder_key(bundle) for bundle in self._bundles.values()}
-        self._shelf.keep_only(lambda key: key in clips or (key[0] == "net" and key[1] in decoders))
+        towers = set(map(self._tower_key, self.adapters))
+        self._shelf.keep_only(lambda key: key in clips | towers or (key[0] == "net" and key[1] in decoders))
 
     def _clip_key(self, name: str) -> Hashable:
         return ("clip", self._specs[name], self._signatures[name])
 
     def _make_station(self, name: str) -> Station:
         def make() -> tuple[HeadCache, int]:
-            clip = in_precision(load_clip(self._specs[name], self._device), self._precision)
-            if clip.device.startswith("cuda"):
-                from cloud.graphs import with_graphs
-
-                clip = with_graphs(clip)
+            clip = self._ready(load_clip(self._specs[name], self._device))
             return HeadCache(clip, self._cache_dir), module_bytes(clip.model)
 
         return self._station_of(self._shelf.load(self._clip_key(name), make))
+
+    def _ready(self, clip: Clip) -> Clip:
+        clip = in_precision(clip, self._precision)
+        if clip.device.startswith("cuda"):
+            from cloud.graphs import with_graphs
+
+            clip = with_graphs(clip)
+        return clip
+
+    def _adapter(self, item: Prepared, clip: Clip) -> Adapter | None:
+        adapter = self._adapter_of.get((item.model_id, item.n_layers))
+        return adapter if adapter is not None and clip.matches(adapter.clip) else None
+
+    def _tower_key(self, adapter: Adapter) -> Hashable:
+        return ("tower", adapter.digest, adapter.scale, self._clip_key(self.default))
+
+    def _tower(self, adapter: Adapter) -> Clip:
+        """The default CLIP with the adapter in its image tower. Weights are read from disk again: those in use may be
+        in half precision or recorded, and differences are to be added to what they were learned on."""
+
+        def make() -> tuple[Clip, int]:
+            clip = self._ready(adapted_clip(load_clip(self._specs[self.default], self._device), adapter))
+            return clip, module_bytes(clip.model.visual)
+
+        return self._shelf.load(self._tower_key(adapter), make)
 
     def _station_of(self, heads: HeadCache) -> Station:
         clip = heads.clip

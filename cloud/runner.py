@@ -39,7 +39,8 @@ class Prepared:
     """One decoded input: with a bundle, `array` is its symbols int32 (C, h, w); without, a view uint8 RGB (H, W, 3).
 
     Bundles are told apart by `model_id`; two generations of one codec may share a name. `net` and `clip` are what this
-    input was accepted for, None for the runner's own: they stay alive with it when models are reloaded or evicted.
+    input was accepted for, None for the runner's own: they stay alive with it when models are reloaded or evicted. In
+    one batch there may be several of one CLIP, whose image towers differ (`cloud.adapted`).
     """
 
     array: np.ndarray
@@ -119,7 +120,7 @@ class TorchRunner:
     def run(self, batch: Sequence[Prepared]) -> Embedded:
         """A mixed batch (several bundles, layer counts, image files) of one CLIP → embeddings in its order.
 
-        One synthesis call per bundle, then one CLIP call over all images; embeddings from bundles skip CLIP.
+        One synthesis call per bundle, then one call of each image tower; embeddings from bundles skip CLIP.
         """
         import torch
 
@@ -131,7 +132,8 @@ class TorchRunner:
                 groups.setdefault((id(item.net), item.model_id) if item.model_id else item.array.shape, []).append(
                     index
                 )
-            images, image_rows, vectors, vector_rows = [], [], [], []
+            images: dict[int, tuple[Clip, list, list[int]]] = {}  # by image tower: its pictures and their rows
+            vectors, vector_rows = [], []
             for rows in groups.values():
                 items = [batch[row] for row in rows]
                 if not items[0].model_id:
@@ -143,17 +145,23 @@ class TorchRunner:
                 if is_vector:
                     vectors.append(torch.nn.functional.normalize(out, dim=-1))
                     vector_rows += rows
-                else:
-                    images.append(clip.fit(out))
-                    image_rows += rows
+                    continue
+                out = clip.fit(out)
+                towers = [item.clip or self.clip for item in items]
+                for tower in dict.fromkeys(towers):  # Clip compares by identity
+                    places = [place for place, each in enumerate(towers) if each is tower]
+                    _, parts, tower_rows = images.setdefault(id(tower), (tower, [], []))
+                    parts.append(out if len(places) == len(rows) else out[places])
+                    tower_rows += [rows[place] for place in places]
             clock.mark()
-            if images:
-                vectors.insert(0, clip.encode_images(torch.cat(images) if len(images) > 1 else images[0]))
+            for tower, parts, tower_rows in images.values():
+                vectors.append(tower.encode_images(torch.cat(parts) if len(parts) > 1 else parts[0]))
+                vector_rows += tower_rows
             clock.mark()
             stacked = (torch.cat(vectors) if len(vectors) > 1 else vectors[0]).cpu().numpy()
             synthesis_ms, clip_ms = clock.intervals_ms()
         embeddings = np.empty_like(stacked)
-        embeddings[image_rows + vector_rows] = stacked
+        embeddings[vector_rows] = stacked
         return Embedded(embeddings, synthesis_ms, clip_ms)
 
     @staticmethod

@@ -97,6 +97,11 @@ class Server:
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
         return port
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """Since the start: the engine's, and how often answers were given again."""
+        return {**self._engine.counts, "repeated": self._service.repeats.counts["repeated"]}
+
     async def stop(self, grace_s: float | None = None) -> bool:
         """NOT_SERVING; after the drain delay no new calls; what was accepted is answered within the grace; the engine
         is closed. Says whether everything that had been accepted was answered.

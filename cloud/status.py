@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import grpc
 from google.protobuf import duration_pb2
 from google.rpc import error_details_pb2, status_pb2
@@ -54,10 +56,15 @@ def retry_after_ms(error: ThinwireError) -> int:
 
 def trailers_of(error: ThinwireError) -> tuple[tuple[str, str | bytes], ...]:
     """Trailing metadata: the status details, and the pushback that gRPC's own retries obey."""
-    status = status_pb2.Status(code=code_of(error).value[0], message=message_of(error))
-    status.details.add().Pack(error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN))
+    return _trailers(code_of(error), error.reason, message_of(error), retry_after_ms(error))
+
+
+@lru_cache(maxsize=256)  # under overload the same few refusals are sent hundreds of times a second
+def _trailers(code: grpc.StatusCode, reason: str, message: str, pause_ms: int) -> tuple[tuple[str, str | bytes], ...]:
+    status = status_pb2.Status(code=code.value[0], message=message)
+    status.details.add().Pack(error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN))
     trailers: list[tuple[str, str | bytes]] = []
-    if pause_ms := retry_after_ms(error):
+    if pause_ms:
         delay = duration_pb2.Duration(seconds=pause_ms // 1000, nanos=pause_ms % 1000 * 1_000_000)
         status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=delay))
         trailers.append(("grpc-retry-pushback-ms", str(pause_ms)))

@@ -13,6 +13,7 @@ from edge.client import Outcome, Prepared, Question, check_server, prepare, prep
 from edge.defaults import DEFAULT_BUNDLE, DEFAULT_IN_FLIGHT, DEFAULT_SERVER, DEFAULT_TIMEOUT_S, DEFAULT_TOP_K
 from edge.encoder import Encoder, ImageLike, default_rate
 from edge.errors import ClientClosed, ConnectionOptionsError, Refused
+from edge.label_handles import LabelHandles, is_unknown
 from edge.result import Result
 from edge.uplink import CHECK_TIMEOUT_S, Line, typed_error
 from thinwire.bundle import Bundle, load_bundle
@@ -63,6 +64,8 @@ class AsyncClient:
             self._channel = grpc.aio.secure_channel(server, credentials, options=self.line.options)
         self._stub = inference_pb2_grpc.InferenceServiceStub(self._channel)
         self._closed = False
+        self.handles = LabelHandles()
+        self._registering = asyncio.Lock()
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -148,12 +151,35 @@ class AsyncClient:
     async def _ask(self, prepared: Prepared) -> Result:
         started = time.perf_counter()
         try:
-            reply = await self._call(self._stub.Classify, prepared.request, self.line.timeout_s)
+            request = await self._shortened(prepared.request)
+            sent_at = time.perf_counter()
+            try:
+                reply = await self._call(self._stub.Classify, request, self.line.timeout_s)
+            except Refused as error:
+                if not is_unknown(error, request):
+                    raise
+                self.handles.forget(request.label_set, sent_at)
+                request = await self._shortened(prepared.request)
+                reply = await self._call(self._stub.Classify, request, self.line.timeout_s)
         except Refused as error:
             if error.server_reason == "UNKNOWN_MODEL":
                 await self.check()  # raises with the server's bundles by name
             raise
-        return prepared.result(reply, 1000 * (time.perf_counter() - started))
+        return prepared.result(reply, 1000 * (time.perf_counter() - started), request)
+
+    async def _shortened(self, request: pb.ClassifyRequest) -> pb.ClassifyRequest:
+        """As `Client._shortened`."""
+        async with self._registering:
+            wanted = self.handles.registration(request)
+            if wanted is not None:
+                try:
+                    reply = await self._call(self._stub.RegisterLabels, wanted, self.line.timeout_s)
+                    self.handles.registered(wanted, reply)
+                except Refused as error:
+                    self.handles.refused(wanted, error)
+        shortened = self.handles.shortened(request)
+        self.handles.sent(shortened)
+        return shortened
 
     async def _call(self, method, request: object, timeout_s: float, asked_only_info: bool = False):
         closed = ClientClosed(f"the client of {self.line.server} was closed: make a new one")

@@ -4,8 +4,9 @@
     STORE/NAME/current               link to the one in use: `thinwire-edge run --bundle STORE/NAME/current`
     STORE/NAME/previous              link to the one before
 
-A bundle's card holds the SHA-256 of every file, so the SHA-256 of `card.json` vouches for all of it. Whoever publishes
-a bundle publishes that hash by a way that can be trusted; from the net nothing is installed without it.
+A bundle's card holds the SHA-256 of every file, so whoever vouches for `card.json` vouches for all of it: by its
+SHA-256, told by a way that can be trusted, or by `card.json.sig`, a detached Ed25519 signature (`edge.signature`). From
+the net nothing is installed without one of them; with STORE/trusted.pem nothing at all without its signature.
 """
 
 from __future__ import annotations
@@ -23,28 +24,40 @@ from pathlib import Path
 import numpy as np
 
 from edge.errors import UpdateRefused
+from edge.signature import check_signature
 from thinwire.bundle import CARD, Bundle, load_bundle
 
+TRUSTED = "trusted.pem"
 MAX_BUNDLE_BYTES = 256 << 20
 MAX_FILES = 32
 DOWNLOAD_TIMEOUT_S = 60.0
 
 
-def install(source: str, store: Path, card_sha256: str | None = None) -> Path:
+def install(
+    source: str, store: Path, card_sha256: str | None = None, public_key: str | os.PathLike[str] | None = None
+) -> Path:
     """Checks a bundle (folder, .tar, .tar.gz, or their https:// address), puts it in the store and makes it current.
 
-    card_sha256: the hash that its card must have; required for addresses. Every file is checked against the card, and
-    the encoder must load and encode, before anything changes. Returns its folder. Raises `UpdateRefused`, or what
-    `load_bundle` and `Encoder` raise; then the bundle in use is untouched.
+    card_sha256: the hash that its card must have; public_key: PEM file of the key that must have signed it, beside
+    `trusted.pem` of the store, where there is one. Addresses need a hash or a key. Every file is checked against the
+    card, and the encoder must load and encode, before anything changes. Returns its folder. Raises `UpdateRefused`, or
+    what `load_bundle` and `Encoder` raise; then the bundle in use is untouched.
     """
-    if "://" in source and card_sha256 is None:
-        raise UpdateRefused(f"{source}: give the hash of its card with --card-sha256; the net is not to be trusted")
+    keys = [] if public_key is None else [Path(public_key)]
+    if (pinned := store / TRUSTED).exists():
+        keys.append(pinned)
+    if "://" in source and card_sha256 is None and not keys:
+        raise UpdateRefused(
+            f"{source}: the net is not to be trusted: give the hash of its card with --card-sha256, or --public-key"
+        )
     store.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".incoming-", dir=store) as name:
         folder = _fetch(source, Path(name))
         digest = hashlib.sha256(_card(folder)).hexdigest()
         if card_sha256 is not None and digest != card_sha256.lower():
             raise UpdateRefused(f"{source}: its card has SHA-256 {digest}, not {card_sha256.lower()}: do not use it")
+        for key in keys:
+            check_signature(folder, key)
         bundle = load_bundle(folder)
         _try_out(bundle)
         home = store / _safe(bundle.name)
@@ -85,7 +98,7 @@ def bundle(args: argparse.Namespace) -> int:
     """`thinwire-edge bundle`. Returns the exit code."""
     store = Path(args.store)
     if args.action == "install":
-        folder = install(args.what, store, args.card_sha256)
+        folder = install(args.what, store, args.card_sha256, args.public_key)
         print(f"{folder.parent / 'current'} is now {folder.name}: restart `thinwire-edge run` to use it")
     elif args.action == "rollback":
         folder = rollback(store, args.what)

@@ -26,6 +26,7 @@ class Tally:
     def __init__(self) -> None:
         self.answered = self.failed = self.packet_bytes = self.file_bytes = 0
         self.server_lost = False
+        self.labels_saved_bytes = 0
 
     def add(self, outcome: Outcome) -> None:
         if outcome.result is None:
@@ -49,7 +50,8 @@ class Tally:
         files = (
             f"their files have {_count(self.file_bytes, 'byte')}, {self.file_bytes / self.packet_bytes:,.0f}x as many"
         )
-        return f"{', '.join(words)}; {sent}; {files}"
+        saved = f"; {_count(self.labels_saved_bytes, 'byte')} of labels saved" if self.labels_saved_bytes else ""
+        return f"{', '.join(words)}; {sent}; {files}{saved}"
 
 
 def run(args: argparse.Namespace) -> int:
@@ -73,6 +75,7 @@ def run(args: argparse.Namespace) -> int:
                         progress.say(f"thinwire-edge: {_named(outcome)}")
                     progress.advance()
         finally:  # what was answered before Ctrl-C has been paid for: show it
+            tally.labels_saved_bytes = client.handles.counts.saved_bytes
             if answers:
                 print(_table(answers))
             print(tally.text(len(sources)), file=sys.stderr if args.json else sys.stdout)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import queue
+import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,6 +16,7 @@ import grpc
 from edge.defaults import DEFAULT_BUNDLE, DEFAULT_IN_FLIGHT, DEFAULT_SERVER, DEFAULT_TIMEOUT_S, DEFAULT_TOP_K
 from edge.encoder import Encoder, ImageLike, default_rate
 from edge.errors import ConnectionOptionsError, Refused
+from edge.label_handles import LabelHandles, is_unknown
 from edge.result import Prediction, Result, ServerTiming, read_reply
 from edge.uplink import Line, Uplink
 from thinwire.bundle import Bundle, load_bundle
@@ -74,8 +76,12 @@ class Prepared:
     layers: int
     edge_ms: tuple[float, float, float, float]
 
-    def result(self, reply: pb.ClassifyResponse, round_trip_ms: float) -> Result:
-        return read_reply(reply, self.sent_bytes, self.layers, self.edge_ms, round_trip_ms)
+    def result(
+        self, reply: pb.ClassifyResponse, round_trip_ms: float, sent: pb.ClassifyRequest | None = None
+    ) -> Result:
+        """`sent`: the request as it went, where its labels were replaced by a handle."""
+        request_bytes = (self.request if sent is None else sent).ByteSize()
+        return read_reply(reply, self.sent_bytes, self.layers, self.edge_ms, round_trip_ms, request_bytes)
 
 
 def prepare(encoder: Encoder, image: ImageLike, rate: str, question: Question) -> Prepared:
@@ -113,7 +119,8 @@ class Client:
 
     Guarantees: nothing is sent, and no connection made, before the first call; every error is a `ThinwireError` whose
     text names the fix. May be shared by threads; not by forked processes. Requirement: the server holds the same
-    bundle, by content, whatever its name (`check` tells).
+    bundle, by content, whatever its name (`check` tells). Labels that are asked for again are registered with the
+    server and named by a handle: `handles.counts` tells the bytes saved (`edge.label_handles`).
 
     >>> with Client("127.0.0.1:50051", rate="low") as client:           # doctest: +SKIP
     ...     print(client.classify("cat.jpg", ["cat", "dog"]).best)
@@ -144,6 +151,8 @@ class Client:
         self.bundle.n_layers(self.rate)
         self.encoder = Encoder(self.bundle, threads, precision, provider)
         self.uplink = Uplink(line)
+        self.handles = LabelHandles()
+        self._registering = threading.Lock()
 
     def __enter__(self) -> Client:
         return self
@@ -244,7 +253,7 @@ class Client:
         sent = _Sent(index, image)
         try:
             sent.prepared = prepare(self.encoder, image, rate, question)
-            sent.start(self.uplink, done)
+            sent.start(self.uplink, self._shortened(sent.prepared.request), done)
         except ThinwireError as error:
             sent.error = error
             done.put(sent)
@@ -253,8 +262,14 @@ class Client:
     def _outcome(self, sent: _Sent) -> Outcome:
         if sent.error is None:
             try:
-                reply = self.uplink.answer(sent.call)
-                return Outcome(sent.index, sent.image, sent.prepared.result(reply, sent.round_trip_ms()))
+                try:
+                    reply, request = self.uplink.answer(sent.call), sent.request
+                except Refused as error:
+                    if not is_unknown(error, sent.request):
+                        raise
+                    reply, request = self._again(sent.prepared.request, sent.request, sent.started)
+                    sent.ended()
+                return Outcome(sent.index, sent.image, sent.prepared.result(reply, sent.round_trip_ms(), request))
             except ThinwireError as error:
                 sent.error = self._explained(error)
         return Outcome(sent.index, sent.image, error=sent.error)
@@ -262,13 +277,41 @@ class Client:
     def _ask(self, prepared: Prepared) -> Result:
         started = time.perf_counter()
         try:
-            reply = self.uplink.classify(prepared.request)
+            request = self._shortened(prepared.request)
+            sent_at = time.perf_counter()
+            try:
+                reply = self.uplink.classify(request)
+            except Refused as error:
+                if not is_unknown(error, request):
+                    raise
+                reply, request = self._again(prepared.request, request, sent_at)
         except ThinwireError as error:
             explained = self._explained(error)
             if explained is error:
                 raise
             raise explained from error
-        return prepared.result(reply, 1000 * (time.perf_counter() - started))
+        return prepared.result(reply, 1000 * (time.perf_counter() - started), request)
+
+    def _shortened(self, request: pb.ClassifyRequest) -> pb.ClassifyRequest:
+        """The request by its labels' handle, which is asked for first where it is worth it."""
+        with self._registering:
+            wanted = self.handles.registration(request)
+            if wanted is not None:
+                try:
+                    self.handles.registered(wanted, self.uplink.register(wanted))
+                except Refused as error:
+                    self.handles.refused(wanted, error)
+        shortened = self.handles.shortened(request)
+        self.handles.sent(shortened)
+        return shortened
+
+    def _again(
+        self, whole: pb.ClassifyRequest, refused: pb.ClassifyRequest, sent_at: float
+    ) -> tuple[pb.ClassifyResponse, pb.ClassifyRequest]:
+        """The server has lost the handle (it was started anew): registers the labels again and asks once more."""
+        self.handles.forget(refused.label_set, sent_at)
+        request = self._shortened(whole)
+        return self.uplink.classify(request), request
 
     def _explained(self, error: ThinwireError) -> ThinwireError:
         """A refusal of our model, with the server's own bundles by name."""
@@ -288,19 +331,25 @@ class _Sent:
     def __init__(self, index: int, image: ImageLike) -> None:
         self.index, self.image = index, image
         self.prepared: Prepared | None = None
+        self.request: pb.ClassifyRequest | None = None  # as it went
         self.error: ThinwireError | None = None
         self.call: grpc.Future | None = None
-        self._started = self._ended = 0.0
+        self.started = self._ended = 0.0
 
-    def start(self, uplink: Uplink, done: queue.SimpleQueue[_Sent]) -> None:
-        self._started = time.perf_counter()
-        self.call = uplink.send(self.prepared.request)
+    def start(self, uplink: Uplink, request: pb.ClassifyRequest, done: queue.SimpleQueue[_Sent]) -> None:
+        self.started = time.perf_counter()
+        self.request = request
+        self.call = uplink.send(request)
 
         def ended(_: grpc.Future) -> None:
-            self._ended = time.perf_counter()  # when the answer came, not when somebody looked
+            self.ended()
             done.put(self)
 
         self.call.add_done_callback(ended)
+
+    def ended(self) -> None:
+        """The answer is here; nobody need have looked yet."""
+        self._ended = time.perf_counter()
 
     @property
     def done(self) -> bool:
@@ -308,7 +357,7 @@ class _Sent:
 
     def round_trip_ms(self) -> float:
         # The callback may lag behind result() by a moment
-        return 1000 * ((self._ended or time.perf_counter()) - self._started)
+        return 1000 * ((self._ended or time.perf_counter()) - self.started)
 
     def cancel(self) -> None:
         if self.call is not None:

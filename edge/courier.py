@@ -2,14 +2,14 @@
 
 Guarantees and requirements
 - A frame leaves the spool only with a final result. Whatever is unanswered when a stream ends is sent again on the next
-  one, with the same `frame_id` (the first 8 bytes of its key) under the same `thinwire-device`, so that a server can
-  tell a repeat; a second answer to a frame changes nothing.
+  one, with the same `frame_id` (the first 8 bytes of its key) under the same `thinwire-spool`: the idempotency key by
+  which the server gives the answer it gave before. A second answer to a frame changes nothing.
 - At most `window` frames are on their way. A frame that is not answered within `timeout_s` ends the connection, and a
   new one is made: on a line that is silently dead nothing else helps.
 - Refusals that another try cannot change (BAD_PACKET, TOO_LARGE, ...) become the frame's final result. Others are tried
   again after the pause that the server asks for, or after a growing one with jitter. A server that does not hold the
   bundle, refuses the token or speaks another version is told about once, and asked again every minute.
-- Labels cross once per stream, not with each frame.
+- Labels cross once per stream, not with each frame; from the second stream on as a handle (`edge.label_handles`).
 - With a `confidence`, a frame begins with its first layer, and the server asks for further ones (`need_more`) where
   they may change the answer. They are sent while the rate control, the cap and the budget agree; else the answer so far
   is the frame's result. A server without a calibration for the bundle gets frames as usual.
@@ -29,8 +29,10 @@ from typing import Any
 import grpc
 
 from edge.client import check_server
-from edge.errors import ClientClosed, Refused, ServerTimeout
+from edge.errors import Refused, ServerTimeout
 from edge.fallback import Fallback, fetch_in_background
+from edge.flights import Again, Counts, Flight, frame_id, read
+from edge.label_handles import UNKNOWN, LabelHandles
 from edge.progressive import more_layers
 from edge.rate_control import FRAMING_BYTES, Budget, Cap, LinkMeter, RateControl
 from edge.records import answered, lost
@@ -49,39 +51,6 @@ FINAL_CODES = frozenset((3, 9, 11, 15))  # INVALID_ARGUMENT, FAILED_PRECONDITION
 RETRIES_OF_INTERNAL = 3
 EXPIRE_EVERY_S = 5.0
 OPERATOR_REASONS = frozenset(("UNAUTHENTICATED", "PERMISSION_DENIED", "UNIMPLEMENTED", "UNKNOWN_MODEL"))
-
-
-@dataclass
-class Counts:
-    """What happened since the start."""
-
-    answered: int = 0
-    failed: int = 0
-    sent_frames: int = 0
-    sent_bytes: int = 0
-    connections: int = 0
-    in_time: int = 0
-
-
-@dataclass
-class _Flying:
-    frame: Waiting
-    sent_at: float
-    packet_bytes: int
-    layers: int
-    extended: bool = False  # by MoreLayers
-
-
-@dataclass
-class _Again:
-    """When a frame may go again (monotonic seconds) and how often the server failed on it.
-
-    whole: without the offer of further layers, since taking it up failed.
-    """
-
-    due: float = 0.0
-    failures: int = 0
-    whole: bool = False
 
 
 @dataclass
@@ -111,8 +80,10 @@ class Courier:
         self.meter = LinkMeter()
         self._uplink = Uplink(self.line)
         self._events: queue.SimpleQueue[tuple[int, str, Any]] = queue.SimpleQueue()
-        self._flying: dict[bytes, _Flying] = {}
-        self._again: dict[bytes, _Again] = {}
+        self._flying: dict[bytes, Flight] = {}
+        self._again: dict[bytes, Again] = {}
+        self._handles = LabelHandles()
+        self._asked: int | None = None  # the question that the stream knows
         self._session = 0
         self._checked = self._progressive = False
         self._stopping = False
@@ -163,6 +134,7 @@ class Courier:
                 self._uplink.connect(CONNECT_S)
                 if not self._checked:
                     self._check()
+                self._register()
                 self._stream()
                 continue
             except ThinwireError as error:
@@ -185,6 +157,25 @@ class Courier:
         self._checked = True
         if self.fallback is not None and not self.fallback.ready:
             fetch_in_background(self.fallback, self._uplink, self.say)
+
+    def _register(self) -> None:
+        """Labels that would cross for the second time are registered instead. Raises when nobody answers."""
+        for frame in self.spool.waiting(1):
+            wanted = self._handles.registration(self._question(frame.question))
+            size = 0 if wanted is None else wanted.ByteSize() + FRAMING_BYTES
+            if wanted is None or not self.budget.allows(size):
+                return
+            self.budget.spent(size)
+            self.cap.spent(size)
+            self.counts.sent_bytes += size
+            try:
+                self._handles.registered(wanted, self._uplink.register(wanted))
+            except Refused as error:
+                self._handles.refused(wanted, error)
+
+    def _question(self, number: int) -> pb.ClassifyRequest:
+        question = self.spool.question(number)
+        return pb.ClassifyRequest(labels=question["labels"], top_k=question["top_k"], prompt_set=question["prompt_set"])
 
     def _trouble(self, error: ThinwireError) -> None:
         if self._broke:  # a silent line: leave its connection behind
@@ -215,13 +206,13 @@ class Courier:
         self._session += 1
         number = self._session
         outgoing: queue.SimpleQueue[pb.ClassifyStreamRequest | None] = queue.SimpleQueue()
-        call = self._uplink.stream(iter(outgoing.get, None), (("thinwire-device", self.spool.device),))
-        threading.Thread(target=_read, args=(call, number, self._events), daemon=True).start()
+        call = self._uplink.stream(iter(outgoing.get, None), (("thinwire-spool", self.spool.device),))
+        threading.Thread(target=read, args=(call, number, self._events), daemon=True).start()
         self.counts.connections += 1
-        asked: int | None = None
+        self._asked = None
         try:
             while not self._stopping:
-                asked, wait_s = self._fill(outgoing, asked)
+                wait_s = self._fill(outgoing)
                 self._oldest_sent = min((each.sent_at for each in self._flying.values()), default=None)
                 try:
                     session, kind, body = self._events.get(timeout=wait_s)
@@ -267,8 +258,8 @@ class Courier:
 
     # ---------------------------------------------------------------- frames
 
-    def _fill(self, outgoing: queue.SimpleQueue, asked: int | None) -> tuple[int | None, float]:
-        """Sends what may be sent now; returns the question that the stream knows and how long to wait at most."""
+    def _fill(self, outgoing: queue.SimpleQueue) -> float:
+        """Sends what may be sent now; returns how long to wait at most."""
         now = time.monotonic()
         wait_s = EXPIRE_EVERY_S
         if self._flying:
@@ -280,13 +271,13 @@ class Courier:
         held = {key for key, again in self._again.items() if again.due > now}
         room = self.window - len(self._flying)
         if room <= 0:
-            return asked, wait_s
+            return wait_s
         frames = self.spool.waiting(room + 1, without=held | self._flying.keys(), fresh_s=self.rate.deadline_s)
         for place, frame in enumerate(frames[:room]):
             if (cap_s := self.cap.wait_s()) > 0:
-                return asked, min(wait_s, cap_s)
+                return min(wait_s, cap_s)
             try:
-                request, layers = self._request(frame, len(frames) - place - 1, asked)
+                request, layers = self._request(frame, len(frames) - place - 1)
             except ThinwireError as error:  # the packet was damaged on disk
                 self._final(frame, lost(frame.key, frame.source, frame.captured_at, error.reason, str(error)))
                 continue
@@ -295,14 +286,16 @@ class Courier:
                 if not self._budget_told:
                     self._budget_told = True
                     self.say("the day's byte budget is spent: frames wait in the spool until midnight UTC")
-                return asked, min(wait_s, self.budget.resumes_in_s())
-            asked = frame.question
-            self._flying[frame.key] = _Flying(frame, time.monotonic(), len(request.request.image.packet), layers)
+                return min(wait_s, self.budget.resumes_in_s())
+            self._asked = frame.question
+            self._handles.sent(request.request)
+            self.counts.labels_saved_bytes = self._handles.counts.saved_bytes
+            self._flying[frame.key] = Flight(frame, time.monotonic(), len(request.request.image.packet), layers)
             self.counts.sent_frames += 1
             self._send(frame.key, request, size, outgoing)
         if held:
             wait_s = min(wait_s, max(0.01, min(self._again[key].due for key in held) - now))
-        return asked, wait_s
+        return wait_s
 
     def _send(self, key: bytes, request: pb.ClassifyStreamRequest, size: int, outgoing: queue.SimpleQueue) -> None:
         self._budget_told = False
@@ -317,7 +310,7 @@ class Courier:
         age_s = max(0.0, time.time() - frame.accepted_at)
         return self.rate.layers(sizes, age_s, backlog, self.meter, self.cap.s_per_byte, self.budget.frame_bytes())
 
-    def _request(self, frame: Waiting, backlog: int, asked: int | None) -> tuple[pb.ClassifyStreamRequest, int]:
+    def _request(self, frame: Waiting, backlog: int) -> tuple[pb.ClassifyStreamRequest, int]:
         packet = Packet.from_bytes(frame.packet)
         layers = self._layers(packet, frame, backlog)
         message = pb.ClassifyStreamRequest()
@@ -325,12 +318,10 @@ class Courier:
         if self._progressive and layers > 1 and not (again and again.whole):
             message.progressive.max_layers, message.progressive.confidence = layers, self.confidence
             layers = 1
+        if frame.question != self._asked:
+            message.request.CopyFrom(self._handles.shortened(self._question(frame.question)))
         message.request.image.packet = packet.prefix(layers).to_bytes()
         message.request.frame_id = frame_id(frame.key)
-        if frame.question != asked:
-            question = self.spool.question(frame.question)
-            message.request.labels.extend(question["labels"])
-            message.request.top_k, message.request.prompt_set = question["top_k"], question["prompt_set"]
         return message, layers
 
     def _take(self, response: pb.ClassifyStreamResponse, outgoing: queue.SimpleQueue) -> None:
@@ -355,13 +346,17 @@ class Courier:
             self._final(frame, answered(*where, reply, flying.layers, flying.packet_bytes, took_s, late_s))
             return
         error = response.error
-        again = self._again.setdefault(key, _Again())
+        again = self._again.setdefault(key, Again())
         internal = error.code == grpc.StatusCode.INTERNAL.value[0]
         again.failures += internal
         again.whole |= flying.extended  # the server has let go of the first layers: all go again
         if (error.code in FINAL_CODES and not flying.extended) or again.failures > RETRIES_OF_INTERNAL:
             self.counts.failed += 1
             self._final(frame, lost(key, frame.source, frame.captured_at, error.reason, error.message))
+            return
+        if error.reason == UNKNOWN:  # the server was started anew: this stream gets labels, the next a new handle
+            if self._handles.forget_all():
+                self._asked = None
             return
         pause_s = error.retry_after_ms / 1000 or FRAME_PAUSE_S * random.uniform(0.5, 1.5)
         if error.reason in OPERATOR_REASONS:
@@ -371,7 +366,7 @@ class Courier:
                 self.say(f"{self.line.server}: {error.message}; frames wait in the spool")
         again.due = time.monotonic() + pause_s
 
-    def _extend(self, flying: _Flying, wanted: int, outgoing: queue.SimpleQueue) -> bool:
+    def _extend(self, flying: Flight, wanted: int, outgoing: queue.SimpleQueue) -> bool:
         """Sends the layers up to `wanted` if that fits the link, the cap and the budget; says whether it did."""
         packet = Packet.from_bytes(flying.frame.packet)
         backlog = self.spool.waiting_frames - len(self._flying)
@@ -392,20 +387,3 @@ class Courier:
         self._again.pop(frame.key, None)
         self.spool.finish(frame.key, result)
         self.on_result()
-
-
-def frame_id(key: bytes) -> int:
-    """The number that a frame has on the wire, the same on every repeat."""
-    return int.from_bytes(key[:8], "big")
-
-
-def _read(call: grpc.Call, session: int, events: queue.SimpleQueue) -> None:
-    end: BaseException | None = None
-    try:
-        for response in call:
-            events.put((session, "answer", response))
-    except grpc.RpcError as error:
-        end = error
-    except ClientClosed:
-        pass
-    events.put((session, "end", end))

@@ -173,6 +173,11 @@ def _add_bundle(commands) -> None:
     sub.add_argument("what", nargs="?", default="", metavar="SOURCE|NAME", help="folder, tar or https address; or name")
     sub.add_argument("--store", default=DEFAULT_STORE, metavar="DIR", help=f"where bundles are kept ({DEFAULT_STORE})")
     sub.add_argument("--card-sha256", metavar="HEX", help="SHA-256 that its card.json must have")
+    sub.add_argument(
+        "--public-key",
+        metavar="PEM",
+        help="Ed25519 key that must have signed it (beside the store's trusted.pem, if there)",
+    )
 
 
 def _share(text: str) -> float:

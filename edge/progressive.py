@@ -25,12 +25,14 @@ from thinwire.v1 import inference_pb2 as pb
 
 @dataclass
 class _Frame:
-    """One image under way. sent_bytes: its first packet, and every MoreLayers message whole."""
+    """One image under way. sent_bytes: its first packet, and every MoreLayers message whole; request_bytes: all
+    messages whole."""
 
     index: int
     image: ImageLike
     encoded: Encoded
     sent_bytes: int
+    request_bytes: int
     layers: int
     started: float
 
@@ -97,7 +99,7 @@ def _run(client, images, question: Question, rate: str, confidence: float, in_fl
                 message = first_request(encoded.packet, question, index, confidence, not labels_sent)
                 labels_sent = True
                 sent = len(message.request.image.packet)
-                frames[index] = _Frame(index, image, encoded, sent, 1, time.perf_counter())
+                frames[index] = _Frame(index, image, encoded, sent, message.ByteSize(), 1, time.perf_counter())
                 stream.send(message)
             if failed is not None:
                 yield failed
@@ -123,7 +125,9 @@ def _step(stream: _Stream, frames: dict[int, _Frame], answer: pb.ClassifyStreamR
         more = more_layers(packet, frame.layers, answer.need_more.layer, frame.index)
         frame.sent_bytes += more.ByteSize()
         frame.layers = answer.need_more.layer
-        stream.send(pb.ClassifyStreamRequest(more=more))
+        message = pb.ClassifyStreamRequest(more=more)
+        frame.request_bytes += message.ByteSize()
+        stream.send(message)
         return None
     del frames[answer.frame_id]
     if kind == "error":
@@ -133,7 +137,8 @@ def _step(stream: _Stream, frames: dict[int, _Frame], answer: pb.ClassifyStreamR
     encoded = frame.encoded
     edge_ms = (encoded.decode_image_ms, encoded.preprocess_ms, encoded.encode_ms, encoded.code_ms)
     took_ms = 1000 * (time.perf_counter() - frame.started)
-    return Outcome(frame.index, frame.image, read_reply(reply, frame.sent_bytes, frame.layers, edge_ms, took_ms))
+    result = read_reply(reply, frame.sent_bytes, frame.layers, edge_ms, took_ms, frame.request_bytes)
+    return Outcome(frame.index, frame.image, result)
 
 
 class _Stream:

@@ -37,6 +37,7 @@ class Result:
     packet_bytes: the whole packet as sent (or the image file's bytes); layers: those sent (0 for an image file).
     decode_image_ms, preprocess_ms, encode_ms, code_ms: reading the image, making its view, encoder, range coder.
     round_trip_ms: from sending to the answer, retries included. clip: the CLIP model that answered.
+    request_bytes: the message as sent: the packet, with labels or the handle of labels that the server holds.
     """
 
     predictions: tuple[Prediction, ...]
@@ -49,6 +50,7 @@ class Result:
     round_trip_ms: float
     server: ServerTiming
     clip: str
+    request_bytes: int
 
     @property
     def best(self) -> Prediction:
@@ -71,6 +73,7 @@ def read_reply(
     layers: int,
     edge_ms: tuple[float, float, float, float],
     round_trip_ms: float,
+    request_bytes: int,
 ) -> Result:
     """A server's reply as a Result. edge_ms: decode_image, preprocess, encode, code."""
     timing = reply.timing
@@ -84,4 +87,4 @@ def read_reply(
         timing.batch_size,
     )
     predictions = tuple(Prediction(each.label, each.probability, each.similarity) for each in reply.predictions)
-    return Result(predictions, sent_bytes, layers, *edge_ms, round_trip_ms, server, reply.model.clip)
+    return Result(predictions, sent_bytes, layers, *edge_ms, round_trip_ms, server, reply.model.clip, request_bytes)

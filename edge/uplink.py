@@ -198,6 +198,10 @@ class Uplink:
         request = pb.EncodeTextRequest(texts=texts, prompt_set=prompt_set)
         return self.answer(self._call(self._stub.EncodeText, request, self.line.timeout_s))
 
+    def register(self, request: pb.RegisterLabelsRequest) -> pb.RegisterLabelsResponse:
+        """A handle for labels. Raises as `classify`; `Refused` (UNIMPLEMENTED) by a server that knows no handles."""
+        return self.answer(self._call(self._stub.RegisterLabels, request, self.line.timeout_s))
+
     def stream(
         self, requests: Iterator[pb.ClassifyStreamRequest], metadata: tuple[tuple[str, str], ...] = ()
     ) -> grpc.Call:

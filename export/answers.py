@@ -19,6 +19,7 @@ from export.clip_lite.evaluate import Evaluator
 from export.clip_lite.texts import captions
 from export.objective import CLIP_LITE
 from export.teachers import cache_root
+from export.towers import text_vectors
 
 CAPTIONS = 2000
 TEXTS_PER_STEP = 512
@@ -39,6 +40,20 @@ class AnswerDivergence(nn.Module):
     def __init__(self, vectors: torch.Tensor) -> None:
         super().__init__()
         self.register_buffer("vectors", vectors)  # (N, D) unit
+
+    @classmethod
+    def of(cls, clip: str, clip_id: str) -> AnswerDivergence:
+        """The same of any open_clip model; `clip` as for `export.towers.load_tower`, `clip_id` its `Tower.id`."""
+        if clip == "clip-lite":
+            return cls.of_clip_lite()
+        asked = texts()
+        stamp = hashlib.sha256("\n".join([clip_id, *asked]).encode()).hexdigest()
+        cached = cache_root() / f"answer-texts-{stamp[:16]}.npy"
+        if not cached.exists():
+            partial = cached.with_suffix(".partial.npy")
+            np.save(partial, text_vectors(clip, asked).numpy())
+            partial.rename(cached)
+        return cls(torch.from_numpy(np.load(cached)))
 
     @classmethod
     def of_clip_lite(cls) -> AnswerDivergence:

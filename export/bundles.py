@@ -69,7 +69,7 @@ def make_bundle(family: Family, run: Path, out: Path, count: int = 3000) -> Path
         print(f"no int8 encoder: {error}")
         encoder_int8, parities = None, {}
     store_half(encoder)
-    parity = check_parity(analysis, family.low, family.high, encoder, views[:64])
+    parity = check_parity(analysis, family.low, family.high, encoder, views[:64], tie=family.tie)
     with tqdm(total=len(views), desc="symbols of training photographs") as bar:
         symbols = encode_views(encoder, views, progress=bar.update)  # (N, C, h, w)
     tables = count_tables(symbols, layers=family.layers, context=family.context, low=family.low, high=family.high)

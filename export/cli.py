@@ -11,9 +11,11 @@ MODELS = Path(__file__).resolve().parents[1] / "thinwire" / "models"
 
 EPILOG = """examples:
   thinwire-export train conv --preset cpu --minutes 40 --out runs/conv   # resumable: run it again to go on
+  thinwire-export train linear           # a closed form, about a minute; --decoder learned trains a decoder for it
   thinwire-export bundle runs/conv --out bundles/conv
   thinwire-export card bundles/conv results.json        # results.json: thinwire-bench eval ... --json results.json
   thinwire-export embedding --clip clip-lite --out bundles/embedding     # or NAME:TAG, NAME:/path, an open_clip folder
+  thinwire-export adapt --bundle layered --rates tiny low --minutes 10   # CLIP learns to read a codec: an adapter
   thinwire-export clip-lite --out bundles/clip-lite                      # needs wordnet-base and the extra `export`
   thinwire-export clip-lite-eval thinwire/models/clip-lite
   thinwire-export list
@@ -33,6 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--steps", type=int, help="stop after this many steps instead")
     train.add_argument("--seed", type=int, default=0)
     train.add_argument("--threads", type=int, default=2)
+    train.add_argument("--decoder", metavar="NAME", help="another decoder of the family, such as linear's `learned`")
     train.add_argument("--warm-start", type=Path, metavar="RUN", help="begin with the weights of this finished run")
     train.add_argument("--out", type=Path, help="run folder (default runs/FAMILY); the bundle is written to OUT/bundle")
 
@@ -51,6 +54,18 @@ def build_parser() -> argparse.ArgumentParser:
     embedding.add_argument("--clip", default="clip-lite", help="clip-lite, NAME:TAG, NAME:/path/to/checkpoint, folder")
     embedding.add_argument("--out", type=Path, required=True)
     embedding.add_argument("--count", type=int, default=3000, help="training photographs for axes, steps and tables")
+
+    adapt = commands.add_parser("adapt", help="adapt a CLIP's image tower to a bundle's pictures at low rates (LoRA)")
+    adapt.add_argument("--bundle", default="layered", metavar="NAME|PATH")
+    adapt.add_argument("--clip", default="clip-lite", help="clip-lite, NAME:TAG, NAME:/path/to/checkpoint, folder")
+    adapt.add_argument("--rates", nargs="+", metavar="RATE", default=[], help="that it is for (default: all)")
+    adapt.add_argument("--minutes", type=float, default=10.0, help="training time, beside the decoding of views")
+    adapt.add_argument("--steps", type=int, help="stop after this many steps instead")
+    adapt.add_argument("--count", type=int, default=5000, help="decoded views to learn from, kept in the cache")
+    adapt.add_argument("--rank", type=int, default=8)
+    adapt.add_argument("--seed", type=int, default=0)
+    adapt.add_argument("--threads", type=int, default=1)
+    adapt.add_argument("--out", type=Path, help="run folder (default runs/adapt-BUNDLE); resumable; gets OUT/adapter")
 
     clip = commands.add_parser("clip-lite", help="train the shipped CLIP from its teachers")
     clip.add_argument("--out", type=Path, default=MODELS / "clip-lite")
@@ -84,8 +99,12 @@ def run_train(args: argparse.Namespace) -> None:
     settings = replace(PRESETS[args.preset], steps=args.steps, seed=args.seed, threads=args.threads)
     if args.minutes is not None:
         settings = replace(settings, minutes=args.minutes)
-    run = args.out or Path("runs") / args.family
     family = FAMILIES[args.family]
+    if args.decoder is not None and args.decoder not in family.decoders:
+        own = ", ".join(family.decoders) or "none beside its own"
+        raise SystemExit(f"family {args.family} has no decoder {args.decoder!r}; --decoder takes: {own}")
+    family = family.with_decoder(args.decoder)
+    run = args.out or Path("runs") / "-".join(filter(None, (args.family, args.decoder)))
     train(family, settings, run, args.warm_start)
     print(make_bundle(family, run, run / "bundle"))
 
@@ -100,7 +119,8 @@ def run_bundle(args: argparse.Namespace) -> None:
                 f"{args.run / needed} is missing: `thinwire-export train FAMILY --out {args.run}` writes it"
             )
     settings = args.run / "settings.json"
-    family = FAMILIES[json.loads(settings.read_text())["family"]]
+    said = json.loads(settings.read_text())
+    family = FAMILIES[said["family"]].with_decoder(said.get("decoder"))
     print(make_bundle(family, args.run, args.out, args.count))
 
 
@@ -114,6 +134,23 @@ def run_embedding(args: argparse.Namespace) -> None:
     for file in sorted(folder.iterdir()):
         print(f"{file.stat().st_size:>12,}  {file.name}")
     print(folder)
+
+
+def run_adapt(args: argparse.Namespace) -> None:
+    from export.adapt import AdaptSettings, adapt
+    from thinwire.errors import ThinwireError
+
+    fields = ("bundle", "clip", "minutes", "steps", "count", "rank", "seed", "threads")
+    settings = AdaptSettings(**{name: getattr(args, name) for name in fields}, rates=tuple(args.rates))
+    try:
+        adapter = adapt(settings, args.out or Path("runs") / f"adapt-{Path(args.bundle).name}")
+    except ModuleNotFoundError as error:
+        raise SystemExit(f"thinwire-export adapt: {error}: run `pip install 'thinwire[export]'`") from error
+    except (ThinwireError, ValueError, RuntimeError, OSError) as error:
+        raise SystemExit(f"thinwire-export adapt: {error}") from error
+    for file in sorted(adapter.path.iterdir()):
+        print(f"{file.stat().st_size:>12,}  {file.name}")
+    print(adapter.path)
 
 
 def run_card(args: argparse.Namespace) -> None:
@@ -162,6 +199,7 @@ def main(argv: list[str] | None = None) -> int:
         "train": run_train,
         "bundle": run_bundle,
         "embedding": run_embedding,
+        "adapt": run_adapt,
         "card": run_card,
         "clip-lite": run_clip_lite,
         "clip-lite-eval": run_evaluate,

@@ -50,12 +50,16 @@ def quantise_encoder(
 
     calibration, views: uint8 (N, H, W, 3), different photographs for setting the ranges and for judging the result.
     Raises `ParityError`, and leaves no file, when less than `floor` of the symbols of `views` equal those of `source`,
-    any differs by more than 1, or ONNX Runtime gives others with its graph optimisations than without: its fused int8
-    kernels have been wrong before.
+    any differs by more than 1, there is no convolution between those left in float, or ONNX Runtime gives others with
+    its graph optimisations than without: its fused int8 kernels have been wrong before.
     """
     with tempfile.TemporaryDirectory() as folder:
         prepared = Path(folder) / "prepared.onnx"
         quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
+        model = onnx.load(prepared)
+        in_float = float_nodes(model)
+        if all(node.name in in_float for node in model.graph.node if node.op_type == "Conv"):
+            raise ParityError(f"{source.name} has no convolution between the first {FIRST} and the last {LAST}")
         root, level = logging.getLogger(), logging.getLogger().level
         root.setLevel(logging.ERROR)  # it advises the pre-processing that was just done
         try:
@@ -69,7 +73,7 @@ def quantise_encoder(
                 weight_type=QuantType.QInt8,
                 calibrate_method=CalibrationMethod.MinMax,
                 op_types_to_quantize=list(QUANTISED),
-                nodes_to_exclude=float_nodes(onnx.load(prepared)),
+                nodes_to_exclude=in_float,
             )
         finally:
             root.setLevel(level)

@@ -48,15 +48,8 @@ def load_tower(spec: str) -> Tower:
     """
     import open_clip
 
+    model, _ = _create(spec)
     folder = SHIPPED_CLIP if spec == "clip-lite" else Path(spec)
-    arch, _, pretrained = spec.partition(":")
-    if folder.is_dir():
-        arch, pretrained = f"local-dir:{folder.resolve()}", None
-    elif not arch or not pretrained:
-        raise ValueError(f"--clip {spec!r}: expected clip-lite, NAME:TAG, NAME:/path/to/checkpoint or a folder")
-    model = open_clip.create_model(
-        arch, pretrained, device="cpu", precision="fp32", require_pretrained=True, pretrained_text=False
-    )
     preprocess = open_clip.get_model_preprocess_cfg(model)
     size = preprocess["size"]
     height, width = (size, size) if isinstance(size, int) else (size[0], size[-1])
@@ -68,3 +61,30 @@ def load_tower(spec: str) -> Tower:
         mean=tuple(preprocess["mean"]),
         std=tuple(preprocess["std"]),
     )
+
+
+@torch.inference_mode()
+def text_vectors(spec: str, texts: list[str], batch: int = 128) -> torch.Tensor:
+    """Texts → unit vectors (N, D) float32 of the text tower of `spec`, which is as for `load_tower`."""
+    import open_clip
+
+    model, arch = _create(spec)
+    tokenize = open_clip.get_tokenizer(arch)
+    parts = [model.eval().encode_text(tokenize(texts[i : i + batch])) for i in range(0, len(texts), batch)]
+    return nn.functional.normalize(torch.cat(parts).float(), dim=-1)
+
+
+def _create(spec: str) -> tuple[nn.Module, str]:
+    """The model of `spec` on the CPU, and the name under which open_clip knows it. Raises as `load_tower` does."""
+    import open_clip
+
+    folder = SHIPPED_CLIP if spec == "clip-lite" else Path(spec)
+    arch, _, pretrained = spec.partition(":")
+    if folder.is_dir():
+        arch, pretrained = f"local-dir:{folder.resolve()}", None
+    elif not arch or not pretrained:
+        raise ValueError(f"--clip {spec!r}: expected clip-lite, NAME:TAG, NAME:/path/to/checkpoint or a folder")
+    model = open_clip.create_model(
+        arch, pretrained, device="cpu", precision="fp32", require_pretrained=True, pretrained_text=False
+    )
+    return model, arch

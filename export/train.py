@@ -1,4 +1,4 @@
-"""The training loop of every pixel family: resumable, seeded, one JSON log line per window of steps.
+"""The training loop of every family: resumable, seeded, one JSON log line per window of steps.
 
 Order of events (all as shares of the run): the decoder learns alone on the closed-form start; the analysis joins; the
 rate multipliers rise until every layer spends its target; the analysis freezes and the decoder alone follows the tower.
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -25,10 +26,11 @@ from export.families.front import IMAGE_MEAN, IMAGE_STD, normalise
 from export.memory import keep_freed_memory
 from export.objective import POOLED_SHARE, FrozenTower, TowerFeatures, feature_distance
 from export.photos import train_photos
-from export.rate import FactorisedRate, RateController
+from export.rate import RateController, round_through
 from export.replay import FRESH, Replay
 
 HELD_OUT = 64  # photographs that no step sees
+START_BATCH = 200  # views of one scale and one loss of resolution
 TAUGHT_SHARE = 0.1  # of the learning rate, for weights that a teacher brought: faster, they forget what it knew
 
 
@@ -81,11 +83,6 @@ def crops(images: np.ndarray, size: int, batch: int, generator: torch.Generator,
     return normalise(x).contiguous(memory_format=torch.channels_last)
 
 
-def round_through(latents: torch.Tensor, low: int, high: int) -> torch.Tensor:
-    """Rounding and clipping with the gradient of the identity (straight-through, Theis et al. 2017)."""
-    return latents + (latents.round().clamp(low, high) - latents).detach()
-
-
 def psnr_db(mse: torch.Tensor) -> float:
     """Peak signal to noise of values in [0, 1]."""
     return -10 * math.log10(max(mse.item(), 1e-9))
@@ -99,27 +96,33 @@ class Trainer:
         settings = replace(settings, crop=settings.crop or family.crop)
         self.family, self.settings = family, settings
         self.generator = torch.Generator().manual_seed(settings.seed)
-        images = np.array(train_photos().images)
-        kept = min(HELD_OUT, len(images) // 4)
-        self.images, self.unseen = images[:-kept], images[-kept:]
+        images = train_photos().images
+        unseen = np.zeros(len(images), bool)
+        unseen[:: max(4, len(images) // HELD_OUT)] = True  # from all over the pack, whose end is of one source
+        self.images, self.unseen = images[~unseen], images[unseen]
         device = settings.device
         self.tower = FrozenTower().to(device)
         sample = crops(self.images, settings.crop, 200, torch.Generator().manual_seed(settings.seed), device)
         self.tower.centre(sample)
         self.answers = AnswerDivergence.of_clip_lite().to(device)
         self.analysis = fast_backward(family.analysis())
-        self.analysis.initialise(crops(self.images, settings.crop, 200, self.generator, "cpu"))
+        start = [
+            crops(self.images, settings.crop, START_BATCH, self.generator, "cpu")
+            for _ in range(0, family.start_views, START_BATCH)
+        ]
+        self.analysis.initialise(torch.cat(start))
         self.analysis.to(device, memory_format=torch.channels_last).eval()
         self.synthesis = fast_backward(family.synthesis())
         if family.start_synthesis:
             family.start_synthesis(self.synthesis, self.analysis, self.tower.head)
         self.synthesis.to(device, memory_format=torch.channels_last)
-        self.rate = FactorisedRate(family.channels).to(device)
+        self.rate = family.rate_model(family.channels).to(device)
         area = (settings.crop / 224) ** 2
         spans = family.layers
         self.controller = RateController([8 * size * area for size in family.layer_bytes])
         self.layer_of = torch.cat([torch.full((stop - start,), i) for i, (start, stop) in enumerate(spans)]).to(device)
         encoder = [p for p in self.analysis.parameters() if p.requires_grad]
+        self.exact = not encoder  # nothing in the analysis learns: symbols as the exported encoder will give them
         taught, fresh = [], []
         for name, parameter in self.synthesis.named_parameters():
             if parameter.requires_grad:
@@ -135,7 +138,9 @@ class Trainer:
             weight_decay=1e-4,
         )
         self.replay = Replay() if family.frozen_trunk else None  # not in checkpoints: soon full again
-        self.progress, self.warm = 0.0, False
+        self.warm = False
+        # A closed form is done as soon as it is made
+        self.progress = 0.0 if encoder or taught or fresh else 1.0
 
     def warm_start(self, checkpoint: Path) -> None:
         """Takes the weights of another run of the same sizes; its layers may be cut differently.
@@ -199,16 +204,18 @@ class Trainer:
         tuning = self.progress >= settings.encoder_until
         size = settings.tuning_crop if tuning else settings.crop
         x, latents, wanted = self.views(size, train_encoder)
+        shown = self.rate.shown(latents, family.low, family.high, sampled=not tuning)
         counts = torch.randint(1, len(family.layers) + 1, (len(latents),), generator=self.generator).to(x.device)
-        got, mse = self.seen_again(x, latents, counts)
+        got, mse = self.seen_again(x, shown, counts)
         pooled_share = settings.tuning_pooled_share if tuning else POOLED_SHARE
         feature = feature_distance(got, wanted, pooled_share).mean()
         answer = self.answers(self.tower.embedding(got), self.tower.embedding(wanted), self.generator).mean()
-        bits = self.rate(latents).mean(0)  # (C,)
-        layer_bits = torch.zeros(len(family.layers), device=x.device).index_add_(0, self.layer_of, bits)
+        bits = self.rate(latents)  # (B, C)
+        layer_bits, coded_bits = self.by_layer(bits), self.by_layer(self.rate.coded(latents, bits)).tolist()
         multipliers = torch.tensor(self.controller.multipliers(self.progress), device=x.device)
-        # While the encoder rests, the rate model alone follows the latents, at any weight.
-        rate = (multipliers * layer_bits).sum() if train_encoder else 1e-4 * layer_bits.sum()
+        # While the encoder rests, or bits cannot be bought, the rate model alone follows the latents, at any weight.
+        steering = train_encoder and self.rate.steered
+        rate = (multipliers * layer_bits).sum() if steering else 1e-4 * layer_bits.sum()
         pixel = 0.0 if mse is None else mse * 10
         pixel_weight = settings.tuning_pixel_weight if tuning else settings.pixel_weight
         # Decoders that make pixels must first learn to make pictures: answers of noise say nothing (LOG.md).
@@ -219,16 +226,21 @@ class Trainer:
         loss.backward()
         torch.nn.utils.clip_grad_norm_([p for g in self.optimiser.param_groups for p in g["params"]], 1.0)
         self.optimiser.step()
-        if train_encoder:
-            self.controller.update(layer_bits.tolist(), self.progress)
+        if steering:
+            self.controller.update(coded_bits, self.progress)
         scale = (224 / size) ** 2 / 8
         return {
             "loss": loss.item(),
             **({} if mse is None else {"psnr_db": psnr_db(mse)}),
             "feature": feature.item(),
             "answer": answer.item(),
-            **{f"bytes_{i + 1}": value * scale for i, value in enumerate(layer_bits.tolist())},
+            **{f"bytes_{i + 1}": value * scale for i, value in enumerate(coded_bits)},
         }
+
+    def by_layer(self, bits: torch.Tensor) -> torch.Tensor:
+        """Bits (B, C) of channels → mean bits (L,) of layers."""
+        layers = torch.zeros(len(self.family.layers), device=bits.device)
+        return layers.index_add_(0, self.layer_of, bits.mean(0))
 
     def views(self, size: int, train_encoder: bool) -> tuple[torch.Tensor, torch.Tensor, TowerFeatures]:
         """A step's new views (B, 3, size, size), and the latents and the tower's features to learn from.
@@ -238,26 +250,30 @@ class Trainer:
         with torch.no_grad():
             wanted = self.tower(x)
         if self.replay is None:
-            with torch.set_grad_enabled(train_encoder), self.autocast():
-                return x, self.analysis(x).float(), wanted
+            with torch.set_grad_enabled(train_encoder):
+                return x, self.latents(x), wanted
         with torch.no_grad(), self.autocast():
             self.replay.add(self.analysis.trunk(x), wanted)
         trunk, wanted = self.replay.draw(FRESH * len(x), self.generator)
         with torch.set_grad_enabled(train_encoder), self.autocast():
             return x, self.analysis.bottleneck(trunk).float(), wanted
 
+    def latents(self, x: torch.Tensor) -> torch.Tensor:
+        """Views (B, 3, H, W) → latents (B, C, h, w), in half precision where the analysis learns."""
+        with nullcontext() if self.exact else self.autocast():
+            return self.analysis(x).float()
+
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.settings.device.split(":")[0], torch.bfloat16)
 
     def seen_again(
-        self, x: torch.Tensor, latents: torch.Tensor, counts: torch.Tensor
+        self, x: torch.Tensor, symbols: torch.Tensor, counts: torch.Tensor
     ) -> tuple[TowerFeatures, torch.Tensor | None]:
         """What the tower sees of each image after `counts` (B,) layers, and the mean squared error of the pixels.
 
         A family without pixels says itself what the tower would have seen, and has no such error.
         """
         with self.autocast():
-            symbols = round_through(latents, self.family.low, self.family.high)
             shown = symbols * (self.layer_of[None] < counts[:, None])[:, :, None, None]
             if self.family.output == "embedding":
                 last = self.synthesis.last_map(shown, counts)
@@ -272,11 +288,10 @@ class Trainer:
         """Feature distance, answers and PSNR of photographs that no step sees, after each number of layers."""
         generator = torch.Generator().manual_seed(0)  # the same crops every time
         x = crops(self.unseen, self.settings.crop, HELD_OUT, generator, self.settings.device)
-        with self.autocast():
-            latents = self.analysis(x).float()
+        symbols = round_through(self.latents(x), self.family.low, self.family.high)
         wanted, figures = self.tower(x), {}
         for layers in range(1, len(self.family.layers) + 1):
-            got, mse = self.seen_again(x, latents, torch.full((len(x),), layers, device=x.device))
+            got, mse = self.seen_again(x, symbols, torch.full((len(x),), layers, device=x.device))
             got_vector, wanted_vector = self.tower.embedding(got), self.tower.embedding(wanted)
             answer = self.answers(got_vector, wanted_vector, torch.Generator().manual_seed(0)).mean()
             figures[f"feature_{layers}"] = round(feature_distance(got, wanted).mean().item(), 4)
@@ -286,11 +301,18 @@ class Trainer:
         return figures
 
 
+def save(trainer: Trainer, checkpoint: Path) -> None:
+    """Writes the checkpoint whole or not at all."""
+    partial = checkpoint.with_suffix(".partial")
+    torch.save(trainer.state(), partial)
+    partial.rename(checkpoint)
+
+
 def train(family: Family, settings: Settings, folder: Path, warm_start: Path | None = None) -> Path:
     """Runs (or resumes) training until `settings.minutes` of work, or `settings.steps`, are done.
 
-    Writes `checkpoint.pt` (every 2 minutes), `log.jsonl`, `held_out.jsonl` (ten times a run) and `settings.json` into
-    `folder`; returns the checkpoint.
+    A closed form is done at once. Writes `checkpoint.pt` (every 2 minutes), `log.jsonl`, `held_out.jsonl` (ten times a
+    run) and `settings.json` into `folder`; returns the checkpoint.
     `warm_start` is another run's folder, whose weights a new run begins with.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -303,7 +325,11 @@ def train(family: Family, settings: Settings, folder: Path, warm_start: Path | N
         trainer.restore(torch.load(checkpoint, map_location=settings.device, weights_only=True))
     elif warm_start:
         trainer.warm_start(warm_start / "checkpoint.pt")
-    record = {"family": family.name, "warm_start": warm_start.name if warm_start else None, **asdict(settings)}
+    elif trainer.progress >= 1.0:
+        (folder / "held_out.jsonl").write_text(json.dumps({"progress": 1.0, **trainer.held_out()}) + "\n")
+        save(trainer, checkpoint)
+    begun = {"family": family.name, "decoder": family.decoder, "warm_start": warm_start.name if warm_start else None}
+    record = {**begun, **asdict(settings)}
     (folder / "settings.json").write_text(json.dumps(record, indent=2))
     window: list[dict[str, float]] = []
     started = saved = time.monotonic()
@@ -335,8 +361,6 @@ def train(family: Family, settings: Settings, folder: Path, warm_start: Path | N
                 unseen.flush()
                 curve = trainer.progress + 0.1
             if now - saved > 120 or trainer.progress >= 1.0:
-                partial = checkpoint.with_suffix(".partial")
-                torch.save(trainer.state(), partial)
-                partial.rename(checkpoint)
+                save(trainer, checkpoint)
                 saved = now
     return checkpoint

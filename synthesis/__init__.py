@@ -23,10 +23,16 @@ def build(spec: dict[str, Any]) -> nn.Module:
     `spec["arch"]` names it; the other keys are its arguments. Raises `BadCard` for an unknown name or bad arguments.
     """
     from synthesis.embedding import EmbeddingSynthesis
+    from synthesis.linear import LinearSynthesis
     from synthesis.pixels import PixelSynthesis
     from synthesis.semantic import SemanticSynthesis
 
-    archs = {"pixels": PixelSynthesis, "embedding": EmbeddingSynthesis, "semantic": SemanticSynthesis}
+    archs = {
+        "pixels": PixelSynthesis,
+        "linear": LinearSynthesis,
+        "embedding": EmbeddingSynthesis,
+        "semantic": SemanticSynthesis,
+    }
     kwargs = {key: value for key, value in spec.items() if key != "arch"}
     if spec.get("arch") not in archs:
         raise BadCard(f"synthesis arch {spec.get('arch')!r} is unknown; this version knows {sorted(archs)}")

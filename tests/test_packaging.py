@@ -27,7 +27,7 @@ UNLOCKED = {"ray"}  # extras that are not in the lock: their tests are skipped w
 
 ROOMS = {  # room: (the extra that must declare what it imports, some of what it is known to import)
     "thinwire": (None, {"numpy", "pillow", "constriction", "google-crc32c", "protobuf"}),
-    "edge": ("edge-all", {"numpy", "pillow", "grpcio", "onnxruntime", "av", "paho-mqtt"}),
+    "edge": ("edge-all", {"numpy", "pillow", "grpcio", "onnxruntime", "av", "paho-mqtt", "cryptography"}),
     "cloud": ("cloud-all", {"torch", "open-clip-torch", "grpcio", "googleapis-common-protos"}),
     "synthesis": ("cloud", {"torch", "safetensors"}),
     "export": ("export", {"torch", "onnx", "onnxruntime"}),

@@ -79,6 +79,12 @@ class BadTables(BundleError):
     """Entropy-coding tables break a rule (row sums, shapes, ranges)."""
 
 
+class AdapterError(ThinwireError):
+    """An adapter of a CLIP's image tower cannot be used: missing, altered, or for another CLIP or bundle."""
+
+    reason: ClassVar[str] = "BAD_ADAPTER"
+
+
 class SymbolError(ThinwireError):
     """Symbols of the wrong shape or type were given to the entropy coder."""
 

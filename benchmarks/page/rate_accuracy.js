@@ -17,6 +17,7 @@
     ["patch_cosine", "CLIP cosine, patches"],
     ["psnr_db", "PSNR, dB"],
     ["ms_ssim", "MS-SSIM"],
+    ["perceptual", "LPIPS-like distance"],
   ];
   const BYTES = [10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000];
   const TABLE = [
@@ -35,6 +36,7 @@
     ["patch_cosine", "patch cos", 3],
     ["psnr_db", "PSNR dB", 1],
     ["ms_ssim", "MS-SSIM", 3],
+    ["perceptual", "LPIPS-like", 3],
     ["encode_ms_p50", "encode ms", 1],
   ];
   const off = new Set();

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
 
 import synthesis
+from export.rate import FactorisedRate
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,10 @@ class Family:
     symbols. output: what the synthesis makes of them, `pixels` or the `embedding` of the shipped clip-lite;
     start_synthesis(synthesis, analysis, clip-lite's image head) may give better than random weights. crop: pixels of a
     training view. frozen_trunk: the analysis is `bottleneck(trunk(x))`, and nothing in its trunk learns.
-    taught: modules of the synthesis that begin as a teacher's.
+    taught: modules of the synthesis that begin as a teacher's. rate_model(channels): what the decoder sees in training,
+    and what it costs (see `export.rate`). start_views: training views over which the analysis takes the statistics that
+    it starts from. decoders: other synthesis nets for the same symbols, by name. tie: by how much
+    a symbol may differ where a value next to a tie in rounding falls the other way.
     """
 
     name: str
@@ -40,9 +44,18 @@ class Family:
     frozen_trunk: bool = False
     taught: tuple[str, ...] = ()
     start_synthesis: Callable[[nn.Module, nn.Module, nn.Module], None] | None = None
+    rate_model: Callable[[int], nn.Module] = FactorisedRate
+    start_views: int = 200
+    decoders: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    decoder: str | None = None
+    tie: int = 1
 
     def analysis(self) -> nn.Module:
         return self.build_analysis(self.channels)
 
     def synthesis(self) -> nn.Module:
         return synthesis.build(self.synthesis_spec)
+
+    def with_decoder(self, name: str | None) -> Family:
+        """This family with another of its decoders; None is its own. Raises `KeyError` for one that it has not."""
+        return self if name is None else replace(self, synthesis_spec=self.decoders[name], decoder=name)

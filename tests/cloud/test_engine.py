@@ -183,13 +183,13 @@ def test_a_full_queue_refuses_at_once_and_says_when_to_return(make, runner):
 def test_beyond_two_batches_the_queue_is_bounded_by_the_time_that_its_work_takes(make, runner):
     engine = make(batch=BatchLimits(items=2), max_wait_s=0.5)
     runner.hold(engine)
-    engine._item_s = 0.2
+    engine._ledger.item_s = 0.2
     for _ in range(3):
         engine.submit(packet=b"x")
     with pytest.raises(QueueFull) as caught:
         engine.submit(packet=b"x")
     assert caught.value.retry_after_ms == 400
-    engine._item_s = 0.001
+    engine._ledger.item_s = 0.001
     for _ in range(20):
         engine.submit(packet=b"x")
 
@@ -276,7 +276,7 @@ def test_close_answers_everything_accepted_and_refuses_the_rest(make, runner):
     futures = [engine.submit(packet=b"x", labels=LABELS) for _ in range(10)]
     closer = threading.Thread(target=engine.close)
     closer.start()
-    until(lambda: engine._closing)
+    until(lambda: engine._ledger.closing)
     with pytest.raises(ShuttingDown):
         engine.submit(packet=b"late")
     runner.gate.set()

@@ -161,7 +161,7 @@ def test_requests_under_way_keep_the_models_they_were_accepted_with(folders, mak
         before = vector(engine, make_packet())
         with engine._runner._lock:  # the device is busy
             waiting = [engine.submit(packet=make_packet()) for _ in range(4)]
-            until(lambda: not any(item.prepared is None for item in engine._items))
+            until(lambda: not any(item.prepared is None for item in engine._ledger.items))
             replace_decoder(folders / "codec")
             reload = threading.Thread(target=engine.reload)
             reload.start()

@@ -45,9 +45,9 @@ def served(tiny_clip, codec):
 class Talk:
     """A stream that sends and receives one message at a time."""
 
-    def __init__(self, served):
+    def __init__(self, served, metadata=()):
         self._out = queue.SimpleQueue()
-        self._answers = served.stub.ClassifyStream(iter(self._out.get, None), timeout=20)
+        self._answers = served.stub.ClassifyStream(iter(self._out.get, None), timeout=20, metadata=metadata)
 
     def __call__(self, **fields):
         self._out.put(pb.ClassifyStreamRequest(**fields))
@@ -217,3 +217,18 @@ def test_a_damaged_calibration_costs_a_warning_and_nothing_else(codec, tiny_clip
     (bundle.path / FILE).write_text(json.dumps(document))
     assert read_calibrations([bundle], tiny_clip.id) == {}
     assert "thinwire-bench calibrate" in caplog.text or "layers" in caplog.text
+
+
+def test_only_the_final_answer_is_given_again(served, packet):
+    """A frame that was answered in steps, asked for again from its first layer: nothing is asked for twice."""
+    mine = (("thinwire-spool", "a" * 32),)
+    steps = Talk(served, mine)
+    assert steps(**first(packet, confidence=0.9, frame_id=21)).need_more.layer == 2
+    result = steps(**more(packet, frame_id=21)).result
+    steps.close()
+    before = served.engine.counts["accepted"]
+    again = Talk(served, mine)
+    repeat = again(**first(packet, confidence=0.9, frame_id=21)).result
+    again.close()
+    assert (repeat.predictions, repeat.model.layers) == (result.predictions, 2)
+    assert served.engine.counts["accepted"] == before

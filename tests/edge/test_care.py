@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 import socket
+import subprocess
 import tarfile
 import time
 from pathlib import Path
@@ -200,3 +201,89 @@ def test_what_is_not_sound_is_refused_and_the_current_stays(versions, tmp_path, 
     assert sorted(path.name for path in store.iterdir()) == ["tiny"]
     assert bundle("rollback", "tiny", "--store", store) == 2
     assert bundle("rollback", "../x", "--store", store) == 2
+
+
+# ---------------------------------------------------------------- signed bundles
+
+
+def signing_key(folder: Path, name: str = "signing"):
+    """A private key, and the PEM file of its public half."""
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    key = Ed25519PrivateKey.generate()
+    pem = folder / f"{name}.pem"
+    encoding, form = serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    pem.write_bytes(key.public_key().public_bytes(encoding, form))
+    return key, pem
+
+
+def sign(folder: Path, key) -> None:
+    (folder / "card.json.sig").write_bytes(key.sign((folder / "card.json").read_bytes()))
+
+
+def test_a_signed_bundle_is_installed_and_any_other_refused_and_rollback_still_works(versions, tmp_path, capsys):
+    store = tmp_path / "store"
+    key, pem = signing_key(tmp_path)
+    stranger, _ = signing_key(tmp_path, "stranger")
+    sign(versions[0], key)
+    assert bundle("install", versions[0], "--store", store, "--public-key", pem) == 0
+    first = current(store / "tiny")
+    capsys.readouterr()
+
+    def refuses(says: str, *more: object) -> None:
+        assert bundle("install", versions[1], "--store", store, "--public-key", pem, *more) == 2
+        assert says in capsys.readouterr().err
+        assert current(store / "tiny") == first
+
+    refuses("has no card.json.sig")
+    refuses("has no card.json.sig", "--card-sha256", card_hash(versions[1]))  # a hash does not stand in for it
+    sign(versions[1], stranger)
+    refuses("was not made by the key")
+    sign(versions[0], key)
+    shutil.copy(versions[0] / "card.json.sig", versions[1])  # another card's
+    refuses("was not made by the key")
+    (versions[1] / "card.json.sig").write_bytes(b"x")
+    refuses("no Ed25519 signature")
+    sign(versions[1], key)
+    tables = (versions[1] / "tables.npz").read_bytes()
+    (versions[1] / "tables.npz").write_bytes(b"x")  # what the signed card does not vouch for
+    refuses("tables.npz")
+    (versions[1] / "tables.npz").write_bytes(tables)
+    assert bundle("install", versions[1], "--store", store, "--public-key", pem) == 0
+    assert load_bundle(current(store / "tiny")).model_id == load_bundle(versions[1]).model_id
+    assert bundle("rollback", "tiny", "--store", store) == 0
+    assert current(store / "tiny") == first
+
+
+def test_a_key_pinned_in_the_store_is_asked_of_every_bundle(versions, tmp_path, capsys):
+    store = tmp_path / "store"
+    store.mkdir()
+    key, pem = signing_key(tmp_path)
+    shutil.copy(pem, store / "trusted.pem")
+    assert bundle("install", versions[0], "--store", store) == 2
+    assert "card.json.sig" in capsys.readouterr().err
+    stranger, theirs = signing_key(tmp_path, "stranger")
+    sign(versions[0], stranger)
+    assert bundle("install", versions[0], "--store", store, "--public-key", theirs) == 2  # pinned means pinned
+    assert "trusted.pem" in capsys.readouterr().err
+    sign(versions[0], key)
+    assert bundle("install", versions[0], "--store", store) == 0
+    (store / "trusted.pem").write_text("no key")
+    assert bundle("install", versions[0], "--store", store) == 2
+    assert "public key cannot be read" in capsys.readouterr().err
+
+
+def test_openssl_makes_such_signatures(versions, tmp_path):
+    """The commands of docs/edge.md."""
+    if shutil.which("openssl") is None:
+        pytest.skip("needs the openssl command line")
+
+    def openssl(*words: object) -> None:
+        subprocess.run(["openssl", *map(str, words)], check=True, capture_output=True, timeout=30)
+
+    secret, pem, card = tmp_path / "signing.pem", tmp_path / "trusted.pem", versions[0] / "card.json"
+    openssl("genpkey", "-algorithm", "ed25519", "-out", secret)
+    openssl("pkey", "-in", secret, "-pubout", "-out", pem)
+    openssl("pkeyutl", "-sign", "-rawin", "-inkey", secret, "-in", card, "-out", f"{card}.sig")
+    assert bundle("install", versions[0], "--store", tmp_path / "store", "--public-key", pem) == 0

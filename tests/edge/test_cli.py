@@ -27,6 +27,7 @@ ANSWER_KEYS = {
     "ok",
     "predictions",
     "packet_bytes",
+    "request_bytes",
     "file_bytes",
     "layers",
     "rate",

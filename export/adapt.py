@@ -1,0 +1,219 @@
+"""Adapts a CLIP's image tower to one codec's pictures at low rates: LoRA, taught by the same tower on the originals.
+
+The other way round from `export.train`: the codec stays and CLIP learns to read it. No labels: the student (the tower
+with LoRA, on decoded views) is to say what the teacher (the frozen tower) says of the originals, by the cosine of their
+vectors less what all vectors share, and by the answers to random texts. Resumable, seeded.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import math
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from export.adapt_tower import add_lora, factors_of, target_modules
+from export.adapt_views import ViewMaker, Views, look
+from export.answers import AnswerDivergence
+from export.depthwise import fast_backward
+from export.memory import keep_freed_memory
+from export.towers import load_tower
+from export.train import HELD_OUT
+from synthesis.adapter import Adapter, write_adapter
+from thinwire.bundle import load_bundle
+from thinwire.errors import AdapterError
+
+
+@dataclass(frozen=True)
+class AdaptSettings:
+    """`minutes` of training, beside the making of `count` decoded views (about 0.05 s each, kept in the cache)."""
+
+    bundle: str
+    clip: str = "clip-lite"
+    rates: tuple[str, ...] = ()  # of the bundle; () for all
+    minutes: float = 10.0
+    steps: int | None = None
+    count: int = 5000
+    batch: int = 16
+    rank: int = 8
+    scale: float = 2.0
+    learning_rate: float = 3e-4
+    answer_weight: float = 0.2  # as in `export.train`
+    seed: int = 0
+    threads: int = 1
+
+
+class Adapting:
+    """Student, teacher's vectors and optimiser; `state()`/`restore()` make a run resumable at any step."""
+
+    def __init__(self, settings: AdaptSettings) -> None:
+        """Raises `BundleError`, `RateError`, `AdapterError` for a bundle without pictures, and as `load_tower`."""
+        self.settings = settings
+        self.bundle = load_bundle(settings.bundle)
+        if self.bundle.card.cloud["output"] != "pixels":
+            raise AdapterError(f"bundle {self.bundle.name!r} decodes into CLIP vectors: no tower looks at its packets")
+        self.rates = {rate: self.bundle.n_layers(rate) for rate in settings.rates or self.bundle.rates}
+        self.tower = load_tower(settings.clip)
+        self.answers = AnswerDivergence.of(settings.clip, self.tower.id)
+        self.tower.net.to(memory_format=torch.channels_last)
+        maker = ViewMaker(self.bundle, self.tower, sorted(self.rates.values()), settings.seed)
+        self.views = maker.training(settings.count)
+        self.unseen = maker.held_out(min(HELD_OUT, settings.count))
+        targets = target_modules(self.tower.net.visual, self.tower.height, self.tower.width)
+        if not targets:
+            raise AdapterError(f"the image tower of {settings.clip} has no layer that LoRA fits: see docs/adapting.md")
+        torch.manual_seed(settings.seed)  # not before: making views, or finding them, takes random numbers or none
+        self.tower.net.visual = add_lora(self.tower.net.visual, targets, settings.rank, settings.scale)  # the student
+        fast_backward(self.tower.net)
+        self.learned = [each for each in self.tower.net.parameters() if each.requires_grad]
+        self.mean = torch.from_numpy(self.views.wanted.mean(0))  # (D,): what all photographs share says little
+        self.optimiser = torch.optim.AdamW(self.learned, lr=settings.learning_rate, weight_decay=0.0)
+        self.generator = torch.Generator().manual_seed(settings.seed)
+        self.progress, self.steps = 0.0, 0
+
+    def state(self) -> dict:
+        return {
+            "learned": [each.detach() for each in self.learned],
+            "optimiser": self.optimiser.state_dict(),
+            "generator": self.generator.get_state(),
+            "progress": self.progress,
+            "steps": self.steps,
+        }
+
+    def restore(self, state: dict) -> None:
+        if [each.shape for each in state["learned"]] != [each.shape for each in self.learned]:
+            raise AdapterError("the checkpoint is of another tower or rank: give another --out, or the same settings")
+        with torch.no_grad():
+            for own, stored in zip(self.learned, state["learned"]):
+                own.copy_(stored)
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.generator.set_state(state["generator"])
+        self.progress, self.steps = state["progress"], state["steps"]
+
+    def step(self) -> dict[str, float]:
+        settings = self.settings
+        rising, falling = self.progress / 0.02 + 0.01, 0.5 * (1 + math.cos(math.pi * self.progress)) + 0.01
+        self.optimiser.param_groups[0]["lr"] = settings.learning_rate * min(1.0, rising) * falling
+        cosine, answer = self.distances(self.views, self.next_views(), self.generator)
+        loss = (1 - cosine + settings.answer_weight * answer).mean()
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.learned, 1.0)
+        self.optimiser.step()
+        return {"loss": loss.item(), "cosine": cosine.mean().item(), "answer": answer.mean().item()}
+
+    def next_views(self) -> np.ndarray:
+        """Indices of a step's views (B,): each view once before any comes again."""
+        batch, count = self.settings.batch, len(self.views)
+        epoch, place = divmod(self.steps, max(1, count // batch))
+        self.steps += 1
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(1000 * self.settings.seed + epoch))
+        return order[place * batch : (place + 1) * batch].numpy()
+
+    def distances(
+        self, views: Views, index: np.ndarray, generator: torch.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Student against teacher: cosine less the shared mean (B,), KL divergence of the answers (B,) in nats."""
+        pictures = torch.from_numpy(views.pictures(index)).permute(0, 3, 1, 2)
+        got, wanted = look(self.tower.net, self.tower, pictures), torch.from_numpy(views.wanted[index])
+        cosine = F.cosine_similarity(got - self.mean, wanted - self.mean, dim=1)
+        return cosine, self.answers(got, wanted, generator)
+
+    @torch.no_grad()
+    def held_out(self) -> dict[str, float]:
+        """Cosine and answers of photographs that no step sees, by rate."""
+        cosines, answers = [], []
+        for start in range(0, len(self.unseen), self.settings.batch):
+            index = np.arange(start, min(start + self.settings.batch, len(self.unseen)))
+            generator = torch.Generator().manual_seed(0)  # the same texts every time
+            cosine, answer = self.distances(self.unseen, index, generator)
+            cosines.append(cosine)
+            answers.append(answer)
+        cosine, answer = torch.cat(cosines).numpy(), torch.cat(answers).numpy()
+        figures = {}
+        for rate, layers in self.rates.items():
+            of_rate = self.unseen.layers == layers
+            figures[f"cosine_{rate}"] = round(float(cosine[of_rate].mean()), 4)
+            figures[f"answer_{rate}"] = round(float(answer[of_rate].mean()), 4)
+        return figures
+
+
+def adapt(settings: AdaptSettings, folder: Path) -> Adapter:
+    """Runs (or resumes) until `settings.minutes` of work, or `settings.steps`, are done; writes `folder`/adapter.
+
+    Beside it `checkpoint.pt` (every minute), `log.jsonl`, `held_out.jsonl` (four times a run, and before its first
+    step) and `settings.json`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(settings.threads)
+    keep_freed_memory()
+    run = Adapting(settings)
+    checkpoint = folder / "checkpoint.pt"
+    if checkpoint.exists():
+        run.restore(torch.load(checkpoint, map_location="cpu", weights_only=True))
+    (folder / "settings.json").write_text(json.dumps(asdict(settings), indent=2))
+    first, step, window = run.progress, 0, []
+    with (
+        tqdm(total=100, initial=round(100 * first), desc=f"adapt {settings.clip}", unit="%") as bar,
+        open(folder / "log.jsonl", "a") as log,
+        open(folder / "held_out.jsonl", "a") as unseen,
+    ):
+
+        def look_at_unseen() -> None:
+            unseen.write(json.dumps({"progress": round(run.progress, 4), **run.held_out()}) + "\n")
+            unseen.flush()
+
+        if first == 0.0:
+            look_at_unseen()
+        looked, started = first, time.monotonic()
+        saved = started
+        while run.progress < 1.0:
+            window.append(run.step())
+            step += 1
+            now = time.monotonic()
+            done = step / settings.steps if settings.steps else (now - started) / (60 * settings.minutes)
+            run.progress = min(1.0, first + done)
+            last = run.progress >= 1.0
+            if len(window) == 25 or last:
+                mean = {key: round(sum(entry[key] for entry in window) / len(window), 4) for key in window[0]}
+                speed = step * settings.batch / (now - started)
+                record = {"step": step, "progress": round(run.progress, 4), "images_per_s": round(speed, 1), **mean}
+                log.write(json.dumps(record) + "\n")
+                log.flush()
+                bar.n = round(100 * run.progress, 1)
+                bar.set_postfix({key: f"{value:.3g}" for key, value in mean.items()} | {"img/s": f"{speed:.0f}"})
+                window.clear()
+            if last or run.progress >= looked + 0.25:
+                look_at_unseen()
+                looked = run.progress
+            if last or now - saved > 60:
+                partial = checkpoint.with_suffix(".partial")
+                torch.save(run.state(), partial)
+                partial.rename(checkpoint)
+                saved = now
+    told = [json.loads(line) for line in (folder / "held_out.jsonl").read_text().splitlines()]
+    about = {
+        "training": {
+            "data": f"photos-train, {len(run.views)} decoded views",
+            "settings": {**asdict(settings), "bundle": run.bundle.name},
+            "date": datetime.date.today().isoformat(),
+            "parameters": sum(each.numel() for each in run.learned),
+        },
+        "held_out": {"before": told[0], "after": told[-1]},
+    }
+    return write_adapter(
+        folder / "adapter",
+        clip=run.tower.id,
+        bundle=run.bundle,
+        rates=run.rates,
+        scale=settings.scale,
+        factors=factors_of(run.tower.net.visual),
+        about=about,
+    )

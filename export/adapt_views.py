@@ -1,0 +1,151 @@
+"""Photographs as a codec leaves them, with what the frozen tower says of the originals: what an adapter learns from.
+
+The codec is frozen, so each view is coded once and kept in the export cache: real integer symbols of the bundle's own
+encoder, cut to a rate's layers, through its decoder. In chunks, so that an interrupted run goes on with the next one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from tqdm import tqdm
+
+import synthesis
+from export.families.front import IMAGE_MEAN, IMAGE_STD, normalise
+from export.onnx_export import encode_views
+from export.photos import train_photos
+from export.teachers import cache_root
+from export.towers import Tower
+from export.train import HELD_OUT, crops
+from synthesis.adapter import decoder_hash
+from thinwire.bundle import Bundle
+
+VERSION = 2  # raise it when the same settings give other views
+CHUNK = 128  # originals
+PER_VIEW = 1  # rates at which each original is decoded: photographs seen twice are learned by heart, docs/adapting.md
+BATCH = 16
+
+
+@dataclass(frozen=True)
+class Views:
+    """decoded uint8 (N, H, W, 3) RGB; layers int64 (N,): how many were sent; wanted float32 (N, D) unit vectors."""
+
+    decoded: Sequence[np.ndarray]  # of chunks, memory-mapped
+    layers: np.ndarray
+    wanted: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def pictures(self, index: np.ndarray) -> np.ndarray:
+        """int (B,) → uint8 (B, H, W, 3)."""
+        size = len(self.decoded[0])
+        return np.stack([self.decoded[i // size][i % size] for i in index])
+
+
+class ViewMaker:
+    """Codes photographs with one bundle at some of its rates; `tower` is the teacher."""
+
+    def __init__(self, bundle: Bundle, tower: Tower, layers: Sequence[int], seed: int) -> None:
+        self.bundle, self.tower, self.layers, self.seed = bundle, tower, list(layers), seed
+        self._net = synthesis.load(bundle)
+        self._encoder = bundle.encoder_path()
+        counts = np.zeros(bundle.latent_shape[0], np.int64)  # (C,): layers that must be sent for each channel to arrive
+        for number, layer in enumerate(bundle.card.wire["layers"], 1):
+            counts[slice(*layer["channels"])] = number
+        self._layer_of = counts
+        images = train_photos().images
+        kept = min(HELD_OUT, len(images) // 4)  # the codec's own held-out photographs
+        self.images, self.unseen = images[:-kept], images[-kept:]
+
+    def training(self, count: int) -> Views:
+        """`count` decoded views, rounded up to whole chunks; each original is drawn at random and decoded at
+        `PER_VIEW` of the rates."""
+        per_view = min(PER_VIEW, len(self.layers))
+        originals = min(CHUNK, -(-count // per_view))
+        names = [f"{number:03d}-{originals}" for number in range(-(-count // (originals * per_view)))]
+        return self._chunks(names, self.images, originals, per_view, "decoded training views")
+
+    def held_out(self, originals: int = HELD_OUT) -> Views:
+        """Photographs that no step sees, each at every rate."""
+        return self._chunks([f"unseen-{originals}"], self.unseen, originals, len(self.layers), "decoded unseen views")
+
+    def _chunks(self, names: list[str], images: np.ndarray, originals: int, per_view: int, title: str) -> Views:
+        folder = self._folder()
+        with tqdm(total=len(names) * originals * per_view, desc=title, unit="view") as bar:
+            for number, name in enumerate(names):
+                if (folder / f"{name}.npz").exists():
+                    bar.update(originals * per_view)
+                else:
+                    self._make(folder / name, images, number, originals, per_view, bar.update)
+        told = [np.load(folder / f"{name}.npz") for name in names]
+        return Views(
+            [np.load(folder / f"{name}.npy", mmap_mode="r") for name in names],
+            np.concatenate([each["layers"] for each in told]),
+            np.concatenate([each["wanted"] for each in told]),
+        )
+
+    def _folder(self) -> Path:
+        """Named by all that the views depend on."""
+        encoder = self.bundle.card.edge["files"][self._encoder.name]["sha256"]
+        said = [VERSION, encoder, decoder_hash(self.bundle), self.tower.id, self.layers, self.seed, len(self.images)]
+        digest = hashlib.sha256(json.dumps([*said, PER_VIEW, HELD_OUT]).encode()).hexdigest()
+        folder = cache_root() / "adapt-views" / f"{self.bundle.name}-{digest[:16]}"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def _make(
+        self, target: Path, images: np.ndarray, number: int, originals: int, per_view: int, tick: Callable
+    ) -> None:
+        generator = torch.Generator().manual_seed(1000 * self.seed + number)
+        views = []
+        for start in range(0, originals, BATCH):
+            batch = min(BATCH, originals - start)
+            pixels = crops(images, self.bundle.input_size[0], batch, generator, "cpu") * IMAGE_STD + IMAGE_MEAN
+            views.append(pixels.round().clamp(0, 255).to(torch.uint8))
+        views = torch.cat(views)  # (N, 3, H, W)
+        symbols = encode_views(self._encoder, views.permute(0, 2, 3, 1).numpy())  # (N, C, h, w)
+        decoded, layers, wanted = [], [], []
+        for start in range(0, originals, BATCH):
+            part = slice(start, start + BATCH)
+            with torch.inference_mode():
+                vectors = look(self.tower.net, self.tower, views[part]).numpy()
+            order = torch.stack([torch.randperm(len(self.layers), generator=generator) for _ in vectors])
+            for place in range(per_view):
+                sent = np.array(self.layers)[order[:, place].numpy()]  # (B,)
+                decoded.append(self._decode(symbols[part], sent))
+                layers.append(sent)
+                wanted.append(vectors)
+                tick(len(vectors))
+        partial = target.with_suffix(".partial.npy")
+        np.save(partial, np.concatenate(decoded))
+        partial.rename(target.with_suffix(".npy"))
+        partial = target.with_suffix(".partial.npz")
+        np.savez(partial, layers=np.concatenate(layers), wanted=np.concatenate(wanted))
+        partial.rename(target.with_suffix(".npz"))  # last: it says that the chunk is whole
+
+    def _decode(self, symbols: np.ndarray, sent: np.ndarray) -> np.ndarray:
+        """int (B, C, h, w) and layer counts (B,) → uint8 (B, H, W, 3)."""
+        arrived = symbols * (self._layer_of[None] <= sent[:, None])[:, :, None, None]
+        arrived = torch.from_numpy(arrived).float().contiguous(memory_format=torch.channels_last)
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+            image = self._net(arrived, torch.from_numpy(sent)).float()  # (B, 3, H, W) in [0, 1]
+        return image.mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+
+
+def look(net: torch.nn.Module, tower: Tower, views: torch.Tensor) -> torch.Tensor:
+    """uint8 (B, 3, H, W) → unit vectors float32 (B, D) of `net`, which takes what `tower` takes. Gradients as asked."""
+    x = views.float()
+    if x.shape[-2:] != (tower.height, tower.width):
+        x = F.interpolate(x, (tower.height, tower.width), mode="bicubic", antialias=True).clamp(0, 255)
+    x = normalise(x).contiguous(memory_format=torch.channels_last)
+    with torch.autocast("cpu", torch.bfloat16):
+        vectors = net(x).float()
+    return F.normalize(vectors, dim=-1)  # some towers normalise in half precision under autocast

@@ -1,0 +1,218 @@
+"""Adapters: what a CLIP's image tower learned about one codec's pictures, as low-rank differences of its weights.
+
+    adapter.json           what it is for: a CLIP by fingerprint, a bundle by model id and decoder, rates
+    adapter.safetensors    NAME.A (r, fan-in) and NAME.B (fan-out, r) for each weight NAME of the tower
+
+An adapted weight is W + scale * B A, in W's shape (LoRA, Hu et al. 2021, arXiv 2106.09685). Here because the workshop
+writes these folders and the cloud merges them, and those two never import each other.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from thinwire.errors import AdapterError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from thinwire.bundle import Bundle
+
+CARD, WEIGHTS = "adapter.json", "adapter.safetensors"
+FORMAT = 1
+MAX_CARD_BYTES = 1 << 20
+MAX_WEIGHT_BYTES = 256 << 20  # of ViT-bigG at rank 16 it is about 60 MB
+
+
+@dataclass(frozen=True, eq=False)
+class Adapter:
+    """A loaded adapter; its weights had the hash that the card states.
+
+    clip: `NAME#fingerprint` of the tower; model_id, decoder_sha256: of the bundle whose pictures it knows; rates: name
+    → number of layers; factors: weight name → (A (r, fan-in), B (fan-out, r)) float32; digest: SHA-256 of the weights.
+    """
+
+    path: Path
+    name: str
+    clip: str
+    bundle: str
+    model_id: bytes
+    decoder_sha256: str
+    rates: dict[str, int]
+    scale: float
+    factors: dict[str, tuple[torch.Tensor, torch.Tensor]]
+    digest: str
+    about: dict[str, Any]
+
+    @property
+    def layers(self) -> frozenset[int]:
+        """Layer counts of the packets that it is for."""
+        return frozenset(self.rates.values())
+
+    def check_clip(self, clip_id: str) -> None:
+        """Raises `AdapterError` unless `clip_id` (NAME#fingerprint) has the very weights that this was trained on."""
+        if clip_id.rpartition("#")[2] != self.clip.rpartition("#")[2]:
+            raise AdapterError(
+                f"adapter {self.path} was trained on CLIP {self.clip}, this is {clip_id}: serve it with --clip "
+                f"{self.clip.partition('#')[0]}, or train another with `thinwire-export adapt --clip ...`"
+            )
+
+    def check_bundle(self, bundle: Bundle) -> None:
+        """Raises `AdapterError` unless `bundle` makes the very pictures that this was trained on."""
+        if bundle.model_id != self.model_id:
+            raise AdapterError(
+                f"adapter {self.path} was trained on bundle {self.bundle!r} ({self.model_id.hex()}), not on "
+                f"{bundle.name!r} ({bundle.model_id.hex()}): serve that bundle, or train another adapter"
+            )
+        if decoder_hash(bundle) != self.decoder_sha256:
+            raise AdapterError(
+                f"adapter {self.path} was trained on pictures of another decoder of bundle {bundle.name!r}: train it "
+                f"again with `thinwire-export adapt --bundle {bundle.path}`"
+            )
+
+    def merged_into(self, visual: nn.Module) -> nn.Module:
+        """A copy of the image tower `visual` (float32) with the differences added; `visual` stays as it is.
+
+        Raises `AdapterError` where a weight is missing there or of another shape.
+        """
+        import torch
+
+        merged = copy.deepcopy(visual)
+        weights = dict(merged.named_parameters())
+        with torch.no_grad():
+            for name, (a, b) in self.factors.items():
+                weight = weights.get(name)
+                if weight is None or (b.shape[0], a.shape[1]) != tuple(weight.flatten(1).shape):
+                    found = "is missing" if weight is None else f"is {tuple(weight.shape)}"
+                    raise AdapterError(f"{self.path}: {name} {found} in this tower, so the adapter does not fit it")
+                delta = self.scale * (b @ a)  # (fan-out, fan-in)
+                weight += delta.view_as(weight).to(weight)
+        return merged
+
+
+def decoder_hash(bundle: Bundle) -> str:
+    """SHA-256 of the decoder's file, as the bundle's card states it; the model id leaves it out."""
+    return bundle.card.cloud["files"].get("decoder.safetensors", {}).get("sha256", "")
+
+
+def write_adapter(
+    folder: Path,
+    *,
+    clip: str,
+    bundle: Bundle,
+    rates: Mapping[str, int],
+    scale: float,
+    factors: Mapping[str, tuple[torch.Tensor, torch.Tensor]],
+    about: Mapping[str, Any],
+) -> Adapter:
+    """Writes the two files (factors as float16) and reads them back."""
+    import torch
+    from safetensors.torch import save
+
+    tensors = {
+        f"{name}.{side}": factor.detach().cpu().to(torch.float16).contiguous()
+        for name, pair in factors.items()
+        for side, factor in zip("AB", pair)
+    }
+    data = save(tensors)
+    card = {
+        "format": FORMAT,
+        "name": f"{bundle.name}-{clip.partition('#')[0]}",
+        "clip": clip,
+        "bundle": {"name": bundle.name, "model_id": bundle.model_id.hex(), "decoder_sha256": decoder_hash(bundle)},
+        "rates": dict(rates),
+        "scale": scale,
+        "weights": {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)},
+        "about": dict(about),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / WEIGHTS).write_bytes(data)
+    (folder / CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+    return load_adapter(folder)
+
+
+def load_adapter(folder: Path | str) -> Adapter:
+    """The adapter in `folder`. Raises `AdapterError`, which names the file, when anything is missing or altered."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    folder = Path(folder)
+    card = _read_card(folder / CARD)
+    data = _read(folder / WEIGHTS, MAX_WEIGHT_BYTES)
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != card["weights"]["sha256"]:
+        raise AdapterError(f"{folder / WEIGHTS}: is not the file that {CARD} describes: copy the whole folder again")
+    try:
+        tensors = load(data)
+        factors = _pairs({name: tensor.float() for name, tensor in tensors.items()})
+    except (SafetensorError, ValueError) as error:
+        raise AdapterError(f"{folder / WEIGHTS}: holds no pairs of factors ({error})") from error
+    bundle = card["bundle"]
+    return Adapter(
+        path=folder,
+        name=card["name"],
+        clip=card["clip"],
+        bundle=bundle["name"],
+        model_id=bytes.fromhex(bundle["model_id"]),
+        decoder_sha256=bundle["decoder_sha256"],
+        rates=card["rates"],
+        scale=float(card["scale"]),
+        factors=factors,
+        digest=digest,
+        about=card.get("about", {}),
+    )
+
+
+def _pairs(tensors: dict[str, torch.Tensor]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    names = {name[:-2] for name in tensors}
+    if not names or tensors.keys() != {f"{name}.{side}" for name in names for side in "AB"}:
+        raise ValueError("each weight needs .A and .B, and nothing else belongs in the file")
+    pairs = {name: (tensors[f"{name}.A"], tensors[f"{name}.B"]) for name in sorted(names)}
+    for name, (a, b) in pairs.items():
+        if a.ndim != 2 or b.ndim != 2 or len(a) != b.shape[1] or not (a.isfinite().all() and b.isfinite().all()):
+            raise ValueError(f"{name}: {tuple(a.shape)} and {tuple(b.shape)} are no finite factors")
+    return pairs
+
+
+def _read_card(path: Path) -> dict[str, Any]:
+    try:
+        card = json.loads(_read(path, MAX_CARD_BYTES))
+        if card["format"] != FORMAT:
+            raise ValueError(f"format {card['format']!r} is unknown, this release reads {FORMAT}")
+        texts = [card["name"], card["clip"], card["bundle"]["name"], card["bundle"]["decoder_sha256"]]
+        rates = card["rates"]
+        sound = (
+            all(isinstance(text, str) for text in texts)
+            and re.fullmatch(r".+#[0-9a-f]{16}", card["clip"])
+            and re.fullmatch(r"[0-9a-f]{8}", card["bundle"]["model_id"])
+            and isinstance(card["weights"]["sha256"], str)
+            and isinstance(card["scale"], int | float)
+            and isinstance(rates, dict)
+            and rates
+            and all(type(layers) is int and layers > 0 for layers in rates.values())
+        )
+        if not sound:
+            raise ValueError("a field is of the wrong kind")
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise AdapterError(f"{path}: is no card of an adapter ({error!r}): copy it again, or train one") from error
+    return card
+
+
+def _read(path: Path, limit: int) -> bytes:
+    try:
+        if path.stat().st_size > limit:
+            raise AdapterError(f"{path}: is larger than {limit >> 20} MiB")
+        return path.read_bytes()
+    except OSError as error:
+        raise AdapterError(
+            f"{path}: cannot be read ({error.strerror or error}); an adapter is a folder with {CARD} and {WEIGHTS}, "
+            "which `thinwire-export adapt` writes"
+        ) from error

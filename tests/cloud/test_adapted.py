@@ -1,0 +1,195 @@
+"""An adapter on a real server: other answers at its rates, the same everywhere else; and what is refused at start."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+
+import grpc
+import numpy as np
+import pytest
+import torch
+
+from cloud.adapted import adapted_clip
+from cloud.assemble import open_engine
+from cloud.cli import main
+from cloud.clip import load_clip
+from cloud.precision import check_images
+from cloud.requests import EngineLimits
+from cloud.server import background_server
+from synthesis.adapter import load_adapter
+from tests.cloud.adapters import write_random_adapter
+from tests.cloud.served import LABELS, classify, jpeg
+from tests.cloud.tiny_clip import write_tiny_clip
+from tests.cloud.tiny_codec import write_tiny_codec
+from thinwire.errors import AdapterError
+from thinwire.packet import Packet
+from thinwire.v1 import inference_pb2_grpc
+
+
+@pytest.fixture(scope="module")
+def adapter(tiny_clip, tiny_codec, tmp_path_factory):
+    """For rate "low": one layer."""
+    return write_random_adapter(tmp_path_factory.mktemp("adapter") / "low", tiny_clip, tiny_codec)
+
+
+def opened(clip, codec, adapters=(), **kwargs):
+    clips = [str(each) for each in clip] if isinstance(clip, list) else str(clip)
+    folders = [each.path for each in adapters]
+    return open_engine(clips, [codec.path], "cpu", 1, EngineLimits(queue_items=64), adapters=folders, **kwargs)
+
+
+def similarities(address, packet=None, image_file=b""):
+    with grpc.insecure_channel(address) as channel:
+        stub = inference_pb2_grpc.InferenceServiceStub(channel)
+        reply = stub.Classify(classify(packet, image_file=image_file, top_k=len(LABELS)), timeout=20)
+    return {each.label: each.similarity for each in reply.predictions}
+
+
+def test_a_server_with_it_answers_otherwise_at_its_rate_and_the_same_at_others(
+    tiny_clip_dir, tiny_codec, adapter, make_packet, tmp_path
+):
+    asked = [{"packet": make_packet(3, 1)}, {"packet": make_packet(3, 2)}, {"image_file": jpeg()}]
+    told = []
+    for adapters in ((), (adapter,)):
+        with background_server(opened(tiny_clip_dir, tiny_codec, adapters, cache_dir=tmp_path)) as address:
+            told.append([similarities(address, **each) for each in asked])
+    (plain_low, *plain), (adapted_low, *adapted) = told
+    assert adapted == plain
+    assert max(abs(plain_low[label] - adapted_low[label]) for label in plain_low) > 0.01
+
+
+def test_one_batch_may_hold_both_towers(tiny_clip_dir, tiny_codec, adapter, make_packet, tmp_path):
+    packets = [make_packet(seed, 1 + seed % 2) for seed in range(6)]
+    with opened(tiny_clip_dir, tiny_codec, (adapter,), cache_dir=tmp_path) as engine:
+        alone = [engine.submit(packet=packet).result(20).embedding for packet in packets]
+        futures = [engine.submit(packet=packet) for packet in packets] + [engine.submit(image_file=jpeg())]
+        together = [future.result(20).embedding for future in futures][:-1]
+        np.testing.assert_allclose(together, alone, atol=1e-5)
+        prepared = [engine.intake.prepare(packet, None) for packet in packets]
+        station = engine.models.station(engine.models.default)
+        seated = [engine.models.seat(station, item) for item in prepared]
+        assert len({id(item.clip) for item in seated}) == 2
+        np.testing.assert_allclose(engine._runner.run(seated).embeddings, alone, atol=1e-5)
+
+
+def test_the_tower_is_made_by_the_first_packet_that_needs_it_and_counted(
+    tiny_clip_dir, tiny_codec, adapter, make_packet, tmp_path
+):
+    with opened(tiny_clip_dir, tiny_codec, (adapter,), cache_dir=tmp_path) as engine:
+        before = engine.shelf.held_bytes
+        engine.submit(packet=make_packet(0, 2)).result(20)
+        assert engine.shelf.held_bytes == before
+        first = engine.submit(packet=make_packet(0, 1)).result(20).embedding
+        visual = load_clip(str(tiny_clip_dir)).model.visual
+        wanted = sum(each.numel() * each.element_size() for each in visual.parameters())
+        assert engine.shelf.held_bytes - before == wanted
+    with opened(tiny_clip_dir, tiny_codec, (adapter,), cache_dir=tmp_path, model_bytes=1) as engine:
+        for layers in (1, 2, 1):  # evicted in between, and made again
+            again = engine.submit(packet=make_packet(0, layers)).result(20).embedding
+        np.testing.assert_allclose(again, first, atol=1e-5)
+        assert engine.shelf.counts["evictions"] >= 1
+
+
+def test_merged_weights_are_those_plus_the_product_of_the_factors(tiny_clip, adapter):
+    merged = adapted_clip(tiny_clip, adapter)
+    assert merged.model.transformer is tiny_clip.model.transformer  # texts are nobody's business
+    own, other = dict(tiny_clip.model.visual.named_parameters()), dict(merged.model.visual.named_parameters())
+    for name, weight in own.items():
+        a, b = adapter.factors.get(name, (None, None))
+        wanted = weight if a is None else weight + adapter.scale * b @ a
+        torch.testing.assert_close(other[name], wanted)
+    assert {name for name in own if not torch.equal(own[name], other[name])} == set(adapter.factors)
+    images = check_images(tiny_clip, 2)
+    np.testing.assert_array_equal(tiny_clip.encode_texts(["cat"]), merged.encode_texts(["cat"]))
+    assert not torch.allclose(tiny_clip.encode_images(images), merged.encode_images(images), atol=1e-2)
+
+
+def test_a_reload_takes_the_new_adapter_and_lets_go_of_the_old(
+    tiny_clip_dir, tiny_clip, tiny_codec, adapter, make_packet, tmp_path
+):
+    shutil.copytree(adapter.path, tmp_path / "mine")
+    mine = dataclasses.replace(adapter, path=tmp_path / "mine")
+    with opened(tiny_clip_dir, tiny_codec, (mine,), cache_dir=tmp_path) as engine:
+        first = engine.submit(packet=make_packet(0, 1)).result(20).embedding
+        held = engine.shelf.held_bytes
+        write_random_adapter(tmp_path / "mine", tiny_clip, tiny_codec, seed=5)
+        engine.reload()
+        second = engine.submit(packet=make_packet(0, 1)).result(20).embedding
+        assert not np.allclose(first, second, atol=1e-2)
+        assert engine.shelf.held_bytes == held
+        (tmp_path / "mine" / "adapter.safetensors").write_bytes(b"")
+        with pytest.raises(AdapterError, match="is not the file"):
+            engine.reload()
+        np.testing.assert_allclose(engine.submit(packet=make_packet(0, 1)).result(20).embedding, second, atol=1e-5)
+
+
+def test_another_clip_beside_the_first_keeps_its_own_tower(tiny_clip_dir, tiny_codec, adapter, make_packet, tmp_path):
+    other = write_tiny_clip(tmp_path / "other", seed=4)
+    with opened(other, tiny_codec, cache_dir=tmp_path) as engine:
+        wanted = engine.submit(packet=make_packet(0, 1)).result(20).embedding
+    with opened([tiny_clip_dir, other], tiny_codec, (adapter,), cache_dir=tmp_path) as engine:
+        got = engine.submit(packet=make_packet(0, 1), clip="other").result(20).embedding
+    np.testing.assert_allclose(got, wanted, atol=1e-5)
+
+
+def test_a_wrong_clip_bundle_or_decoder_is_refused_at_start(tiny_clip_dir, tiny_codec, adapter, tmp_path):
+    other = write_tiny_clip(tmp_path / "other", seed=4)
+    with pytest.raises(AdapterError, match=r"was trained on CLIP tiny-random-clip#.*, this is other#"):
+        opened(other, tiny_codec, (adapter,))
+    with pytest.raises(AdapterError, match=r"is for bundle 'tiny-codec'.*this server has another"):
+        opened(tiny_clip_dir, write_tiny_codec(tmp_path / "another", seed=3), (adapter,))
+    again = write_tiny_codec(tmp_path / "tiny-codec", blocks=[1, 0, 0])
+    retrained = write_again_with_another_decoder(again)
+    with pytest.raises(AdapterError, match="another decoder"):
+        opened(tiny_clip_dir, retrained, (adapter,))
+    twin = dataclasses.replace(adapter, path=shutil.copytree(adapter.path, tmp_path / "twin"))
+    with pytest.raises(AdapterError, match="are both for tiny-codec at low"):
+        opened(tiny_clip_dir, tiny_codec, (adapter, twin))
+
+
+def write_again_with_another_decoder(bundle):
+    from safetensors.torch import load_file, save
+
+    from thinwire.bundle import write_bundle
+
+    weights = {name: value + 0.01 for name, value in load_file(bundle.decoder_path).items()}
+    wire = {key: value for key, value in bundle.card.wire.items() if key != "tables_sha256"}
+    spec = bundle.card.cloud["synthesis"]
+    return write_bundle(
+        bundle.path,
+        name=bundle.name,
+        wire=wire,
+        tables=bundle.coder.tables,
+        encoder=b"no encoder",
+        decoder=save(weights),
+        cloud={"output": "pixels", "synthesis": spec},
+    )
+
+
+def test_the_command_line_says_it_once_and_clearly(tiny_clip_dir, tiny_codec, adapter, tmp_path, capsys):
+    flags = ["--clip", str(tiny_clip_dir), "--bundle", str(tiny_codec.path)]
+    assert main(["check-config", *flags, "--adapter", str(adapter.path)]) == 0
+    assert f"# adapter of {adapter.clip} for tiny-codec at low: {adapter.path}" in capsys.readouterr().out
+    assert main(["serve", "--port", "0", *flags, "--adapter", str(tmp_path / "none")]) == 1
+    said = capsys.readouterr().err
+    assert "cannot be read" in said
+    assert "thinwire-export adapt" in said
+    assert "Traceback" not in said
+
+
+def test_an_adapter_that_gives_no_numbers_is_refused(tiny_clip, tiny_codec, tmp_path):
+    huge = write_random_adapter(tmp_path / "huge", tiny_clip, tiny_codec, size=200.0)
+    exploding = dataclasses.replace(load_adapter(huge.path), scale=1e38)
+    with pytest.raises(AdapterError, match="give no numbers"):
+        adapted_clip(tiny_clip, exploding)
+
+
+def test_a_packet_between_the_rates_keeps_the_plain_tower(tiny_clip_dir, tiny_codec, make_packet, adapter, tmp_path):
+    """Layer counts decide, not names: a prefix of a packet is the packet of a lower rate."""
+    whole = Packet.from_bytes(make_packet(1, 2))
+    prefix = dataclasses.replace(whole, layers=whole.layers[:1]).to_bytes()
+    with opened(tiny_clip_dir, tiny_codec, (adapter,), cache_dir=tmp_path) as engine:
+        got = engine.submit(packet=prefix).result(20).embedding
+        wanted = engine.submit(packet=make_packet(1, 1)).result(20).embedding
+    np.testing.assert_allclose(got, wanted, atol=1e-5)
