@@ -37,7 +37,7 @@ class FrameStream:
         self._service = service
         self._context = context
         self._deadline = deadline
-        self._device = service.spool(context)
+        self._spool = service.spool(context)
         self._defaults = pb.ClassifyRequest()
         self._waiting: OrderedDict[int, Waiting] = OrderedDict()
         self._window = asyncio.Semaphore(service.options.stream_window)
@@ -108,16 +108,16 @@ class FrameStream:
             labels = self._service.labels_of(waiting.request)
             response = await self._look(waiting.request, labels, {"packet": waiting.packet.to_bytes()}, waiting)
             if response.HasField("result"):
-                repeats.keep(repeats.key(self._device, waiting.request, labels), response.result)
+                repeats.keep(repeats.key(self._spool, waiting.request, labels), response.result)
             return response
         request = message.request
-        if not self._device:
+        if not self._spool:
             self._service.charge(self._context)
         labels = self._service.labels_of(request)
         unsure: list[pb.ClassifyStreamResponse] = []
 
         async def compute() -> pb.ClassifyResponse | None:
-            if self._device:  # a repeat costs its client nothing
+            if self._spool:  # a repeat costs its client nothing
                 self._service.charge(self._context)
             response = await self._first_look(message, labels)
             if response.HasField("result"):
@@ -125,7 +125,7 @@ class FrameStream:
             unsure.append(response)  # no answer yet, and nothing for those who ask again
             return None
 
-        result = await repeats.answer(repeats.key(self._device, request, labels), compute)
+        result = await repeats.answer(repeats.key(self._spool, request, labels), compute)
         return unsure[0] if result is None else pb.ClassifyStreamResponse(result=result)
 
     async def _first_look(self, message: pb.ClassifyStreamRequest, labels: LabelSet) -> pb.ClassifyStreamResponse:

@@ -28,7 +28,7 @@ class Ledger:
 
     def __init__(self, limits: EngineLimits, observers: Observers | None = None, *, log_errors: bool = True) -> None:
         self._limits = limits
-        self._observers = observers or Observers()
+        self._observers = Observers() if observers is None else observers
         self._batch_items = (limits.batch or BatchLimits()).items
         self._log_errors = log_errors
         self._changed = threading.Condition()

@@ -24,8 +24,8 @@ ENTRY_BYTES = 400  # of Python's and the dictionary's own beside an answer, abou
 
 
 def spool_of(context: grpc.aio.ServicerContext, by_token: bool) -> str:
-    """Whose frames a call brings: the id of the device's spool, within its certificate or token where one is checked, so
-    that nobody is given another's answers. "" where it names none, or none that is sensible."""
+    """Whose frames a call brings: the id of the device's spool, within its certificate or token where one is checked,
+    so that nobody is given another's answers. "" where it names none, or none that is sensible."""
     for key, value in context.invocation_metadata() or ():
         if key == SPOOL_KEY and 0 < len(value) <= MAX_SPOOL_CHARS:
             client = client_of(context, by_token)
