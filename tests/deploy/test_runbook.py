@@ -87,7 +87,7 @@ SHOWN = {  # what an operator must find in a section's output
     2: ["thinwire_queue_depth 0.0", 'outcome="answered"', '"limit": 256'],
     3: ['stage="clip"'],
     4: ["# bundle tiny-codec ("],
-    5: ["2"],
+    5: ["thinwire_requests_total{"],
     6: ["notAfter=", "# in order"],
     8: ["process_resident_memory_bytes", "thinwire_store_frames 1.0", '"frames": 1'],
     9: ['"dropped": 0', "cat", "0 frames deleted"],
