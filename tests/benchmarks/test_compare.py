@@ -24,7 +24,9 @@ RIGHT, WRONG = ["cat"], ["dog"]
 def point(kind: str, codec: str, rate: str | None, size: float, right: list[bool]) -> dict:
     """A stored point, as far as a comparison reads it."""
     count = len(right)
-    measured = dict.fromkeys(("psnr_db", "ms_ssim", "pooled_cosine", "patch_cosine", "encode_ms", "round_trip_ms"))
+    measured = dict.fromkeys(
+        ("psnr_db", "ms_ssim", "perceptual", "pooled_cosine", "patch_cosine", "encode_ms", "round_trip_ms")
+    )
     sizes = {f"{what}_bytes": [size] * count for what in ("packet", "message", "wire")}
     return {
         "kind": kind,

@@ -153,7 +153,7 @@ def test_tricks_are_paired(study):
 @pytest.fixture
 def served_here(monkeypatch, tmp_path):
     @contextlib.contextmanager
-    def serve(clip: str, bundle: Path):
+    def serve(clip: str, bundle: Path, adapter: None = None):
         with background_server(open_engine(clip, [bundle], "cpu", 1, cache_dir=tmp_path / "heads")) as address:
             yield address
 

@@ -27,22 +27,30 @@ ARCHITECTURES = {
         "init_logit_bias": -10,
         "custom_text": True,
         "vision_cfg": {
-            "image_size": 64,
-            "timm_model_name": "vit_tiny_patch16_224",
+            "image_size": 160,  # its own: open_clip leaves the size to timm
+            "timm_model_name": "test_vit",
             "timm_model_pretrained": False,
             "timm_pool": "avg",
             "timm_proj": "none",
         },
-        "text_cfg": {**TEXT, "width": 192, "heads": 3, "no_causal_mask": True, "pool_type": "last", "proj_bias": True},
+        "text_cfg": {**TEXT, "width": 64, "heads": 2, "no_causal_mask": True, "pool_type": "last", "proj_bias": True},
     },
     "CoCa": {
-        "vision_cfg": {"image_size": 64, "layers": 2, "width": 64, "patch_size": 16, "attentional_pool": True},
+        "vision_cfg": {
+            "image_size": 64,
+            "layers": 2,
+            "width": 64,
+            "patch_size": 16,
+            "attentional_pool": True,
+            "output_tokens": True,
+        },
         "text_cfg": {**TEXT, "embed_cls": True, "output_tokens": True, "context_length": 15},
         "multimodal_cfg": {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
         "custom_text": True,
     },
 }
-EMBED_DIM = {"SigLIP": 192}
+EMBED_DIM = {"SigLIP": 64}
+VIEW_SIZE = {"SigLIP": 160}
 PREPROCESS = {
     "SigLIP": {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "squash"},
 }
@@ -76,9 +84,10 @@ def write_random(name: str, folder: Path) -> Path:
 def test_a_judge_of_each_architecture(name, tmp_path, monkeypatch):
     monkeypatch.setenv("THINWIRE_CACHE", str(tmp_path / "cache"))
     judge = Judge(str(write_random(name, tmp_path / f"tiny-random-{name}")), "cpu")
-    assert judge.view_size == (64, 64)
+    size = VIEW_SIZE.get(name, 64)
+    assert judge.view_size == (size, size)
     assert judge.clip.resize_mode == PREPROCESS.get(name, {}).get("resize_mode", "shortest")
-    views = list(synthetic_views(5, 64, seed=4))
+    views = list(synthetic_views(5, size, seed=4))
     seen = judge.look(views)
     assert seen.embeddings.shape == (5, judge.clip.embed_dim)
     assert np.linalg.norm(seen.embeddings, axis=1) == pytest.approx(1, abs=1e-4)

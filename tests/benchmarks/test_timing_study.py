@@ -48,7 +48,7 @@ def servers_in_this_process(monkeypatch, tmp_path):
     """Real servers, without waiting for another interpreter to load torch. tests/benchmarks/test_latency.py does."""
 
     @contextlib.contextmanager
-    def serve(clip: str, bundle: Path):
+    def serve(clip: str, bundle: Path, adapter: None = None):
         with background_server(open_engine(clip, [bundle], "cpu", 1, cache_dir=tmp_path / "heads")) as address:
             yield address
 
