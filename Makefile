@@ -7,7 +7,7 @@ ENV ?= $(or $(THINWIRE_ENV),$(HOME)/.cache/thinwire/env-$(KEY))
 PY := PYTHONPATH="$(CURDIR)" "$(ENV)/bin/python"
 .DEFAULT_GOAL := help
 
-.PHONY: help setup demo test lint format figures study stubs edge-size edge-binary clean
+.PHONY: help setup demo test lint format figures families study stubs edge-size edge-binary clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -36,12 +36,16 @@ lint: setup ## ruff, import contracts, buf lint, stubs as generated
 	@PATH="$(ENV)/bin:$$PATH" PYTHONPATH="$(CURDIR)" lint-imports --no-cache
 	@cd proto && "$(ENV)/bin/buf" lint
 	@$(PY) scripts/generate_stubs.py --check
+	@$(PY) scripts/grafana_dashboard.py --check
 
 format: setup ## rewrite the code in the house format
 	@$(PY) -m ruff check --fix . && $(PY) -m ruff format .
 
 figures: setup ## write the tables of README.md from benchmarks/results
 	@$(PY) scripts/readme_figures.py
+
+families: setup ## train the codec families with equal minutes, to compare them (docs/families.md)
+	@$(PY) scripts/train_families.py
 
 study: setup ## every experiment on ../shared/data, then the report (docs/benchmarks.md)
 	@$(PY) -m benchmarks.cli study --data-dir ../shared/data --out reports/study
