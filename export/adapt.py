@@ -10,14 +10,12 @@ from __future__ import annotations
 import datetime
 import json
 import math
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from export.adapt_tower import add_lora, factors_of, target_modules
 from export.adapt_views import ViewMaker, Views, look
@@ -26,6 +24,7 @@ from export.depthwise import fast_backward
 from export.memory import keep_freed_memory
 from export.towers import load_tower
 from export.train import HELD_OUT
+from export.training_loop import look_at_unseen, run_to_end
 from synthesis.adapter import Adapter, write_adapter
 from thinwire.bundle import load_bundle
 from thinwire.errors import AdapterError
@@ -159,45 +158,10 @@ def adapt(settings: AdaptSettings, folder: Path) -> Adapter:
     if checkpoint.exists():
         run.restore(torch.load(checkpoint, map_location="cpu", weights_only=True))
     (folder / "settings.json").write_text(json.dumps(asdict(settings), indent=2))
-    first, step, window = run.progress, 0, []
-    with (
-        tqdm(total=100, initial=round(100 * first), desc=f"adapt {settings.clip}", unit="%") as bar,
-        open(folder / "log.jsonl", "a") as log,
-        open(folder / "held_out.jsonl", "a") as unseen,
-    ):
-
-        def look_at_unseen() -> None:
-            unseen.write(json.dumps({"progress": round(run.progress, 4), **run.held_out()}) + "\n")
-            unseen.flush()
-
-        if first == 0.0:
-            look_at_unseen()
-        looked, started = first, time.monotonic()
-        saved = started
-        while run.progress < 1.0:
-            window.append(run.step())
-            step += 1
-            now = time.monotonic()
-            done = step / settings.steps if settings.steps else (now - started) / (60 * settings.minutes)
-            run.progress = min(1.0, first + done)
-            last = run.progress >= 1.0
-            if len(window) == 25 or last:
-                mean = {key: round(sum(entry[key] for entry in window) / len(window), 4) for key in window[0]}
-                speed = step * settings.batch / (now - started)
-                record = {"step": step, "progress": round(run.progress, 4), "images_per_s": round(speed, 1), **mean}
-                log.write(json.dumps(record) + "\n")
-                log.flush()
-                bar.n = round(100 * run.progress, 1)
-                bar.set_postfix({key: f"{value:.3g}" for key, value in mean.items()} | {"img/s": f"{speed:.0f}"})
-                window.clear()
-            if last or run.progress >= looked + 0.25:
-                look_at_unseen()
-                looked = run.progress
-            if last or now - saved > 60:
-                partial = checkpoint.with_suffix(".partial")
-                torch.save(run.state(), partial)
-                partial.rename(checkpoint)
-                saved = now
+    if run.progress == 0.0:
+        look_at_unseen(run, folder)
+    title, look_from = f"adapt {settings.clip}", run.progress + 0.25
+    run_to_end(run, settings, folder, title, look_from=look_from, look_every=0.25, save_every_s=60)
     told = [json.loads(line) for line in (folder / "held_out.jsonl").read_text().splitlines()]
     about = {
         "training": {

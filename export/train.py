@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from export.answers import AnswerDivergence
 from export.depthwise import fast_backward
@@ -28,6 +26,7 @@ from export.objective import POOLED_SHARE, FrozenTower, TowerFeatures, feature_d
 from export.photos import train_photos
 from export.rate import RateController, round_through
 from export.replay import FRESH, Replay
+from export.training_loop import run_to_end, save
 
 HELD_OUT = 64  # photographs that no step sees
 START_BATCH = 200  # views of one scale and one loss of resolution
@@ -301,13 +300,6 @@ class Trainer:
         return figures
 
 
-def save(trainer: Trainer, checkpoint: Path) -> None:
-    """Writes the checkpoint whole or not at all."""
-    partial = checkpoint.with_suffix(".partial")
-    torch.save(trainer.state(), partial)
-    partial.rename(checkpoint)
-
-
 def train(family: Family, settings: Settings, folder: Path, warm_start: Path | None = None) -> Path:
     """Runs (or resumes) training until `settings.minutes` of work, or `settings.steps`, are done.
 
@@ -331,36 +323,6 @@ def train(family: Family, settings: Settings, folder: Path, warm_start: Path | N
     begun = {"family": family.name, "decoder": family.decoder, "warm_start": warm_start.name if warm_start else None}
     record = {**begun, **asdict(settings)}
     (folder / "settings.json").write_text(json.dumps(record, indent=2))
-    window: list[dict[str, float]] = []
-    started = saved = time.monotonic()
-    first = trainer.progress
-    step, curve = 0, first
-    with (
-        tqdm(total=100, initial=round(100 * first), desc=f"train {family.name}", unit="%") as bar,
-        open(folder / "log.jsonl", "a") as log,
-        open(folder / "held_out.jsonl", "a") as unseen,
-    ):
-        while trainer.progress < 1.0:
-            window.append(trainer.step())
-            step += 1
-            now = time.monotonic()
-            done = step / settings.steps if settings.steps else (now - started) / (60 * settings.minutes)
-            trainer.progress = min(1.0, first + done)
-            if len(window) == 25 or trainer.progress >= 1.0:
-                mean = {key: round(sum(entry[key] for entry in window) / len(window), 4) for key in window[0]}
-                speed = step * settings.batch / (now - started)
-                record = {"step": step, "progress": round(trainer.progress, 4), "images_per_s": round(speed, 1), **mean}
-                log.write(json.dumps(record) + "\n")
-                log.flush()
-                bar.n = round(100 * trainer.progress, 1)
-                bar.set_postfix({key: f"{value:.3g}" for key, value in mean.items()} | {"img/s": f"{speed:.0f}"})
-                window.clear()
-            if trainer.progress >= curve or trainer.progress >= 1.0:
-                record = {"progress": round(trainer.progress, 4), **trainer.held_out()}
-                unseen.write(json.dumps(record) + "\n")
-                unseen.flush()
-                curve = trainer.progress + 0.1
-            if now - saved > 120 or trainer.progress >= 1.0:
-                save(trainer, checkpoint)
-                saved = now
+    title = f"train {family.name}"
+    run_to_end(trainer, settings, folder, title, look_from=trainer.progress, look_every=0.1, save_every_s=120)
     return checkpoint

@@ -1,0 +1,85 @@
+"""The loop of every training here: until its minutes or steps are done, logged, looked at and checkpointed."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from tqdm import tqdm
+
+LOG_EVERY_STEPS = 25
+
+
+class Run(Protocol):
+    """`progress`: share of the run that is done, 0 to 1; the loop raises it."""
+
+    progress: float
+
+    def step(self) -> dict[str, float]: ...
+
+    def held_out(self) -> dict[str, float]: ...
+
+    def state(self) -> dict: ...
+
+
+class Budget(Protocol):
+    """How long: `minutes` of work, or `steps` where they are set. batch: images of a step."""
+
+    minutes: float
+    steps: int | None
+    batch: int
+
+
+def save(run: Run, checkpoint: Path) -> None:
+    """Writes the checkpoint whole or not at all."""
+    partial = checkpoint.with_suffix(".partial")
+    torch.save(run.state(), partial)
+    partial.rename(checkpoint)
+
+
+def look_at_unseen(run: Run, folder: Path) -> None:
+    """Adds a line of `held_out` to `folder`/held_out.jsonl."""
+    with open(folder / "held_out.jsonl", "a") as unseen:
+        unseen.write(json.dumps({"progress": round(run.progress, 4), **run.held_out()}) + "\n")
+
+
+def run_to_end(
+    run: Run, budget: Budget, folder: Path, title: str, *, look_from: float, look_every: float, save_every_s: float
+) -> None:
+    """Steps until `run.progress` is 1; a run that was restored goes on from where it was.
+
+    Writes `log.jsonl` (a line for each 25 steps), `held_out.jsonl` (from progress `look_from` on, `look_every` apart,
+    and at the end) and `checkpoint.pt` (every `save_every_s` seconds, and at the end) into `folder`.
+    """
+    window: list[dict[str, float]] = []
+    first, step, look_at = run.progress, 0, look_from
+    started = saved = time.monotonic()
+    with (
+        tqdm(total=100, initial=round(100 * first), desc=title, unit="%") as bar,
+        open(folder / "log.jsonl", "a") as log,
+    ):
+        while run.progress < 1.0:
+            window.append(run.step())
+            step += 1
+            now = time.monotonic()
+            done = step / budget.steps if budget.steps else (now - started) / (60 * budget.minutes)
+            run.progress = min(1.0, first + done)
+            last = run.progress >= 1.0
+            if last or len(window) == LOG_EVERY_STEPS:
+                mean = {key: round(sum(entry[key] for entry in window) / len(window), 4) for key in window[0]}
+                speed = step * budget.batch / (now - started)
+                record = {"step": step, "progress": round(run.progress, 4), "images_per_s": round(speed, 1), **mean}
+                log.write(json.dumps(record) + "\n")
+                log.flush()
+                bar.n = round(100 * run.progress, 1)
+                bar.set_postfix({key: f"{value:.3g}" for key, value in mean.items()} | {"img/s": f"{speed:.0f}"})
+                window.clear()
+            if last or run.progress >= look_at:
+                look_at_unseen(run, folder)
+                look_at = run.progress + look_every
+            if last or now - saved > save_every_s:
+                save(run, folder / "checkpoint.pt")
+                saved = now
