@@ -5,28 +5,25 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import os
 import subprocess
 import time
 import types
 
-import numpy as np
 import pytest
 
 from tests.tiny_bundle import make_tiny_bundle, photo
 
 pytest.importorskip("torch")
 
-from cloud.assemble import open_engine
-from cloud.calibration import Calibration, LayerCalibration, write_calibration
 from cloud.security import Security
 from cloud.server import background_server
 from edge.cli import main
 from edge.errors import SpoolDiskFull
 from edge.spool import Spool
-from tests.cloud.tiny_clip import write_tiny_clip
+from tests.cloud.calibrated_engine import calibrated_engine
 from tests.edge.certificates import self_signed
 from tests.relay import Relay
+from tests.tiny_disk import mounted_disk
 
 DAY_S = 86400.0
 PHOTOS = 6
@@ -39,15 +36,7 @@ def bundle(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory, bundle):
-    """Its calibration says of one layer: sure to 0.5, of two: to 0.8."""
-    folder = tmp_path_factory.mktemp("field")
-    clip = write_tiny_clip(folder / "tiny-random-clip")
-    with open_engine(str(clip), [bundle.path], "cpu", 1, cache_dir=folder / "heads") as probe:
-        clip_id = probe.heads.clip.id
-    one = LayerCalibration(1.0, np.array([0.0]), np.array([0.5]))
-    two = LayerCalibration(1.0, np.array([0.0]), np.array([0.8]))
-    write_calibration(bundle, clip_id, Calibration((one, two)), "by hand", 0)
-    with open_engine(str(clip), [bundle.path], "cpu", 1, cache_dir=folder / "heads") as engine:
+    with calibrated_engine(tmp_path_factory.mktemp("field"), bundle) as engine:
         yield engine
 
 
@@ -98,14 +87,8 @@ def all_answered(lines) -> bool:
 
 @pytest.fixture
 def tiny_disk(tmp_path):
-    """A file system of 1 MiB; needs root."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
-        pytest.skip("needs the right to mount a file system")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    with mounted_disk(tmp_path / "disk", "1m") as folder:
+        yield folder
 
 
 def test_a_full_disk_holds_files_back_until_there_is_room(address, run, tiny_disk, monkeypatch):

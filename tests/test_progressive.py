@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
 from tests.tiny_bundle import make_tiny_bundle, synthetic_views
 
 pytest.importorskip("torch")
 
-from cloud.assemble import open_engine
-from cloud.calibration import Calibration, LayerCalibration, write_calibration
 from cloud.server import background_server
 from edge import Client
 from edge.errors import ServerUnreachable
 from edge.progressive import classify_progressive
-from tests.cloud.tiny_clip import write_tiny_clip
+from tests.cloud.calibrated_engine import calibrated_engine
 
 LABELS = ["cat", "dog", "city at night"]
 VIEWS = list(synthetic_views(6, 64, seed=5))
@@ -28,14 +25,7 @@ def bundle(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory, bundle):
-    folder = tmp_path_factory.mktemp("progressive")
-    clip = write_tiny_clip(folder / "tiny-random-clip")
-    with open_engine(str(clip), [bundle.path], "cpu", 1, cache_dir=folder / "heads") as probe:
-        clip_id = probe.heads.clip.id
-    one = LayerCalibration(1.0, np.array([0.0]), np.array([0.5]))
-    two = LayerCalibration(1.0, np.array([0.0]), np.array([0.8]))
-    write_calibration(bundle, clip_id, Calibration((one, two)), "by hand", 0)
-    with open_engine(str(clip), [bundle.path], "cpu", 1, cache_dir=folder / "heads") as engine:
+    with calibrated_engine(tmp_path_factory.mktemp("progressive"), bundle) as engine:
         yield engine
 
 

@@ -18,6 +18,7 @@ from edge.errors import OutputError, SpoolBusy, SpoolDiskFull, SpoolError, Spool
 from edge.sinks import Delivery, FileSink, StreamSink, WebhookSink
 from edge.spool import ROW_BYTES, Spool
 from edge.spool_file import look
+from tests.tiny_disk import mounted_disk
 
 ROOT = Path(__file__).resolve().parents[2]
 QUESTION = json.dumps({"labels": ["cat", "dog"]})
@@ -220,14 +221,8 @@ def test_sqlite_without_room_is_a_full_disk(spool):
 
 @pytest.fixture
 def tiny_disk(tmp_path):
-    """A file system of 256 KiB; needs root."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
-        pytest.skip("needs the right to mount a file system")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    with mounted_disk(tmp_path / "disk", "256k") as folder:
+        yield folder
 
 
 def test_a_disk_that_fills_up_loses_nothing_and_goes_on_when_freed(tiny_disk):

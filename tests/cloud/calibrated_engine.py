@@ -1,0 +1,28 @@
+"""The engine of a tiny CLIP and one tiny bundle whose answers are calibrated by hand."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from cloud.assemble import open_engine
+from cloud.calibration import Calibration, LayerCalibration, write_calibration
+from cloud.engine import Engine
+from tests.cloud.tiny_clip import write_tiny_clip
+from thinwire.bundle import Bundle
+
+
+@contextlib.contextmanager
+def calibrated_engine(folder: Path, bundle: Bundle) -> Iterator[Engine]:
+    """Its calibration, written into the bundle, says of one layer: sure to 0.5, of two: to 0.8."""
+    clip = write_tiny_clip(folder / "tiny-random-clip")
+    with open_engine(str(clip), [bundle.path], "cpu", 1, cache_dir=folder / "heads") as probe:
+        clip_id = probe.heads.clip.id
+    one = LayerCalibration(1.0, np.array([0.0]), np.array([0.5]))
+    two = LayerCalibration(1.0, np.array([0.0]), np.array([0.8]))
+    write_calibration(bundle, clip_id, Calibration((one, two)), "by hand", 0)
+    with open_engine(str(clip), [bundle.path], "cpu", 1, cache_dir=folder / "heads") as engine:
+        yield engine
