@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from benchmarks.data import Dataset
-from benchmarks.decoded import coder_key, make_coders, measured_or_found
-from benchmarks.peers import PEERS
+from benchmarks.decoded import coder_key, measured_or_found, study_coders
 from benchmarks.points import data_key, numbers
 from benchmarks.progress import progress_bar
 from benchmarks.tricks import PEER_POINTS
@@ -112,8 +111,7 @@ def run_blip(study: Study) -> tuple[int, int]:
 
 def _run_set(study: Study, data: Dataset, blip: Blip) -> tuple[int, int]:
     judge = study.judge(study.clips[0])
-    peers = [(PEERS[name], side, value) for name, side, value in PEER_POINTS if PEERS[name] in study.peers]
-    coders = [coder for coder in make_coders(judge, study.families_of(study.clips[0]), peers) if coder.gives_pixels]
+    coders = [coder for coder in study_coders(study, study.clips[0], PEER_POINTS) if coder.gives_pixels]
     keys = [
         {
             **data_key(data),

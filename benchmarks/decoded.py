@@ -24,6 +24,7 @@ from thinwire.bundle import Bundle
 if TYPE_CHECKING:
     from benchmarks.points import PointStore
     from benchmarks.progress import Progress
+    from benchmarks.study import Study
 
 View = Callable[[tuple[int, int]], np.ndarray]
 """(height, width) → the canonical view of one image, uint8 (height, width, 3)."""
@@ -77,6 +78,13 @@ def make_coders(
             settings = point.parameters
             if (settings["height"], settings["width"], settings[peer.dial]) == (h, w, nearest):
                 yield Coder(point, judge)
+
+
+def study_coders(study: Study, clip: str, peer_points: Sequence[tuple[str, int, float]]) -> list[Coder]:
+    """What a study puts before one CLIP: its families, and of `peer_points` (as `make_coders`, by name) its peers."""
+    peers = [(codecs.PEERS[name], side, value) for name, side, value in peer_points]
+    wanted = [each for each in peers if each[0] in study.peers]
+    return list(make_coders(study.judge(clip), study.families_of(clip), wanted))
 
 
 def coder_key(point: Point) -> dict[str, Any]:

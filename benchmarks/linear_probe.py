@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks.data import Dataset, find_datasets, load_dataset
-from benchmarks.decoded import coder_key, make_coders, measured_or_found
-from benchmarks.peers import PEERS
+from benchmarks.decoded import coder_key, measured_or_found, study_coders
 from benchmarks.points import data_key
 from benchmarks.progress import progress_bar
 from benchmarks.views import Views
@@ -59,8 +58,7 @@ def probe_sets(study: Study) -> list[Dataset]:
 
 def _run_set(study: Study, data: Dataset, clip: str) -> tuple[int, int]:
     judge = study.judge(clip)
-    peers = [(PEERS[name], side, value) for name, side, value in PEER_POINTS if PEERS[name] in study.peers]
-    coders = list(make_coders(judge, study.families_of(clip), peers))
+    coders = study_coders(study, clip, PEER_POINTS)
     store = study.store(NAME)
     keys = [
         {

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks.data import Captions, DataError, load_captions
-from benchmarks.decoded import coder_key, make_coders, measured_or_found
+from benchmarks.decoded import coder_key, measured_or_found, study_coders
 from benchmarks.linear_probe import PEER_POINTS
-from benchmarks.peers import PEERS
 from benchmarks.progress import progress_bar
 from thinwire.errors import ThinwireError
 from thinwire.imaging import canonical_view, open_image
@@ -46,8 +45,7 @@ def run_retrieval(study: Study) -> tuple[int, int]:
 
 def _run_clip(study: Study, data: Captions, clip: str) -> tuple[int, int]:
     judge = study.judge(clip)
-    peers = [(PEERS[name], side, value) for name, side, value in PEER_POINTS if PEERS[name] in study.peers]
-    coders = list(make_coders(judge, study.families_of(clip), peers))
+    coders = study_coders(study, clip, PEER_POINTS)
     keys = [
         {
             "data": data.name,

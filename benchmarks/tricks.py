@@ -16,9 +16,8 @@ from PIL import Image, ImageFilter
 
 from benchmarks import peers as codecs
 from benchmarks.data import Dataset
-from benchmarks.decoded import Coder, coder_key, make_coders, measured_or_found
+from benchmarks.decoded import Coder, coder_key, measured_or_found, study_coders
 from benchmarks.metrics import pooled_cosine, zero_shot
-from benchmarks.peers import PEERS
 from benchmarks.points import data_key, numbers
 from benchmarks.progress import progress_bar
 from benchmarks.views import Views
@@ -77,8 +76,7 @@ def run_tricks(study: Study) -> tuple[int, int]:
 
 def _run_set(study: Study, data: Dataset, clip: str) -> tuple[int, int]:
     judge = study.judge(clip)
-    peers = [(PEERS[name], side, value) for name, side, value in PEER_POINTS if PEERS[name] in study.peers]
-    coders = [coder for coder in make_coders(judge, study.families_of(clip), peers) if coder.gives_pixels]
+    coders = [coder for coder in study_coders(study, clip, PEER_POINTS) if coder.gives_pixels]
     prompts = study.prompts(data)[PROMPT_SET]
     keys = [
         {
