@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -34,6 +35,16 @@ def texts(seed: int = 0) -> list[str]:
     return [f"a photo of a {name}." for name in names] + random.Random(seed).sample(own, min(CAPTIONS, len(own)))
 
 
+def _kept(stamp: bytes, vectors_of: Callable[[list[str]], torch.Tensor]) -> torch.Tensor:
+    """The vectors of `texts()`, from the export cache where they were made before; `stamp` is all they depend on."""
+    cached = cache_root() / f"answer-texts-{hashlib.sha256(stamp).hexdigest()[:16]}.npy"
+    if not cached.exists():
+        partial = cached.with_suffix(".partial.npy")
+        np.save(partial, vectors_of(texts()).numpy())
+        partial.rename(cached)
+    return torch.from_numpy(np.load(cached))
+
+
 class AnswerDivergence(nn.Module):
     """KL divergence between the answers of two pictures to `TEXTS_PER_STEP` random texts (Hinton et al. 2015)."""
 
@@ -46,26 +57,13 @@ class AnswerDivergence(nn.Module):
         """The same of any open_clip model; `clip` as for `export.towers.load_tower`, `clip_id` its `Tower.id`."""
         if clip == "clip-lite":
             return cls.of_clip_lite()
-        asked = texts()
-        stamp = hashlib.sha256("\n".join([clip_id, *asked]).encode()).hexdigest()
-        cached = cache_root() / f"answer-texts-{stamp[:16]}.npy"
-        if not cached.exists():
-            partial = cached.with_suffix(".partial.npy")
-            np.save(partial, text_vectors(clip, asked).numpy())
-            partial.rename(cached)
-        return cls(torch.from_numpy(np.load(cached)))
+        return cls(_kept("\n".join([clip_id, *texts()]).encode(), lambda asked: text_vectors(clip, asked)))
 
     @classmethod
     def of_clip_lite(cls) -> AnswerDivergence:
-        """The shipped text tower's vectors of `texts()`; kept in the export cache."""
-        asked = texts()
-        stamp = hashlib.sha256("\n".join(asked).encode() + (CLIP_LITE / "open_clip_model.safetensors").read_bytes())
-        cached = cache_root() / f"answer-texts-{stamp.hexdigest()[:16]}.npy"
-        if not cached.exists():
-            partial = cached.with_suffix(".partial.npy")
-            np.save(partial, Evaluator(CLIP_LITE).texts(asked).numpy())
-            partial.rename(cached)
-        return cls(torch.from_numpy(np.load(cached)))
+        """The shipped text tower's vectors of `texts()`."""
+        stamp = "\n".join(texts()).encode() + (CLIP_LITE / "open_clip_model.safetensors").read_bytes()
+        return cls(_kept(stamp, lambda asked: Evaluator(CLIP_LITE).texts(asked)))
 
     def forward(self, got: torch.Tensor, wanted: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Unit CLIP vectors (B, D) of the decoded and the original pictures → KL(original || decoded) (B,), nats."""

@@ -58,6 +58,16 @@ def train_photos(size: int = 160) -> Pack:
     return load_pack(data_root() / "photos-train.tar", size)
 
 
+def held_out_split(images: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """(what is trained on, about `most` that no step sees) of (N, ...).
+
+    From all over: a pack's end is of one source.
+    """
+    unseen = np.zeros(len(images), bool)
+    unseen[:: max(4, len(images) // most)] = True
+    return images[~unseen], images[unseen]
+
+
 def eval_pack(name: str, size: int = 224) -> Pack:
     """`eval-NAME`: for measuring only."""
     return load_pack(data_root() / f"eval-{name}.tar", size)

@@ -23,12 +23,12 @@ from export.families import Family
 from export.families.front import IMAGE_MEAN, IMAGE_STD, normalise
 from export.memory import keep_freed_memory
 from export.objective import POOLED_SHARE, FrozenTower, TowerFeatures, feature_distance
-from export.photos import train_photos
+from export.photos import held_out_split, train_photos
 from export.rate import RateController, round_through
 from export.replay import FRESH, Replay
 from export.training_loop import run_to_end, save
 
-HELD_OUT = 64  # photographs that no step sees
+HELD_OUT = 64  # about so many photographs that no step sees
 START_BATCH = 200  # views of one scale and one loss of resolution
 TAUGHT_SHARE = 0.1  # of the learning rate, for weights that a teacher brought: faster, they forget what it knew
 
@@ -95,10 +95,7 @@ class Trainer:
         settings = replace(settings, crop=settings.crop or family.crop)
         self.family, self.settings = family, settings
         self.generator = torch.Generator().manual_seed(settings.seed)
-        images = train_photos().images
-        unseen = np.zeros(len(images), bool)
-        unseen[:: max(4, len(images) // HELD_OUT)] = True  # from all over the pack, whose end is of one source
-        self.images, self.unseen = images[~unseen], images[unseen]
+        self.images, self.unseen = held_out_split(train_photos().images, HELD_OUT)
         device = settings.device
         self.tower = FrozenTower().to(device)
         sample = crops(self.images, settings.crop, 200, torch.Generator().manual_seed(settings.seed), device)

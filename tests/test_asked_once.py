@@ -11,11 +11,10 @@ from tests.tiny_bundle import photo, synthetic_views
 
 pytest.importorskip("torch")
 
-from cloud.assemble import open_engine
 from cloud.server import background_server
 from edge import AsyncClient, Client
 from edge.cli import main
-from tests.cloud.tiny_clip import write_tiny_clip
+from tests.cloud.tiny_engine import tiny_engine
 from tests.relay import Relay
 
 LABELS = [f"something that looks like number {number}" for number in range(100)]
@@ -24,9 +23,7 @@ VIEWS = list(synthetic_views(5, 64, seed=5))
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory, tiny_bundle_with_decoder):
-    folder = tmp_path_factory.mktemp("handles")
-    clip = write_tiny_clip(folder / "tiny-random-clip")
-    with open_engine(str(clip), [tiny_bundle_with_decoder.path], "cpu", 1, cache_dir=folder / "heads") as engine:
+    with tiny_engine(tmp_path_factory.mktemp("handles"), tiny_bundle_with_decoder) as engine:
         yield engine
 
 

@@ -20,7 +20,7 @@ from cloud.server import background_server
 from edge.cli import main
 from edge.errors import SpoolDiskFull
 from edge.spool import Spool
-from tests.cloud.calibrated_engine import calibrated_engine
+from tests.cloud.tiny_engine import calibrated_engine
 from tests.edge.certificates import self_signed
 from tests.relay import Relay
 from tests.tiny_disk import mounted_disk

@@ -12,7 +12,7 @@ from cloud.server import background_server
 from edge import Client
 from edge.errors import ServerUnreachable
 from edge.progressive import classify_progressive
-from tests.cloud.calibrated_engine import calibrated_engine
+from tests.cloud.tiny_engine import calibrated_engine
 
 LABELS = ["cat", "dog", "city at night"]
 VIEWS = list(synthetic_views(6, 64, seed=5))

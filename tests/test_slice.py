@@ -16,13 +16,12 @@ from tests.tiny_bundle import RATES, make_tiny_bundle, photo, synthetic_views
 
 pytest.importorskip("torch")
 
-from cloud.assemble import open_engine
 from cloud.decode import Decoder
 from cloud.server import background_server
 from edge import AsyncClient, Client
 from edge.cli import main
 from edge.errors import Refused
-from tests.cloud.tiny_clip import write_tiny_clip
+from tests.cloud.tiny_engine import tiny_engine
 from tests.edge.odd_images import bad_images, good_images
 
 LABELS = ["cat", "dog", "city at night"]
@@ -30,9 +29,7 @@ LABELS = ["cat", "dog", "city at night"]
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory, tiny_bundle_with_decoder):
-    folder = tmp_path_factory.mktemp("slice")
-    clip = write_tiny_clip(folder / "tiny-random-clip")
-    with open_engine(str(clip), [tiny_bundle_with_decoder.path], "cpu", 1, cache_dir=folder / "heads") as engine:
+    with tiny_engine(tmp_path_factory.mktemp("slice"), tiny_bundle_with_decoder) as engine:
         yield engine
 
 

@@ -1,4 +1,4 @@
-"""The engine of a tiny CLIP and one tiny bundle whose answers are calibrated by hand."""
+"""Engines of a tiny CLIP and one tiny bundle."""
 
 from __future__ import annotations
 
@@ -16,13 +16,20 @@ from thinwire.bundle import Bundle
 
 
 @contextlib.contextmanager
-def calibrated_engine(folder: Path, bundle: Bundle) -> Iterator[Engine]:
-    """Its calibration, written into the bundle, says of one layer: sure to 0.5, of two: to 0.8."""
+def tiny_engine(folder: Path, bundle: Bundle) -> Iterator[Engine]:
+    """Its files go into `folder`. Which label wins means nothing."""
     clip = write_tiny_clip(folder / "tiny-random-clip")
-    with open_engine(str(clip), [bundle.path], "cpu", 1, cache_dir=folder / "heads") as probe:
+    with open_engine(str(clip), [bundle.path], "cpu", 1, cache_dir=folder / "heads") as engine:
+        yield engine
+
+
+@contextlib.contextmanager
+def calibrated_engine(folder: Path, bundle: Bundle) -> Iterator[Engine]:
+    """The same; its calibration, written into the bundle, says of one layer: sure to 0.5, of two: to 0.8."""
+    with tiny_engine(folder, bundle) as probe:
         clip_id = probe.heads.clip.id
     one = LayerCalibration(1.0, np.array([0.0]), np.array([0.5]))
     two = LayerCalibration(1.0, np.array([0.0]), np.array([0.8]))
     write_calibration(bundle, clip_id, Calibration((one, two)), "by hand", 0)
-    with open_engine(str(clip), [bundle.path], "cpu", 1, cache_dir=folder / "heads") as engine:
+    with tiny_engine(folder, bundle) as engine:
         yield engine
