@@ -19,6 +19,7 @@ from benchmarks.evaluate import TOP_K, png_bytes
 from benchmarks.patches import PatchTap
 from cloud.adapted import adapted_clip
 from cloud.clip import load_clip, pick_device
+from cloud.folded import folded
 from cloud.head import Head, HeadCache, default_cache_dir
 from cloud.requests import Prediction, top_predictions
 from cloud.runner import check_clip
@@ -57,9 +58,8 @@ class Judge:
     """
 
     def __init__(self, clip: str, device: str = "auto", adapter: Adapter | None = None) -> None:
-        self.clip = load_clip(clip, pick_device(device))
-        if adapter is not None:
-            self.clip = adapted_clip(self.clip, adapter)
+        loaded = load_clip(clip, pick_device(device))
+        self.clip = folded(loaded if adapter is None else adapted_clip(loaded, adapter))
         self.batch = 64 if self.clip.device.startswith("cuda") else 8  # as cloud.assemble has it
         self._heads = HeadCache(self.clip, default_cache_dir())
         self._tap = PatchTap(self.clip.model.visual)

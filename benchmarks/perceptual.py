@@ -26,8 +26,9 @@ class Perceptual:
     def __init__(self) -> None:
         """Raises `export.teachers.TeacherMissing`, which names the package, where there are no weights."""
         from export.teachers import load_lite0
+        from synthesis.folding import fold_batch_norm
 
-        self._net = load_lite0()
+        self._net = fold_batch_norm(load_lite0())
         self._kept: dict[int, list] = {}
         self._bytes = 0
 

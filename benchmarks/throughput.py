@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from cloud.batching import BatchLimits
 from cloud.clip import load_clip, pick_device
 from cloud.engine import Engine
+from cloud.folded import folded
 from cloud.head import HeadCache, default_cache_dir
 from cloud.intake import Intake
 from cloud.requests import EngineLimits
@@ -76,7 +77,7 @@ class Service:
         import torch
 
         torch.set_num_threads(threads)
-        loaded = load_clip(clip, pick_device(device))
+        loaded = folded(load_clip(clip, pick_device(device)))
         batch = GPU_BATCH if loaded.device.startswith("cuda") else CPU_BATCH
         limits = EngineLimits(batch=BatchLimits(items=batch), device_threads=threads)
         limits = replace(limits, queue_items=max(limits.queue_items, 2 * (in_flight or 0)))

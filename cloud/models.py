@@ -11,6 +11,7 @@ from cloud.adapted import adapted_clip
 from cloud.calibration import Calibration, read_calibrations
 from cloud.clip import SHIPPED, load_clip, shipped_clip_path
 from cloud.errors import BadConfiguration, ClipMismatch, UnknownClip
+from cloud.folded import folded
 from cloud.head import HeadCache
 from cloud.intake import Intake
 from cloud.precision import in_precision
@@ -181,7 +182,7 @@ class LoadedModels:
         return self._station_of(self._shelf.load(self._clip_key(name), make))
 
     def _ready(self, clip: Clip) -> Clip:
-        clip = in_precision(clip, self._precision)
+        clip = in_precision(folded(clip), self._precision)
         if clip.device.startswith("cuda"):
             from cloud.graphs import with_graphs
 

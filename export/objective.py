@@ -18,8 +18,8 @@ from torch.nn import functional as F
 import thinwire
 from export.clip_lite.image_head import EMBED_DIM, ImageHead
 from export.depthwise import fast_backward
-from export.folding import fold_batch_norm
 from export.teachers import TeacherMissing, load_lite0
+from synthesis.folding import fold_batch_norm
 
 POOLED_SHARE = 0.3
 CLIP_LITE = Path(thinwire.__file__).parent / "models" / "clip-lite"

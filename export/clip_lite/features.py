@@ -15,9 +15,9 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from export.folding import fold_batch_norm
 from export.photos import Pack, train_photos
 from export.teachers import cache_root, lite0_input, load_lite0
+from synthesis.folding import fold_batch_norm
 
 SIZE = 224
 

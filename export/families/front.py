@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from export.folding import fold_batch_norm
 from export.teachers import load_lite0
+from synthesis.folding import fold_batch_norm
 
 STRIDE = 16
 FRONT_CHANNELS = 80

@@ -18,8 +18,8 @@ from torch.nn import functional as F
 from export.clip_lite.image_head import EMBED_DIM
 from export.families.base import Family
 from export.families.front import Front
-from export.folding import fold_batch_norm
 from export.teachers import load_lite0
+from synthesis.folding import fold_batch_norm
 from synthesis.semantic import InvertedResidual, SemanticSynthesis
 
 WIDTH = 112  # of Lite0's fifth stage

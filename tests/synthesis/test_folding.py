@@ -7,8 +7,8 @@ import torch
 from timm.layers import BatchNormAct2d
 from torch import nn
 
-from export.folding import fold_batch_norm
 from export.teachers import load_lite0
+from synthesis.folding import fold_batch_norm
 
 
 def unsettled(channels, **kwargs):
@@ -56,3 +56,14 @@ def test_a_norm_without_a_convolution_right_before_it_is_kept():
     wanted = net(x)
     assert counts(fold_batch_norm(net)) == 2
     torch.testing.assert_close(net(x), wanted)
+
+
+def test_plain_norms_are_folded_too():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(4, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU()).eval()
+    net[1].running_mean.normal_()
+    net[1].running_var.uniform_(0.5, 2)
+    x = torch.randn(2, 4, 9, 9)
+    wanted = net(x)
+    torch.testing.assert_close(fold_batch_norm(net)(x), wanted, rtol=1e-4, atol=1e-5)
+    assert counts(net) == 0
