@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cloud.adapted import load_adapters
 from cloud.batching import BatchLimits
+from cloud.brief_threads import on_brief_thread
 from cloud.clip import SHIPPED, pick_device
 from cloud.engine import Engine
 from cloud.head import default_cache_dir
@@ -61,12 +62,15 @@ def open_engine(
     runner = TorchRunner(None)
     cache_dir = cache_dir or default_cache_dir()
 
-    def opener() -> LoadedModels:
+    def read() -> LoadedModels:
         loaded = _load_bundles(shipped_bundles().values() if bundles is None else bundles)
         fitted = load_adapters(adapters, loaded)
         return LoadedModels(
             runner, shelf, clips, loaded, device, cache_dir, precision, fitted, strict=bundles is not None
         )
+
+    def opener() -> LoadedModels:
+        return on_brief_thread(read)  # canaries run networks
 
     models = opener()
     for error in models.intake.refused.values():

@@ -175,12 +175,14 @@ def _serve(config: Config) -> int:
     from cloud.info import device_name
     from cloud.server import Server, ServerOptions
     from cloud.watch.assemble import Watch
+    from synthesis.memory import keep_freed_memory
 
     security = security_of(config)
     security.check(config["host"])  # before models are loaded for nothing
     watch_options = watch_of(config)
     if watch_options.web:
         watch_options.web.check()
+    keep_freed_memory()
     engine = _open(config)
     clip = engine.heads.clip
     names = ", ".join(bundle.name for bundle in engine.intake.bundles.values()) or "none (image files only)"

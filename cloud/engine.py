@@ -16,13 +16,14 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Self
 
 import numpy as np
 
 from cloud.answers import answers_of
 from cloud.batching import BatchLimits, DeadlineQueue
+from cloud.brief_threads import BriefThreads
 from cloud.errors import InvalidRequest, ShuttingDown
 from cloud.events import Observers
 from cloud.head import HeadCache
@@ -62,8 +63,8 @@ class Engine:
         self._ledger = Ledger(self.limits, self.observers, log_errors=log_errors)
         self._queue: DeadlineQueue[Item] = DeadlineQueue(self._claim)
         self._decoders = ThreadPoolExecutor(self.limits.decode_threads, "thinwire-decode")
-        self._texts = ThreadPoolExecutor(1, "thinwire-text", initializer=self._limit_torch_threads)
-        self._loader = ThreadPoolExecutor(1, "thinwire-load")
+        self._texts = BriefThreads("thinwire-text", self._limit_torch_threads)
+        self._loader = BriefThreads("thinwire-load", self._limit_torch_threads)
         self._finisher = ThreadPoolExecutor(1, "thinwire-finish")
         self._swept = 0.0
         self._builds = HeadBuilds(self._ledger, self._texts, self.limits.pending_head_builds, self._enqueue)
@@ -227,7 +228,7 @@ class Engine:
 
     # ---------------------------------------------------------------- stages
 
-    def _start(self, pool: ThreadPoolExecutor, stage: Callable[[Item], None], item: Item) -> None:
+    def _start(self, pool: Executor, stage: Callable[[Item], None], item: Item) -> None:
         try:
             pool.submit(self._ledger.guard, stage, item)
         except RuntimeError:  # `close` gave up waiting between accepting and here

@@ -21,11 +21,11 @@ from export.adapt_tower import add_lora, factors_of, target_modules
 from export.adapt_views import ViewMaker, Views, look
 from export.answers import AnswerDivergence
 from export.depthwise import fast_backward
-from export.memory import keep_freed_memory
 from export.towers import load_tower
 from export.train import HELD_OUT
 from export.training_loop import look_at_unseen, run_to_end
 from synthesis.adapter import Adapter, write_adapter
+from synthesis.memory import keep_freed_memory
 from thinwire.bundle import load_bundle
 from thinwire.errors import AdapterError
 

@@ -21,12 +21,12 @@ from export.answers import AnswerDivergence
 from export.depthwise import fast_backward
 from export.families import Family
 from export.families.front import IMAGE_MEAN, IMAGE_STD, normalise
-from export.memory import keep_freed_memory
 from export.objective import POOLED_SHARE, FrozenTower, TowerFeatures, feature_distance
 from export.photos import held_out_split, train_photos
 from export.rate import RateController, round_through
 from export.replay import FRESH, Replay
 from export.training_loop import run_to_end, save
+from synthesis.memory import keep_freed_memory
 
 HELD_OUT = 64  # about so many photographs that no step sees
 START_BATCH = 200  # views of one scale and one loss of resolution
