@@ -7,8 +7,9 @@ its queue ("coordinated omission", Tene). Every ratio is of two figures of one r
 start_s: process start to `listening on`. lone_overhead_ms_p50: round trip of a lone request minus what its reply says
 decoding, synthesis and CLIP took. capacity: images/s with enough requests in flight to fill batches.
 overload_p99_ratio: p99 of accepted requests at 5x capacity over p99 at 0.8 of it. overload_goodput_ratio: answers per
-second at 5x capacity over capacity. reject_ms_p99: how long a refusal took. soak_rss_growth: resident memory at the end
-of a long 0.8 load over that after its first tenth, minus 1.
+second at 5x capacity over capacity; client_cores: what this process used of the machine's cores meanwhile, which the
+service lacked. reject_ms_p99: how long a refusal took. soak_rss_growth: resident memory at the end of a long 0.8 load
+over that after its first tenth, minus 1.
 """
 
 from __future__ import annotations
@@ -62,10 +63,15 @@ class Outcomes:
     refused_ms: list[float] = field(default_factory=list)
     failed: int = 0
     wall_s: float = 0.0
+    cpu_s: float = 0.0  # of this process, which shares the service's cores
 
     @property
     def per_s(self) -> float:
         return len(self.answered_ms) / self.wall_s
+
+    @property
+    def client_cores(self) -> float:
+        return round(self.cpu_s / self.wall_s, 3)
 
     def p99(self) -> float:
         return float(np.percentile(self.answered_ms, 99)) if self.answered_ms else float("nan")
@@ -105,7 +111,7 @@ class Load:
 
     async def closed(self, seconds: float, in_flight: int) -> Outcomes:
         """`in_flight` requests at all times."""
-        outcomes = Outcomes()
+        outcomes, cpu_s = Outcomes(), time.process_time()
         start = time.perf_counter()
 
         async def worker(number: int) -> None:
@@ -113,12 +119,12 @@ class Load:
                 await self._timed(number, time.perf_counter(), outcomes)
 
         await asyncio.gather(*map(worker, range(in_flight)))
-        outcomes.wall_s = time.perf_counter() - start
+        outcomes.wall_s, outcomes.cpu_s = time.perf_counter() - start, time.process_time() - cpu_s
         return outcomes
 
     async def open(self, per_s: float, seconds: float, random: np.random.Generator) -> Outcomes:
         """Poisson arrivals; rates are over the time until the last answer."""
-        outcomes = Outcomes()
+        outcomes, cpu_s = Outcomes(), time.process_time()
         times = np.cumsum(random.exponential(1 / per_s, int(per_s * seconds * 1.2) + 10))
         start = time.perf_counter()
         tasks = set()
@@ -130,7 +136,7 @@ class Load:
             task.add_done_callback(tasks.discard)
         if tasks:
             await asyncio.gather(*tasks)
-        outcomes.wall_s = time.perf_counter() - start
+        outcomes.wall_s, outcomes.cpu_s = time.perf_counter() - start, time.process_time() - cpu_s
         return outcomes
 
     async def _timed(self, number: int, scheduled: float, outcomes: Outcomes) -> None:
@@ -182,6 +188,7 @@ async def measure(address: str, pid: int, packets: Sequence[bytes], args: argpar
                 "refused": len(refused),
                 "failed": over.failed,
                 "calm_refused": len(calm.refused_ms),
+                "client_cores": over.client_cores,
                 "rss_growth": round(resident_bytes(pid) / before - 1, 5),
             }
             _tell(f"overload: {out['overload']}")

@@ -14,6 +14,7 @@ from benchmarks.data import DataError, Dataset, find_datasets, load_dataset
 from benchmarks.grid import FULL_GRID, QUICK_GRID, PeerGrid
 from benchmarks.points import PointStore
 from benchmarks.progress import ended_by_sigterm
+from synthesis.memory import keep_freed_memory
 from thinwire.errors import ThinwireError
 from thinwire.prompts import PROMPT_SETS
 
@@ -146,6 +147,7 @@ def run_study(study: Study, only: Sequence[str] = ()) -> dict[str, object]:
     only = ["rate-accuracy" if name in DERIVED else name for name in only]
     print(f"preset {study.preset.name}: {study.preset.about}", file=sys.stderr)
     _leave_a_core_free()
+    keep_freed_memory()
     done = {}
     with ended_by_sigterm():
         for experiment in EXPERIMENTS.values():

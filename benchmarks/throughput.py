@@ -1,14 +1,16 @@
 """The throughput experiment: what the service answers per second, against the bare model in full batches.
 
-In one process and one run, because two machines, or one machine at two moments, cannot be compared:
+On one machine and in one run, because two machines, or one machine at two moments, cannot be compared:
 
-    bare     TorchRunner.run on full batches: synthesis and CLIP, nothing else
+    bare     TorchRunner.run on full batches: synthesis and CLIP, nothing else, in a process of its own
     engine   the same inputs as packets through Engine.submit: with range decoding, queue, batching, heads
     served   the same through the gRPC server on loopback, from load generators in a process of their own
 
-The three take turns, round after round, and each ratio is the median of the rounds' ratios: what else the machine does
-then falls on all three. The load generator encodes nothing (its packets are made before) and keeps `in_flight` requests
-unanswered, so that the queue never runs dry; it shares the machine's cores with the service, as its CPU share shows.
+Engine and server are one process, which keeps its OpenMP threads for the device thread (see `cloud.brief_threads`); a
+bare model there would be slower than it is alone. The three take turns, round after round, and each ratio is the median
+of the rounds' ratios: what else the machine does then falls on all three. The load generator encodes nothing (its
+packets are made before) and keeps `in_flight` requests unanswered, so that the queue never runs dry; it shares the
+machine's cores with the service, as its CPU share shows.
 """
 
 from __future__ import annotations
@@ -21,12 +23,12 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from cloud.batching import BatchLimits
-from cloud.clip import load_clip, pick_device
+from cloud.brief_threads import on_brief_thread
+from cloud.clip import Clip, load_clip, pick_device
 from cloud.engine import Engine
 from cloud.folded import folded
 from cloud.head import HeadCache, default_cache_dir
@@ -35,7 +37,8 @@ from cloud.requests import EngineLimits
 from cloud.runner import Prepared, TorchRunner
 from cloud.server import background_server
 from edge.defaults import DEFAULT_TOP_K
-from thinwire.bundle import Bundle
+from synthesis.memory import keep_freed_memory
+from thinwire.bundle import Bundle, load_bundle
 from thinwire.errors import ThinwireError
 from thinwire.labels import resolve_templates
 from thinwire.packet import Packet
@@ -67,23 +70,31 @@ class Rounds:
 class Service:
     """One bundle and one CLIP, as model, engine and server at once. Close it by leaving `background_server`."""
 
+    clip: str
     runner: TorchRunner
     engine: Engine
     batch: int
+    threads: int
 
     @classmethod
     def load(cls, clip: str, bundle: Bundle, device: str, threads: int, in_flight: int | None) -> Service:
-        """`threads`: of torch. The queue is made long enough for `in_flight`."""
+        """As `thinwire-cloud serve` has them. `threads`: of torch. The queue is made long enough for `in_flight`."""
         import torch
 
         torch.set_num_threads(threads)
-        loaded = folded(load_clip(clip, pick_device(device)))
+        keep_freed_memory()
+        loaded, runner = on_brief_thread(lambda: _runner(clip, bundle, device))
         batch = GPU_BATCH if loaded.device.startswith("cuda") else CPU_BATCH
         limits = EngineLimits(batch=BatchLimits(items=batch), device_threads=threads)
         limits = replace(limits, queue_items=max(limits.queue_items, 2 * (in_flight or 0)))
-        runner = TorchRunner(loaded, [bundle])
         intake = Intake([bundle], loaded.image_height, loaded.image_width)
-        return cls(runner, Engine(runner, intake, HeadCache(loaded, default_cache_dir()), limits), batch)
+        engine = Engine(runner, intake, HeadCache(loaded, default_cache_dir()), limits)
+        return cls(clip, runner, engine, batch, threads)
+
+
+def _runner(clip: str, bundle: Bundle, device: str) -> tuple[Clip, TorchRunner]:
+    loaded = folded(load_clip(clip, pick_device(device)))
+    return loaded, TorchRunner(loaded, [bundle])
 
 
 def measure(
@@ -98,19 +109,22 @@ def measure(
     """A point's result. Leaves the service closed."""
     in_flight = rounds.in_flight or BATCHES_IN_FLIGHT * service.batch
     templates = resolve_templates(prompt_set)
-    parsed = [Packet.from_bytes(packet) for packet in packets]
-    prepared = [Prepared(bundle.decode(each), bundle.name, len(each.layers), bundle.model_id) for each in parsed]
+    device = service.runner.clip.device
     rates: dict[str, list[float]] = {"bare": [], "engine": [], "served": []}
     sizes: collections.Counter[int] = collections.Counter()
     client_cpu: list[float] = []
-    # CPU torch keeps the number of threads per thread; the device thread's setting is Service.load's, ours the same
-    with background_server(service.engine) as address, _Load(address, packets, labels, prompt_set, in_flight) as load:
+    model = (service.clip, str(bundle.path), device, service.threads)
+    with (
+        background_server(service.engine) as address,
+        _Process(_bare, *model, packets, service.batch) as bare,
+        _Process(_generate, address, packets, labels, prompt_set, in_flight) as load,
+    ):
         run_engine = _engine_round(service.engine, packets, labels, templates, in_flight)
         run_engine(0.1)
-        _bare_round(service.runner, prepared, service.batch, 0.1)
+        bare.round(0.1)
         load.round(0.1)  # warm-up of all three: heads, kernels, connections
         for _ in range(rounds.count):
-            rates["bare"].append(_bare_round(service.runner, prepared, service.batch, rounds.seconds))
+            rates["bare"].append(bare.round(rounds.seconds)["images_per_s"])
             rates["engine"].append(run_engine(rounds.seconds))
             served = load.round(rounds.seconds)
             rates["served"].append(served["images_per_s"])
@@ -130,30 +144,12 @@ def measure(
         "images_answered": answered,
         "client_cpu_share": round(statistics.median(client_cpu), 3),
         "rounds": {name: [round(value, 3) for value in values] for name, values in rates.items()},
-        "device": service.runner.clip.device,
+        "device": device,
     }
 
 
 def _ratio(above: Sequence[float], below: Sequence[float]) -> float:
     return round(statistics.median(a / b for a, b in zip(above, below)), 4)
-
-
-def _bare_round(runner: TorchRunner, prepared: Sequence[Prepared], batch: int, seconds: float) -> float:
-    """Images per second of full batches, on a thread of its own like the engine's."""
-    source = itertools.cycle(prepared)
-
-    def work() -> float:
-        done, began = 0, time.perf_counter()
-        while time.perf_counter() - began < seconds:
-            runner.run(list(itertools.islice(source, batch)))
-            done += batch
-        return done / (time.perf_counter() - began)
-
-    import torch
-
-    threads = torch.get_num_threads()
-    with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
-        return pool.submit(work).result()
 
 
 def _engine_round(
@@ -177,17 +173,18 @@ def _engine_round(
     return work
 
 
-class _Load:
-    """The load generator's process. Spawned, never forked: gRPC does not survive a fork."""
+class _Process:
+    """`work(pipe, *arguments)` in a process, round by round. Spawned, never forked: gRPC does not survive a fork."""
 
-    def __init__(self, *arguments: Any) -> None:
+    def __init__(self, work: Callable[..., None], *arguments: Any) -> None:
+        self._name = "bare model" if work is _bare else "load generator"
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_generate, args=(theirs, *arguments), daemon=True)
+        self._process = context.Process(target=work, args=(theirs, *arguments), daemon=True)
         self._process.start()
         theirs.close()
 
-    def __enter__(self) -> _Load:
+    def __enter__(self) -> _Process:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -201,10 +198,40 @@ class _Load:
             self._pipe.send(seconds)
             result = self._pipe.recv()
         except (EOFError, OSError) as error:
-            raise LoadFailed("the load generator's process died") from error
+            raise LoadFailed(f"the {self._name}'s process died") from error
         if isinstance(result, str):
-            raise LoadFailed(f"the load generator was refused: {result}")
+            raise LoadFailed(f"the {self._name} was refused: {result}")
         return result
+
+
+def _bare(
+    pipe: Connection, clip: str, bundle_path: str, device: str, threads: int, packets: Sequence[bytes], batch: int
+) -> None:
+    """In the bare model's process: images per second of full batches, a round for each number that comes."""
+    import torch
+
+    torch.set_num_threads(threads)
+    keep_freed_memory()
+    bundle = load_bundle(bundle_path)
+    _, runner = _runner(clip, bundle, device)
+    parsed = [Packet.from_bytes(packet) for packet in packets]
+    source = itertools.cycle(
+        [Prepared(bundle.decode(each), bundle.name, len(each.layers), bundle.model_id) for each in parsed]
+    )
+    while (seconds := _asked(pipe)) is not None:
+        done, began = 0, time.perf_counter()
+        while time.perf_counter() - began < seconds:
+            runner.run(list(itertools.islice(source, batch)))
+            done += batch
+        pipe.send({"images_per_s": done / (time.perf_counter() - began)})
+
+
+def _asked(pipe: Connection) -> float | None:
+    """The seconds of the next round; None when there is none."""
+    try:
+        return pipe.recv()
+    except (EOFError, OSError):
+        return None
 
 
 def _generate(
@@ -231,9 +258,7 @@ async def _rounds(
     async with grpc.aio.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
         classify = inference_pb2_grpc.InferenceServiceStub(channel).Classify
         while True:
-            try:
-                seconds = await asyncio.to_thread(pipe.recv)
-            except (EOFError, OSError):
+            if (seconds := await asyncio.to_thread(_asked, pipe)) is None:
                 return
             sizes: collections.Counter[int] = collections.Counter()
             cpu_s, began = time.process_time(), time.perf_counter()
