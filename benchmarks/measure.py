@@ -18,12 +18,12 @@ from benchmarks.perceptual import Perceptual
 from benchmarks.points import numbers
 from benchmarks.views import Originals, Views
 from benchmarks.wire_bytes import WireMeter
-from edge.client import Client, Question, Result
+from edge.client import Client, Question, Result, prepare
 from edge.errors import ServerUnreachable
 from thinwire.errors import ThinwireError
 
 TIMED_IMAGES = 32
-"""Of a peer's point so many images are encoded while nothing else runs, and timed; the rest beside CLIP, untimed."""
+"""Of a point so many images are encoded and sent while nothing else runs, and timed; the rest beside CLIP, untimed."""
 
 ARRAYS = (
     "packet_bytes",
@@ -113,42 +113,58 @@ class Measurement:
         }
 
 
+@dataclass
+class _Batch:
+    """Some images after the first half of their way. `indices`: those that arrived, in the order of `arrived`."""
+
+    batch: range
+    indices: list[int] = field(default_factory=list)
+    arrived: list = field(default_factory=list)
+
+
 def measure_family(client: Client, decoder: Synthesis, point: Point, sight: Sight) -> Measurement:
     """One rate of a bundle: every image through the edge client to the server, one at a time.
 
     The server's answer to the first prompt set counts. What a reply does not hold (the picture, the vector, the other
-    prompt sets) is made here of the same packet, which encoding gives again bit by bit, and its answer to the first set
-    is compared with the server's. Raises `ServerUnreachable`; whatever else befalls an image is its failure alone.
+    prompt sets) is made here of the same packet, and its answer to the first set is compared with the server's. Raises
+    `ServerUnreachable`; whatever else befalls an image is its failure alone.
     """
     done = Measurement(len(sight.data.items), sight.prompts)
-    place = {label: index for index, label in enumerate(sight.data.labels)}
     grey = np.full((*sight.views.size, 3), 128, np.uint8)
     client.classify(grey, sight.data.labels, 1, sight.main, point.rate)  # the first request makes the label vectors
-    for batch in _batches(len(sight.data.items), sight.judge.batch):
-        packets: dict[int, bytes] = {}
-        for index in batch:
-            try:
-                view = sight.views[index]
-                result = client.classify(view, sight.data.labels, len(place), sight.main, point.rate)
-                packets[index] = client.encoder.encode(view, point.rate).packet.to_bytes()
-                message, wire = sight.meter.measure(sight.question, packet=packets[index])
-            except ServerUnreachable:
-                raise  # a thousand more timeouts would measure nothing
-            except ThinwireError as error:
-                packets.pop(index, None)
-                done.failures[index] = f"{sight.data.items[index].name}: {error}"
-                continue
-            done.answers[sight.main][index] = _told(result, place, sight.data.items[index].target)
-            done.put(index, packet_bytes=result.packet_bytes, message_bytes=message, wire_bytes=wire)
-            done.put(index, encode_ms=result.encode_ms + result.code_ms, round_trip_ms=result.round_trip_ms)
-        if packets:
-            indices = list(packets)
-            seen, pictures = decoder.look(list(packets.values()))
-            done.judged(sight, indices, seen)
+    for answered in _ahead(sight, lambda batch: _ask(batch, client, point, sight, done)):
+        if answered.indices:
+            seen, pictures = decoder.look(answered.arrived)
+            done.judged(sight, answered.indices, seen)
             if pictures is not None:
-                _compare(done, sight, indices, np.stack([sight.views[index] for index in indices]), pictures)
-        sight.tick(len(batch))
+                views = np.stack([sight.views[index] for index in answered.indices])
+                _compare(done, sight, answered.indices, views, pictures)
+        sight.tick(len(answered.batch))
     return done
+
+
+def _ask(batch: range, client: Client, point: Point, sight: Sight, done: Measurement) -> _Batch:
+    """Packets that were sent and answered."""
+    place = {label: index for index, label in enumerate(sight.data.labels)}
+    asked = _Batch(batch)
+    for index in batch:
+        try:
+            prepared = prepare(client.encoder, sight.views[index], point.rate, sight.question)
+            result = client.ask(prepared)
+            packet = prepared.request.image.packet
+            message, wire = sight.meter.measure(sight.question, packet=packet)
+        except ServerUnreachable:
+            raise  # a thousand more timeouts would measure nothing
+        except ThinwireError as error:
+            done.failures[index] = f"{sight.data.items[index].name}: {error}"
+            continue
+        done.answers[sight.main][index] = _told(result, place, sight.data.items[index].target)
+        done.put(index, packet_bytes=result.packet_bytes, message_bytes=message, wire_bytes=wire)
+        if batch.start < TIMED_IMAGES:
+            done.put(index, encode_ms=result.encode_ms + result.code_ms, round_trip_ms=result.round_trip_ms)
+        asked.indices.append(index)
+        asked.arrived.append(packet)
+    return asked
 
 
 def _told(result: Result, place: Mapping[str, int], target: int) -> ZeroShot:
@@ -158,47 +174,37 @@ def _told(result: Result, place: Mapping[str, int], target: int) -> ZeroShot:
     return answer_of(order, similarities, result.best.probability, target)
 
 
-@dataclass
-class _Prepared:
-    """One batch of a peer, encoded and restored. `views`, uint8 (H, W, 3) each, of those `indices` that arrived."""
-
-    batch: range
-    indices: list[int]
-    views: list[np.ndarray]
-
-
 def measure_views(point: Point, sight: Sight) -> Measurement:
     """A peer's point (or the reference): encode, decode, enlarge, and classify in batches in this process."""
     done = Measurement(len(sight.data.items), sight.prompts)
     height, width = sight.judge.view_size
     grey = np.full((height, width, 3), 128, np.uint8)
     _through(point, grey)  # codecs load their libraries when first used
-    for prepared in _prepared(point, sight, done):
-        if prepared.indices:
-            done.judged(sight, prepared.indices, sight.judge.look(prepared.views))
-        sight.tick(len(prepared.batch))
+    for restored in _ahead(sight, lambda batch: _restore(batch, point, sight, done)):
+        if restored.indices:
+            done.judged(sight, restored.indices, sight.judge.look(restored.arrived))
+        sight.tick(len(restored.batch))
     return done
 
 
-def _prepared(point: Point, sight: Sight, done: Measurement) -> Iterator[_Prepared]:
+def _ahead(sight: Sight, work: Callable[[range], _Batch]) -> Iterator[_Batch]:
     """Batches in order. Once enough images are timed, the next batch is made while CLIP looks at this one."""
     batches = _batches(len(sight.data.items), sight.judge.batch)
     timed = [batch for batch in batches if batch.start < TIMED_IMAGES]
     for batch in timed:
-        yield _prepare(batch, point, sight, done)
-    with ThreadPoolExecutor(1, "peer-codec") as worker:
+        yield work(batch)
+    with ThreadPoolExecutor(1, "ahead") as worker:
         coming = None
         for batch in [*batches[len(timed) :], None]:
-            following = None if batch is None else worker.submit(_prepare, batch, point, sight, done)
+            following = None if batch is None else worker.submit(work, batch)
             if coming is not None:
                 yield coming.result()
             coming = following
 
 
-def _prepare(batch: range, point: Point, sight: Sight, done: Measurement) -> _Prepared:
-    indices: list[int] = []
-    originals: list[np.ndarray] = []
-    seen: list[np.ndarray] = []
+def _restore(batch: range, point: Point, sight: Sight, done: Measurement) -> _Batch:
+    """Views as a peer leaves them, uint8 (H, W, 3) each, compared with what they were."""
+    restored, originals = _Batch(batch), []
     for index in batch:
         try:
             view = sight.views[index]
@@ -209,12 +215,12 @@ def _prepare(batch: range, point: Point, sight: Sight, done: Measurement) -> _Pr
         message, wire = sight.meter.measure(sight.question, image_file=data)
         done.put(index, packet_bytes=len(data), message_bytes=message, wire_bytes=wire)
         done.put(index, encode_ms=encode_ms if batch.start < TIMED_IMAGES else None)
-        indices.append(index)
+        restored.indices.append(index)
+        restored.arrived.append(picture)
         originals.append(view)
-        seen.append(picture)
-    if indices and point.codec != UNCOMPRESSED:
-        _compare(done, sight, indices, np.stack(originals), np.stack(seen))
-    return _Prepared(batch, indices, seen)
+    if originals and point.codec != UNCOMPRESSED:
+        _compare(done, sight, restored.indices, np.stack(originals), np.stack(restored.arrived))
+    return restored
 
 
 def _through(point: Point, view: np.ndarray) -> tuple[bytes, float, np.ndarray]:

@@ -187,7 +187,7 @@ class Client:
         Raises `ImageError`, `LabelError`, `RateError`, `ServerUnreachable`, `ServerTimeout`, `Refused`.
         """
         question = Question.check(labels, top_k, prompt_set)
-        return self._ask(prepare(self.encoder, image, rate or self.rate, question))
+        return self.ask(prepare(self.encoder, image, rate or self.rate, question))
 
     def classify_file(
         self,
@@ -197,7 +197,7 @@ class Client:
         prompt_set: str = DEFAULT_PROMPT_SET,
     ) -> Result:
         """Sends an image file as it is; the server makes the view. What JPEG, PNG and other peers are measured by."""
-        return self._ask(prepare_file(data, Question.check(labels, top_k, prompt_set)))
+        return self.ask(prepare_file(data, Question.check(labels, top_k, prompt_set)))
 
     def classify_many(
         self,
@@ -274,7 +274,8 @@ class Client:
                 sent.error = self._explained(error)
         return Outcome(sent.index, sent.image, error=sent.error)
 
-    def _ask(self, prepared: Prepared) -> Result:
+    def ask(self, prepared: Prepared) -> Result:
+        """Sends one request that `prepare` or `prepare_file` made. Raises as `classify`, but for `ImageError`."""
         started = time.perf_counter()
         try:
             request = self._shortened(prepared.request)
