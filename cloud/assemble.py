@@ -33,6 +33,7 @@ def open_engine(
     model_bytes: int | None = None,
     precision: str = "auto",
     adapters: Sequence[str | Path] = (),
+    synthesis_backend: str = "torch",
 ) -> ReloadableEngine:
     """Loads the default CLIP and every bundle, runs each once as a canary, and returns an engine that answers.
 
@@ -41,7 +42,8 @@ def open_engine(
     are torch's CPU threads; `limits.batch` None takes one that suits the device; `cache_dir` keeps text heads (default:
     `default_cache_dir()`); `model_bytes` bounds the weights in memory: beyond it the least recently used leave;
     `precision` of the image tower as for `cloud.precision.in_precision`; `adapters` are folders of adapters of the
-    default CLIP's image tower, each for one bundle at some rates.
+    default CLIP's image tower, each for one bundle at some rates; `synthesis_backend` "torch" or "onnx" (see
+    `cloud.onnx_synthesis`).
     A bundle named here that needs another CLIP than the default is an error; one that merely ships is refused packet by
     packet. Raises `ClipUnavailable`, `ClipMismatch`, `DeviceUnavailable`, `BundleError` or
     `AdapterError`.
@@ -59,7 +61,10 @@ def open_engine(
         limits = replace(limits, device_threads=threads)
     clips = [clip] if isinstance(clip, str) else list(clip)
     shelf: Shelf = Shelf(model_bytes)
-    runner = TorchRunner(None)
+    load = None
+    if synthesis_backend == "onnx":
+        from cloud.onnx_synthesis import load_onnx as load
+    runner = TorchRunner(None, load=load)
     cache_dir = cache_dir or default_cache_dir()
 
     def read() -> LoadedModels:

@@ -166,6 +166,7 @@ def _open(config: Config):
         model_bytes=model_bytes,
         precision=config["precision"],
         adapters=config["adapter"] or (),
+        synthesis_backend=config["synthesis_backend"],
     )
 
 

@@ -78,6 +78,12 @@ def log_format(text: str) -> str:
     return text
 
 
+def backend(text: str) -> str:
+    if text not in ("torch", "onnx"):
+        raise ValueError(f"{text!r} is no synthesis backend: torch or onnx")
+    return text
+
+
 def switch(text: str) -> bool:
     if text.lower() not in ("true", "false", "1", "0", "yes", "no", "on", "off"):
         raise ValueError(f"{text!r} is neither true nor false")
@@ -125,6 +131,7 @@ SETTINGS = (
     ),
     Setting("device", str, "auto", "auto, cpu, cuda or cuda:N; auto takes CUDA when it is there"),
     Setting("precision", str, "auto", "of CLIP's image tower: fp32, bf16, fp16; auto takes fp32 on a CPU"),
+    Setting("synthesis-backend", backend, "torch", "what runs the decoders: torch, or onnx (ONNX Runtime)"),
     Setting("threads", positive, None, "CPU threads of the networks (default: all cores)"),
     Setting("decode-threads", positive, 2, "CPU threads that decode packets"),
     Setting("model-mb", positive, None, "megabytes of weights kept loaded; least recently used leave (default: all)"),
