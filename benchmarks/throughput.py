@@ -85,8 +85,7 @@ class Service:
         keep_freed_memory()
         loaded, runner = on_brief_thread(lambda: _runner(clip, bundle, device))
         batch = GPU_BATCH if loaded.device.startswith("cuda") else CPU_BATCH
-        lanes = 1 if loaded.device.startswith("cuda") else threads
-        limits = EngineLimits(batch=BatchLimits(items=batch), device_threads=threads, lanes=lanes)
+        limits = EngineLimits(batch=BatchLimits(items=batch), device_threads=threads)
         limits = replace(limits, queue_items=max(limits.queue_items, 2 * (in_flight or 0)))
         intake = Intake([bundle], loaded.image_height, loaded.image_width)
         engine = Engine(runner, intake, HeadCache(loaded, default_cache_dir()), limits)

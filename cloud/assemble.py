@@ -58,7 +58,7 @@ def open_engine(
         limits = replace(limits, batch=BatchLimits(items=64 if device.startswith("cuda") else 8))
     if threads:
         torch.set_num_threads(threads)
-        limits = replace(limits, device_threads=threads, lanes=1 if device.startswith("cuda") else threads)
+        limits = replace(limits, device_threads=threads)
     clips = [clip] if isinstance(clip, str) else list(clip)
     shelf: Shelf = Shelf(model_bytes)
     load = None

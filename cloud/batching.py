@@ -44,15 +44,12 @@ class DeadlineQueue(Generic[T]):
             heapq.heappush(self._heap, (due, next(self._count), size_bytes, item))
             self._ready.notify()
 
-    def take(self, limits: BatchLimits, wait: bool = True) -> list[T] | None:
-        """Waits for work, then returns what waits, up to `limits`, at once; None when closed and empty.
-
-        Without `wait`, None as soon as it is empty.
-        """
+    def take(self, limits: BatchLimits) -> list[T] | None:
+        """Waits for work, then returns what waits, up to `limits`, at once; None when closed and empty."""
         while True:
             with self._ready:
                 while not self._heap:
-                    if self._closed or not wait:
+                    if self._closed:
                         return None
                     self._ready.wait()
                 picked, total = [], 0

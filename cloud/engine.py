@@ -4,9 +4,8 @@
            (text thread: builds heads that no cache holds) ──────┤                     ─► finish thread: head, top-k
            (load thread: CLIPs and nets that are not in memory) ─┘
 
-The device takes whatever waits when it is free, so batches grow with load and a lone request waits for nobody. When
-more than a full batch waits, a CPU runs several of them side by side (`EngineLimits.lanes`). While it works, the decode
-threads prepare the next batch. A packet that finds the engine idle goes straight to the device
+The device takes whatever waits when it is free, so batches grow with load and a lone request waits for nobody. While it
+works, the decode threads prepare the next batch. A packet that finds the engine idle goes straight to the device
 thread, which also finishes it: every change of threads costs a wake-up, and there is nothing to overlap. Each item
 keeps the models it was accepted with: `use` puts others in their place for what comes later.
 """
@@ -67,7 +66,6 @@ class Engine:
         self._texts = BriefThreads("thinwire-text", self._limit_torch_threads)
         self._loader = BriefThreads("thinwire-load", self._limit_torch_threads)
         self._finisher = ThreadPoolExecutor(1, "thinwire-finish")
-        self._lanes = ThreadPoolExecutor(max(1, self.limits.lanes - 1), "thinwire-lane")
         self._swept = 0.0
         self._builds = HeadBuilds(self._ledger, self._texts, self.limits.pending_head_builds, self._enqueue)
         self._device = threading.Thread(target=self._device_loop, name="thinwire-device", daemon=True)
@@ -157,7 +155,6 @@ class Engine:
         self._loader.shutdown(wait=drained, cancel_futures=True)
         if drained:
             self._device.join()
-        self._lanes.shutdown(wait=drained)
         self._finisher.shutdown(wait=drained)
         return drained
 
@@ -304,12 +301,11 @@ class Engine:
         item.head_s, item.ready = now - item.ready, now
         self._queue.put(item, item.due, item.prepared.array.nbytes)
 
-    def _limit_torch_threads(self, share: int = 1) -> None:
+    def _limit_torch_threads(self) -> None:
         if self.limits.device_threads:
             import torch
 
-            # OpenMP keeps this setting per thread
-            torch.set_num_threads(max(1, self.limits.device_threads // share))
+            torch.set_num_threads(self.limits.device_threads)  # OpenMP keeps this setting per thread
 
     def _claim(self, item: Item) -> bool:
         """Whether the device thread is to work on it. Until it is prepared it can still be cancelled."""
@@ -318,50 +314,18 @@ class Engine:
     def _device_loop(self) -> None:
         self._limit_torch_threads()
         while (batch := self._queue.take(self._batch)) is not None:
-            if ready := self._prepared(batch):
-                self._run_all([ready, *self._more_batches()])
-
-    def _prepared(self, batch: list[Item]) -> list[Item]:
-        """Those that can run now. Others, which found the engine idle, are prepared and put into the queue again."""
-        ready = [item for item in batch if item.prepared is not None]
-        for item in batch:
-            if item.prepared is None:
-                self._ledger.guard(self._prepare, item)
-        return ready
-
-    def _more_batches(self) -> list[list[Item]]:
-        """Full batches that could run beside the one just taken."""
-        batches: list[list[Item]] = []
-        while len(batches) < self.limits.lanes - 1 and len(self._queue) >= self._batch.items:
-            batches.append(self._prepared(self._queue.take(self._batch, wait=False) or []))
-        return [batch for batch in batches if batch]
-
-    def _run_all(self, batches: list[list[Item]]) -> None:
-        """Runs the first batch here and the others beside it, each with its share of the threads."""
-        start, share = time.monotonic(), len(batches)
-        try:
-            beside = [self._lanes.submit(self._run_lane, batch, share) for batch in batches[1:]]
-        except RuntimeError:  # `close` gave up and has failed these items already
-            beside = []
-        if share > 1:
-            self._limit_torch_threads(share)
-        self._run_clips(batches[0])
-        for lane in beside:
-            lane.result()
-        if share > 1:
-            self._limit_torch_threads()
-        self._ledger.took(time.monotonic() - start, sum(map(len, batches)))
-
-    def _run_lane(self, batch: list[Item], share: int) -> None:
-        self._limit_torch_threads(share)
-        self._run_clips(batch)
-
-    def _run_clips(self, batch: list[Item]) -> None:
-        for group in _by_clip(batch):
-            now = time.monotonic()
-            for item in group:
-                item.queue_s += now - item.ready
-            self._run(group)
+            raw = [item for item in batch if item.prepared is None]
+            ready = [item for item in batch if item.prepared is not None]
+            for item in raw:
+                self._ledger.guard(self._prepare, item)  # which puts it into the queue again
+            start = time.monotonic()
+            for group in _by_clip(ready):
+                now = time.monotonic()
+                for item in group:
+                    item.queue_s += now - item.ready
+                self._run(group)
+            if ready:
+                self._ledger.took(time.monotonic() - start, len(ready))
 
     def _run(self, batch: list[Item]) -> None:
         """Runs `batch`; when that fails, its halves, down to the one item at fault."""

@@ -27,9 +27,6 @@ class EngineLimits:
     batch: BatchLimits | None = None  # None: what suits the device
     decode_threads: int = 2
     device_threads: int | None = None  # torch's CPU threads for the device thread; None leaves torch's own choice
-    # Full batches at a time, each on its share of `device_threads`. Threads of one batch wait for each other after each
-    # operation, so whatever else takes a core holds up all; batches of one thread each wait for nobody. 1 on a GPU
-    lanes: int = 1
     pending_head_builds: int = 16
     max_prompts: int = 200_000  # labels x templates of one request
     # Longest wait that a new request may have before it; two batches are always taken. None: bounds by count and bytes

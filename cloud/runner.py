@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -72,8 +71,8 @@ class TorchRunner:
     """Synthesis nets in front of a CLIP, on one torch device.
 
     `bundles` are loaded for `clip` now and stay; other nets and CLIPs come with the items that use them (`load_net`).
-    On a GPU runs exclude each other, so that a canary beside the device thread harms nobody. `run` raises whatever
-    torch raises; the engine isolates the culprit.
+    Runs exclude each other, so that a canary beside the device thread harms nobody. `run` raises whatever torch raises;
+    the engine isolates the culprit.
     """
 
     def __init__(self, clip: Clip | None, bundles: Sequence[Bundle] = (), load: Loader | None = None) -> None:
@@ -83,7 +82,7 @@ class TorchRunner:
         """
         self.clip = clip
         self._load = load
-        self._gpu = threading.Lock()
+        self._lock = threading.Lock()
         self._nets = {bundle.model_id: self.load_net(bundle, clip) for bundle in bundles}
 
     def load_net(self, bundle: Bundle, clip: Clip) -> Net:
@@ -114,7 +113,7 @@ class TorchRunner:
         net = item.net or self._nets[item.model_id]
         if net.gives_vectors:
             raise CannotDecode(f"bundle {item.bundle!r} decodes into CLIP vectors: its packets hold no picture")
-        with self._alone((item.clip or self.clip).device), torch.inference_mode():
+        with self._lock, torch.inference_mode():
             pixels = self._synthesise(net, [item], (item.clip or self.clip).device)[0]  # (3, H, W) in [0, 1]
             return pixels.mul(255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
 
@@ -126,7 +125,7 @@ class TorchRunner:
         import torch
 
         clip = batch[0].clip or self.clip
-        with self._alone(clip.device), torch.inference_mode():
+        with self._lock, torch.inference_mode():
             clock = _Clock(clip.device)
             groups: dict[object, list[int]] = {}
             for index, item in enumerate(batch):
@@ -164,9 +163,6 @@ class TorchRunner:
         embeddings = np.empty_like(stacked)
         embeddings[vector_rows] = stacked
         return Embedded(embeddings, synthesis_ms, clip_ms)
-
-    def _alone(self, device: str) -> contextlib.AbstractContextManager:
-        return self._gpu if device.startswith("cuda") else contextlib.nullcontext()
 
     @staticmethod
     def _synthesise(net: Net, items: Sequence[Prepared], device: str) -> torch.Tensor:
