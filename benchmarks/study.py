@@ -137,8 +137,12 @@ def _leave_a_core_free() -> None:
 
 
 def run_study(study: Study, only: Sequence[str] = ()) -> dict[str, object]:
-    """Runs the experiments (`only` those named), then writes the report. Returns the line that a study ends with."""
+    """Runs the experiments (`only` those named), then writes the report, unless nothing has changed since the last.
+
+    Returns the line that a study ends with.
+    """
     from benchmarks.experiments import DERIVED, EXPERIMENTS
+    from benchmarks.report_stamp import unchanged
     from benchmarks.study_report import write_study_report
 
     if unknown := [name for name in only if name not in (*EXPERIMENTS, *DERIVED)]:
@@ -161,7 +165,8 @@ def run_study(study: Study, only: Sequence[str] = ()) -> dict[str, object]:
                 "measured": measured,
                 "seconds": round(time.monotonic() - started, 1),
             }
-        files = write_study_report(study.out)
+        measured = any(each["measured"] for each in done.values())
+        files = (None if measured else unchanged(study.out)) or write_study_report(study.out)
     return {
         "benchmark": "study",
         "preset": study.preset.name,

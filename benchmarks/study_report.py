@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.points import ResultsError, point_paths, read_point, write_whole
+from benchmarks.report_stamp import stamp
 from benchmarks.section_architecture import architecture_section
 from benchmarks.section_critical import critical_section, models_section
 from benchmarks.section_examples import examples_section
@@ -80,6 +81,7 @@ def write_study_report(out: Path) -> dict[str, Path]:
                     draw(drawn)
                     write_whole(path, drawn.read_bytes())
                 files[path.name] = path
+    stamp(out, files)
     return files
 
 

@@ -23,6 +23,7 @@ pytest.importorskip("plotly")
 from benchmarks import cli, experiments, timing_study
 from benchmarks.judge import Judge
 from benchmarks.points import ResultsError, point_paths, read_points
+from benchmarks.report_stamp import unchanged
 from benchmarks.study_report import write_study_report
 from benchmarks.throughput import Rounds
 from benchmarks.timing_study import TimingPlan
@@ -86,6 +87,21 @@ def test_a_study_again_measures_nothing_and_writes_the_same_bytes(out, words, ca
     assert bytes_of(out) == before
 
 
+def test_a_report_is_written_again_when_it_or_its_points_changed(out, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(out, copy)
+    page = unchanged(copy)["report_html"]
+    assert page == copy / "report.html"
+    (copy / "report.md").write_text("altered")
+    assert unchanged(copy) is None
+    shutil.copy(out / "report.md", copy / "report.md")
+    assert unchanged(copy)
+    point = point_paths(copy, "rate-accuracy")[0]
+    point.write_text(point.read_text() + " ")
+    assert unchanged(copy) is None
+    assert unchanged(tmp_path / "none") is None
+
+
 def test_a_reading_alone_needs_the_points_of_rate_accuracy(out, words, capsys):
     assert cli.main([*words, "--out", str(out), "--only", "critical-rate"]) == 0
     line = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -106,7 +122,7 @@ def test_report_is_made_of_the_points_alone(out, tmp_path, capsys):
     assert cli.main(["report", str(tmp_path / "copy")]) == 0
     assert bytes_of(tmp_path / "copy") == bytes_of(out)
     assert sum(path.suffix == ".json" for path in out.rglob("*")) == (
-        2 * POINTS + 4 + DOMAIN_POINTS + TRICKS + sum(TIMED.values()) + 1  # findings.json
+        2 * POINTS + 4 + DOMAIN_POINTS + TRICKS + sum(TIMED.values()) + 2  # findings.json, report.json
     )
 
 
