@@ -117,16 +117,36 @@ def prompts(found: Found) -> str:
     return table(header, rows)
 
 
+def ends_and_middle(found: Found, *keys: str) -> Found:
+    """Of the entries that agree in `keys` the first, the middle and the last: a page is read, study.json holds all."""
+    groups: dict[tuple, Found] = {}
+    for each in found:
+        groups.setdefault(tuple(each.get(key) for key in keys), []).append(each)
+    return [
+        each
+        for group in groups.values()
+        for place, each in enumerate(group)
+        if place in (0, len(group) // 2, len(group) - 1)
+    ]
+
+
+def some(shown: Found, found: Found, text: str) -> str:
+    return f"{len(shown)} of {len(found)} rows.\n\n{text}" if len(shown) < len(found) else text
+
+
 def calibration(found: Found) -> str:
     rows = []
-    for each in found:
+    shown = ends_and_middle([each for each in found if each["group"] == found[0]["group"]], "codec")
+    for each in shown:
         gap = None if each["ece"] is None else each["confidence"] - each["accuracy"]
         told = form(each["ece"], ".3f") + span(each["ci95"], ".3f")
         rows.append([each["group"], each["codec"], each["rate"] or "–", told, form(gap, "+.3f")])
-    return table(["data, CLIP", "codec", "rate", "ECE (95 %)", "confidence - accuracy"], rows)
+    text = table(["data, CLIP", "codec", "rate", "ECE (95 %)", "confidence - accuracy"], rows)
+    return some(shown, found, text)
 
 
 def probes(found: Found) -> str:
+    shown = ends_and_middle(found, "group", "codec")
     rows = [
         [
             each["group"],
@@ -138,21 +158,22 @@ def probes(found: Found) -> str:
             f"{100 * each['trained_on_decoded']:.1f}",
             f"{100 * each['gain']:+.1f}" + span(each["gain_ci95"], "+.1f", 100),
         ]
-        for each in found
+        for each in shown
     ]
     header = ["data, CLIP", "codec", "rate", "bytes", "uncompressed %", "trained on originals %", "on decoded %"]
-    return table([*header, "difference (95 %)"], rows)
+    return some(shown, found, table([*header, "difference (95 %)"], rows))
 
 
 def retrieval(found: Found) -> str:
+    shown = ends_and_middle(found, "group", "codec", "direction")
     rows = [
         [each["group"], each["codec"], each.get("rate", "–"), each["direction"].replace("_", " ")]
         + [f"{100 * each[name]:.1f}" for name in ("r1", "r5", "r10")]
         + [f"{100 * each['r1_change']:+.1f}" + span(each["ci95"], "+.1f", 100) if "r1_change" in each else "–"]
-        for each in found
+        for each in shown
     ]
     header = ["data, CLIP", "codec", "rate", "direction", "R@1 %", "R@5 %", "R@10 %", "R@1 against originals (95 %)"]
-    return table(header, rows)
+    return some(shown, found, table(header, rows))
 
 
 def tricks(found: Found) -> str:
