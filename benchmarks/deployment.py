@@ -1,4 +1,4 @@
-"""Which codec on which link: the most accurate point whose answers come within a deadline. Pure functions of rows.
+"""Which codec on which link: the fewest bytes that answer well enough within a deadline. Pure functions of rows.
 
 Latency rows come from `thinwire-bench latency`, accuracy rows from `thinwire-bench rate-accuracy`; they meet by
 (codec, rate).
@@ -20,13 +20,16 @@ def best_codecs(
     percentile: str = "p95",
     loop: str = "closed",
     metric: str = "top1",
+    tolerance: float = 0.0,
 ) -> list[dict[str, Any]]:
     """One row for each link (in the order of the latency rows) and deadline, with the best point of each kind.
 
-    A point is fit for a deadline when that percentile of its latency is known and within it. Of fit points the one with
-    the higher `metric` wins, then the faster one. All on the edge needs no link and so competes on each. Points without
-    accuracy are left out. A row: link, deadline_ms, best, family, peer, on_edge; each of the latter four is None where
-    nothing is fit, else codec, rate, kind, the metric, latency_ms and link_bytes_up_per_image.
+    A point is fit for a deadline when that percentile of its latency is known and within it. Of fit points whose
+    `metric` is at most `tolerance` below the highest, the one with the fewest bytes wins, then the faster one: what a
+    few hundred images cannot tell apart should not be paid for. Points without accuracy are left out. A row: link,
+    deadline_ms, best, family, peer, on_edge; each of the latter four is None where nothing is fit, else codec, rate,
+    kind, the metric, latency_ms and link_bytes_up_per_image. `best` is among what is sent, and all on the edge (which
+    needs no link, but CLIP's whole tower on the device) only where nothing that is sent is fit.
 
     >>> times = [{"kind": "family", "codec": "conv", "rate": "low", "link": "lte", "loop": "closed",
     ...           "latency_ms": {"p95": 90.0}, "link_bytes_up_per_image": 400.0}]
@@ -60,13 +63,17 @@ def best_codecs(
         here = [point for point in points if point["link"] == link or point["kind"] == ON_EDGE]
         for deadline_ms in deadlines_ms:
             fit = [point for point in here if point["latency_ms"] <= deadline_ms]
-            row: dict[str, Any] = {"link": link, "deadline_ms": deadline_ms, "best": _best(fit, metric)}
-            for kind in ("family", "peer", ON_EDGE):
-                row[kind.replace("-", "_")] = _best([point for point in fit if point["kind"] == kind], metric)
-            rows.append(row)
+            kinds = {kind: [point for point in fit if point["kind"] == kind] for kind in ("family", "peer", ON_EDGE)}
+            best = _best(kinds["family"] + kinds["peer"] or kinds[ON_EDGE], metric, tolerance)
+            found = {kind.replace("-", "_"): _best(own, metric, tolerance) for kind, own in kinds.items()}
+            rows.append({"link": link, "deadline_ms": deadline_ms, "best": best, **found})
     return rows
 
 
-def _best(points: Sequence[dict[str, Any]], metric: str) -> dict[str, Any] | None:
-    found = max(points, key=lambda point: (point[metric], -point["latency_ms"]), default=None)
-    return None if found is None else {name: value for name, value in found.items() if name != "link"}
+def _best(points: Sequence[dict[str, Any]], metric: str, tolerance: float) -> dict[str, Any] | None:
+    if not points:
+        return None
+    least = max(point[metric] for point in points) - tolerance
+    good = [point for point in points if point[metric] >= least]
+    found = min(good, key=lambda point: (point["link_bytes_up_per_image"], point["latency_ms"]))
+    return {name: value for name, value in found.items() if name != "link"}

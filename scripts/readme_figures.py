@@ -1,7 +1,7 @@
 """Writes the tables of README.md from the measurements in benchmarks/results; `--check` only says whether they agree.
 
 Each file there is the unedited JSON document of one command: `thinwire-bench eval --json`, `make demo`,
-`thinwire-export clip-lite-eval`, `make edge-size`.
+`thinwire-export clip-lite-eval`, `make edge-size`, and those that the tables of device and service name.
 """
 
 from __future__ import annotations
@@ -87,7 +87,94 @@ def edge_size() -> str:
     )
 
 
-FIGURES = {"demo": demo, "codec": codec, "clip-lite": clip_lite, "edge-size": edge_size}
+def verdict(good: bool, target: str) -> str:
+    return target if good else f"{target}: **missed**"
+
+
+def device() -> str:
+    foot, field, auto = read("edge-footprint"), read("field"), read("rate-auto")
+    met, ratio = auto["deadline_met_share"], auto["accuracy_ratio"]
+    return table(
+        ["on a device", "measured", "target", "command"],
+        [
+            [
+                "resident memory",
+                f"{foot['rss_mb']:.0f} MB",
+                verdict(foot["rss_mb"] <= 150, "150 MB"),
+                "`thinwire-bench edge-footprint`",
+            ],
+            [
+                "start to first packet",
+                f"{foot['cold_start_s']:.2f} s",
+                verdict(foot["cold_start_s"] <= 1, "1 s"),
+                "the same",
+            ],
+            [
+                "CPU a frame, JPEG decoding included",
+                f"{foot['cpu_ms_per_frame']:.1f} ms",
+                verdict(foot["cpu_ms_per_frame"] <= 15, "15 ms"),
+                "the same",
+            ],
+            [
+                f"{field['frames']:,} frames, {field['link_cuts']} cuts of the link, server killed "
+                f"{field['server_kills']} times, client {field['client_kills']} times",
+                f"{field['lost']} lost, {field['duplicated']} twice",
+                verdict(field["lost"] == field["duplicated"] == 0, "0, 0"),
+                "`thinwire-bench field`",
+            ],
+            [
+                "`--rate auto`, 20 kbit/s to 2 Mbit/s: answered within 2 s",
+                f"{100 * met:.1f} %",
+                verdict(met >= 0.95, "95 %"),
+                "`thinwire-bench rate-auto`",
+            ],
+            [
+                "its accuracy over the best fixed rate that keeps the deadline",
+                "no fixed rate keeps it" if ratio is None else f"{ratio:.2f}",
+                verdict(ratio is None or ratio >= 0.9, "0.9"),
+                "the same",
+            ],
+        ],
+    )
+
+
+def service() -> str:
+    run, load = read("service"), read("throughput")
+    (point,) = load["points"]
+    rows = [
+        ("start to serving, s", run["start_s"], ".1f", 10, "service"),
+        ("lone request over decoding and CLIP, ms", run["lone_overhead_ms_p50"], ".1f", 2, "service"),
+        ("p99 at 5x capacity over p99 at 0.8", run["overload_p99_ratio"], ".2f", 2, "service"),
+        ("answers at 5x capacity over capacity", run["overload_goodput_ratio"], ".2f", -0.9, "service"),
+        ("refusal, p99 ms", run["reject_ms_p99"], ".0f", 50, "service"),
+        (f"memory grown in {run['soak_s'] / 60:.0f} minutes at 0.8", run["soak_rss_growth"], ".2%", 0.02, "service"),
+        ("served images/s over the bare model's", point["served_over_bare_ratio"], ".2f", -0.9, "throughput"),
+    ]
+    return table(
+        ["service on 2 cores", "measured", "target", "command"],
+        [
+            [
+                what,
+                f"{value:{spec}}",
+                verdict(
+                    value >= -bound if bound < 0 else value <= bound,
+                    f"{'at least' if bound < 0 else 'at most'} {f'{abs(bound):.0%}' if '%' in spec else abs(bound)}",
+                ),
+                f"`thinwire-bench {command}`",
+            ]
+            for what, value, spec, bound, command in rows
+        ],
+    )
+
+
+FIGURES = {
+    "demo": demo,
+    "codec": codec,
+    "clip-lite": clip_lite,
+    "edge-size": edge_size,
+    "device": device,
+    "service": service,
+}
 
 
 def render(text: str) -> str:

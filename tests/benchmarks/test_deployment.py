@@ -5,7 +5,7 @@ from __future__ import annotations
 from benchmarks.deployment import best_codecs
 
 
-def times(kind, codec, rate, link, p95, loop="closed") -> dict:
+def times(kind, codec, rate, link, p95, loop="closed", sent=100.0) -> dict:
     return {
         "kind": kind,
         "codec": codec,
@@ -13,7 +13,7 @@ def times(kind, codec, rate, link, p95, loop="closed") -> dict:
         "link": link,
         "loop": loop,
         "latency_ms": {"p50": 1.0, "p95": p95},
-        "link_bytes_up_per_image": 100.0,
+        "link_bytes_up_per_image": sent,
     }
 
 
@@ -44,12 +44,22 @@ def test_the_most_accurate_in_time_wins():
     assert best["lte-m", 100] is None
     assert best["lte-m", 200] == ("conv", "low")
     assert best["lte-m", 250] == ("conv", "high")
-    assert best["lte-m", 500] == ("tower", "256b")  # nothing to send: it competes on every link
+    assert best["lte-m", 500] == ("conv", "high")  # the tower on the device knows more, and is no codec
     assert best["lte-m", 1000] == ("jpeg", "224px quality 20")
-    assert best["nb-iot", 1000] == ("tower", "256b")
+    assert best["nb-iot", 1000] == ("tower", "256b")  # nothing that is sent arrives
     row = rows["lte-m", 1000]
     assert (row["family"]["top1"], row["peer"]["latency_ms"], row["on_edge"]["codec"]) == (0.80, 900.0, "tower")
     assert rows["nb-iot", 1000]["family"] is None
+
+
+def test_of_points_as_good_as_each_other_the_one_with_the_fewest_bytes_wins():
+    rows = [times("family", "conv", "low", "lte", 80.0, sent=300.0), times("family", "conv", "high", "lte", 60.0)]
+    rows.append(times("peer", "jpeg", "224px quality 20", "lte", 50.0, sent=5000.0))
+    (row,) = best_codecs(rows, ACCURACY, [100], tolerance=0.05)
+    assert row["best"]["rate"] == "high"
+    (row,) = best_codecs(rows, ACCURACY, [100], tolerance=0.04)
+    assert row["best"]["codec"] == "jpeg"
+    assert row["family"]["rate"] == "high"
 
 
 def test_of_equally_accurate_points_the_faster_wins():
