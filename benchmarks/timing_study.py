@@ -41,7 +41,7 @@ class TimingPlan:
 
 
 PLANS = {
-    "quick": TimingPlan(10, 2, throughput=Rounds(3, 3.0)),
+    "quick": TimingPlan(8, 2, throughput=Rounds(2, 3.0)),
     "full": TimingPlan(100, 5, open_links=("lte", "3g", "lte-m"), arrivals_per_s=1.0, throughput=Rounds(7, 8.0)),
 }
 """By a study's preset. An image costs the sum of its latencies over the links, about 3.5 s, 2.8 s of which are NB-IoT
