@@ -63,6 +63,9 @@ class RayContext:
         self._inner.set_trailing_metadata(list(trailing_metadata))
         raise Aborted(details)
 
+    async def send_initial_metadata(self, metadata: tuple) -> None:
+        """Serve sends none: the edge's doctor is not told this machine's time."""
+
     def time_remaining(self) -> None:
         """Serve does not tell."""
         return None

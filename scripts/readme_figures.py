@@ -139,8 +139,9 @@ def device() -> str:
 
 
 def service() -> str:
-    run, load = read("service"), read("throughput")
+    run, load, watching, search = (read(name) for name in ("service", "throughput", "watching", "search"))
     (point,) = load["points"]
+    frames = f"text query over {search['frames']:,} kept frames, p50 ms"
     rows = [
         ("start to serving, s", run["start_s"], ".1f", 10, "service"),
         ("lone request over decoding and CLIP, ms", run["lone_overhead_ms_p50"], ".1f", 2, "service"),
@@ -149,6 +150,9 @@ def service() -> str:
         ("refusal, p99 ms", run["reject_ms_p99"], ".0f", 50, "service"),
         (f"memory grown in {run['soak_s'] / 60:.0f} minutes at 0.8", run["soak_rss_growth"], ".2%", 0.02, "service"),
         ("served images/s over the bare model's", point["served_over_bare_ratio"], ".2f", -0.9, "throughput"),
+        ("metrics, page and traces cost of the images/s", watching["watch_cost"], ".1%", 0.02, "watching"),
+        ("the frame store costs of them", watching["store_cost"], ".1%", 0.03, "watching"),
+        (frames, search["text_ms_p50"], ".0f", 20, "search"),
     ]
     return table(
         ["service on 2 cores", "measured", "target", "command"],
