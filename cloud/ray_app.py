@@ -8,7 +8,9 @@ has (docs/scaling.md). Callers' deadlines do not reach replicas; Serve's request
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from dataclasses import asdict, dataclass
+from typing import TypeVar
 
 import grpc
 from ray import serve
@@ -23,6 +25,7 @@ from thinwire.v1 import inference_pb2 as pb
 
 SERVICER = "thinwire.v1.inference_pb2_grpc.add_InferenceServiceServicer_to_server"
 APPLICATION = "thinwire"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class RaySettings:
 
 
 class Aborted(Exception):
-    """Ends a call whose status stands in the context already; Serve passes that on."""
+    """Ends a call whose status stands in the context already."""
 
 
 class RayContext:
@@ -110,22 +113,35 @@ class Replica:
             self._engine.close(5)
 
     async def GetServerInfo(self, request: pb.GetServerInfoRequest, grpc_context):
-        return await self._service.GetServerInfo(request, RayContext(grpc_context))
+        return await _status_kept(
+            self._service.GetServerInfo(request, RayContext(grpc_context)), pb.GetServerInfoResponse()
+        )
 
     async def Classify(self, request: pb.ClassifyRequest, grpc_context):
-        return await self._service.Classify(request, RayContext(grpc_context))
+        return await _status_kept(self._service.Classify(request, RayContext(grpc_context)), pb.ClassifyResponse())
 
     async def Embed(self, request: pb.EmbedRequest, grpc_context):
-        return await self._service.Embed(request, RayContext(grpc_context))
+        return await _status_kept(self._service.Embed(request, RayContext(grpc_context)), pb.EmbedResponse())
 
     async def EncodeText(self, request: pb.EncodeTextRequest, grpc_context):
-        return await self._service.EncodeText(request, RayContext(grpc_context))
+        return await _status_kept(self._service.EncodeText(request, RayContext(grpc_context)), pb.EncodeTextResponse())
 
     async def Rank(self, request: pb.RankRequest, grpc_context):
-        return await self._service.Rank(request, RayContext(grpc_context))
+        return await _status_kept(self._service.Rank(request, RayContext(grpc_context)), pb.RankResponse())
 
     async def Decode(self, request: pb.DecodeRequest, grpc_context):
-        return await self._service.Decode(request, RayContext(grpc_context))
+        return await _status_kept(self._service.Decode(request, RayContext(grpc_context)), pb.DecodeResponse())
+
+
+async def _status_kept(answer: Awaitable[T], nothing: T) -> T:
+    """The awaited answer; of an aborted call `nothing`.
+
+    Serve sends the whole status of calls that return, and drops the details of those that raise.
+    """
+    try:
+        return await answer
+    except Aborted:
+        return nothing
 
 
 def application(settings: RaySettings):
