@@ -46,11 +46,14 @@ class Files:
 
     live = False
 
-    def __init__(self, paths: list[str], question: str) -> None:
-        self._paths, self._question = paths, question
+    def __init__(self, paths: list[str], question: str, say: Callable[[str], None]) -> None:
+        self._paths, self._question, self._say = paths, question, say
 
     def shots(self, stop: threading.Event) -> Iterator[Shot]:
-        for source in find_images(self._paths):
+        found = find_images(self._paths)
+        if not found:  # no error: a run is also started to send what waits in its spool
+            self._say(f"no image files in {', '.join(self._paths)}: nothing new to send (--watch waits for some)")
+        for source in found:
             if stop.is_set():
                 return
             yield _file_shot(source.path, self._question)

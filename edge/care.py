@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from datetime import datetime
 
 from edge.spool_file import look
 
@@ -15,6 +16,13 @@ def status(args: argparse.Namespace) -> int:
         print(json.dumps(facts))
         return 0
     for name, value in facts.items():
-        shown = ", ".join(f"{key} {each}" for key, each in value.items()) if isinstance(value, dict) else value
-        print(f"{name.replace('_', ' '):18} {shown}")
+        print(f"{name.replace('_', ' '):18} {_shown(name, value)}")
     return 0
+
+
+def _shown(name: str, value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key.replace('_', ' ')} {each}" for key, each in value.items()) or "none"
+    if name == "noted_at" and isinstance(value, float):
+        return f"{datetime.fromtimestamp(value):%Y-%m-%d %H:%M:%S}"
+    return "none" if value is None else str(value)

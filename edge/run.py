@@ -215,7 +215,7 @@ def open_sources(args: argparse.Namespace, question: str, say: Callable[[str], N
             sources.append(Video(word, question, args.fps, say))
         else:
             plain.append(word)
-    return [Files(plain, question), *sources] if plain else sources
+    return [Files(plain, question, say), *sources] if plain else sources
 
 
 def _place(shot: Shot) -> str:
