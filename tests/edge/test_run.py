@@ -105,10 +105,8 @@ def test_a_folder_without_images_is_told_and_the_status_is_for_people(tmp_path, 
     assert run(tmp_path / "nothing", *words) == 0  # a run is also started to send what waits
     assert "no image files in" in capsys.readouterr().err
     assert main(["status", "--spool", words[words.index("--spool") + 1]]) == 0
-    told = dict(
-        line.split(maxsplit=2)[::2] for line in capsys.readouterr().out.splitlines() if line.startswith("noted")
-    )
-    assert told["noted"].startswith(time.strftime("%Y-"))
+    (noted,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("noted at")]
+    assert noted.split()[2].startswith(time.strftime("%Y-"))
 
 
 def test_broken_files_get_a_result_too(photos, words, out):
