@@ -49,7 +49,7 @@ PRESETS = {
             {"eval-caltech101": 100, "eval-imagenette": 100},
             100,
             QUICK_GRID,
-            "100 images of two sets, 9 points a peer; estimated at 35 minutes on 2 idle cores, 10 of them for latency",
+            "100 images of two sets, 9 points a peer; about 37 minutes on 2 cores, 9 of them for latency",
         ),
         Preset(
             "full",
