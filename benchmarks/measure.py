@@ -53,12 +53,14 @@ class Sight:
     perceptual: Perceptual | None = None
     heads: dict = field(init=False)
     question: Question = field(init=False)
+    place: dict[str, int] = field(init=False)  # of each label among the data's
 
     def __post_init__(self) -> None:
         self.data = self.views.data
         self.main = next(iter(self.prompts))
         self.heads = self.judge.heads(self.data.labels, self.prompts)
         self.question = Question.check(self.data.labels, len(self.data.labels), self.main)
+        self.place = {label: index for index, label in enumerate(self.data.labels)}
 
     def targets(self, indices: list[int]) -> list[int]:
         return [self.data.items[index].target for index in indices]
@@ -145,7 +147,6 @@ def measure_family(client: Client, decoder: Synthesis, point: Point, sight: Sigh
 
 def _ask(batch: range, client: Client, point: Point, sight: Sight, done: Measurement) -> _Batch:
     """Packets that were sent and answered."""
-    place = {label: index for index, label in enumerate(sight.data.labels)}
     asked = _Batch(batch)
     for index in batch:
         try:
@@ -158,7 +159,7 @@ def _ask(batch: range, client: Client, point: Point, sight: Sight, done: Measure
         except ThinwireError as error:
             done.failures[index] = f"{sight.data.items[index].name}: {error}"
             continue
-        done.answers[sight.main][index] = _told(result, place, sight.data.items[index].target)
+        done.answers[sight.main][index] = _told(result, sight.place, sight.data.items[index].target)
         done.put(index, packet_bytes=result.packet_bytes, message_bytes=message, wire_bytes=wire)
         if batch.start < TIMED_IMAGES:
             done.put(index, encode_ms=result.encode_ms + result.code_ms, round_trip_ms=result.round_trip_ms)

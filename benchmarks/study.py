@@ -165,8 +165,7 @@ def run_study(study: Study, only: Sequence[str] = ()) -> dict[str, object]:
                 "measured": measured,
                 "seconds": round(time.monotonic() - started, 1),
             }
-        measured = any(each["measured"] for each in done.values())
-        files = (None if measured else unchanged(study.out)) or write_study_report(study.out)
+        files = unchanged(study.out) or write_study_report(study.out)
     return {
         "benchmark": "study",
         "preset": study.preset.name,

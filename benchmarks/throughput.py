@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from cloud.batching import BatchLimits
 from cloud.brief_threads import on_brief_thread
-from cloud.clip import Clip, load_clip, pick_device
+from cloud.clip import load_clip, pick_device
 from cloud.engine import Engine
 from cloud.folded import folded
 from cloud.head import HeadCache, default_cache_dir
@@ -83,7 +83,8 @@ class Service:
 
         torch.set_num_threads(threads)
         keep_freed_memory()
-        loaded, runner = on_brief_thread(lambda: _runner(clip, bundle, device))
+        runner = on_brief_thread(lambda: _runner(clip, bundle, device))
+        loaded = runner.clip
         batch = GPU_BATCH if loaded.device.startswith("cuda") else CPU_BATCH
         limits = EngineLimits(batch=BatchLimits(items=batch), device_threads=threads)
         limits = replace(limits, queue_items=max(limits.queue_items, 2 * (in_flight or 0)))
@@ -92,9 +93,8 @@ class Service:
         return cls(clip, runner, engine, batch, threads)
 
 
-def _runner(clip: str, bundle: Bundle, device: str) -> tuple[Clip, TorchRunner]:
-    loaded = folded(load_clip(clip, pick_device(device)))
-    return loaded, TorchRunner(loaded, [bundle])
+def _runner(clip: str, bundle: Bundle, device: str) -> TorchRunner:
+    return TorchRunner(folded(load_clip(clip, pick_device(device))), [bundle])
 
 
 def measure(
@@ -116,8 +116,8 @@ def measure(
     model = (service.clip, str(bundle.path), device, service.threads)
     with (
         background_server(service.engine) as address,
-        _Process(_bare, *model, packets, service.batch) as bare,
-        _Process(_generate, address, packets, labels, prompt_set, in_flight) as load,
+        _Process("bare model", _bare, *model, packets, service.batch) as bare,
+        _Process("load generator", _generate, address, packets, labels, prompt_set, in_flight) as load,
     ):
         run_engine = _engine_round(service.engine, packets, labels, templates, in_flight)
         run_engine(0.1)
@@ -176,8 +176,8 @@ def _engine_round(
 class _Process:
     """`work(pipe, *arguments)` in a process, round by round. Spawned, never forked: gRPC does not survive a fork."""
 
-    def __init__(self, work: Callable[..., None], *arguments: Any) -> None:
-        self._name = "bare model" if work is _bare else "load generator"
+    def __init__(self, name: str, work: Callable[..., None], *arguments: Any) -> None:
+        self._name = name
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=work, args=(theirs, *arguments), daemon=True)
@@ -213,7 +213,7 @@ def _bare(
     torch.set_num_threads(threads)
     keep_freed_memory()
     bundle = load_bundle(bundle_path)
-    _, runner = _runner(clip, bundle, device)
+    runner = _runner(clip, bundle, device)
     parsed = [Packet.from_bytes(packet) for packet in packets]
     source = itertools.cycle(
         [Prepared(bundle.decode(each), bundle.name, len(each.layers), bundle.model_id) for each in parsed]

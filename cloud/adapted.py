@@ -6,9 +6,7 @@ and their caches stay those of the CLIP.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,10 +51,7 @@ def adapted_clip(clip: Clip, adapter: Adapter) -> Clip:
     import torch
 
     adapter.check_clip(clip.id)
-    model = copy.copy(clip.model)
-    model._modules = dict(clip.model._modules)
-    model.visual = adapter.merged_into(clip.model.visual)
-    merged = replace(clip, model=model)
+    merged = clip.with_visual(adapter.merged_into(clip.model.visual))
     canary = merged.encode_images(torch.full((1, 3, clip.image_height, clip.image_width), 0.5, device=clip.device))
     if not canary.isfinite().all():
         raise AdapterError(f"adapter {adapter.path} makes the tower of {clip.id} give no numbers: train it again")

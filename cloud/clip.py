@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -80,6 +81,13 @@ class Clip:
         """
         name, hash_sign, fingerprint = wanted.partition("#")
         return fingerprint == self.id.rpartition("#")[2] if hash_sign else name == self.name
+
+    def with_visual(self, visual: torch.nn.Module, **changes: object) -> Clip:
+        """A twin with another image tower, and with `changes` of its fields. Both share the text tower."""
+        model = copy.copy(self.model)
+        model._modules = dict(self.model._modules)
+        model.visual = visual
+        return replace(self, model=model, **changes)
 
     def fit(self, images: torch.Tensor) -> torch.Tensor:
         """RGB (B, 3, H, W) in [0, 1] of any size → (B, 3, image_height, image_width) in [0, 1], antialiased."""

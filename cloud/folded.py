@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from cloud.precision import check_images, compare
@@ -30,10 +29,8 @@ def folded(clip: Clip) -> Clip:
 
     if not any(isinstance(module, torch.nn.BatchNorm2d) for module in clip.model.visual.modules()):
         return clip
-    model = copy.copy(clip.model)  # shares the text tower
-    model._modules = dict(clip.model._modules)
-    model.visual = fold_batch_norm(copy.deepcopy(clip.model.visual)).to(memory_format=torch.channels_last)
-    quick = replace(clip, model=model)
+    tower = fold_batch_norm(copy.deepcopy(clip.model.visual))
+    quick = clip.with_visual(tower.to(memory_format=torch.channels_last))
     images = check_images(clip, CHECK_IMAGES).to(clip.device)
     parity = compare(clip.encode_images(images).cpu().numpy(), quick.encode_images(images).cpu().numpy())
     if parity.cosine_min >= MIN_COSINE:

@@ -6,10 +6,9 @@ once and replayed, they cost one launch. At larger batches computing hides the l
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -86,10 +85,7 @@ def with_graphs(clip: Clip, record: Callable[[nn.Module, torch.Tensor], Recordin
             reference = clip.encode_images(images)
             dtype = clip.image_dtype or torch.float32
             example = torch.zeros(1, 3, clip.image_height, clip.image_width, dtype=dtype, device=clip.device)
-            model = copy.copy(clip.model)  # shares the text tower
-            model._modules = dict(clip.model._modules)
-            model.visual = GraphedTower(clip.model.visual, example, record=record)
-            graphed = replace(clip, model=model)
+            graphed = clip.with_visual(GraphedTower(clip.model.visual, example, record=record))
             parity = compare(reference.cpu().numpy(), graphed.encode_images(images).cpu().numpy())
     except RuntimeError as error:  # a tower that synchronises or allocates on the host cannot be recorded
         log.warning("CLIP %s: its image tower cannot be recorded as a CUDA graph (%s)", clip.name, error)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -93,9 +93,6 @@ def lower(clip: Clip, name: str) -> tuple[Clip, Parity]:
     import torch
 
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[name]
-    model = copy.copy(clip.model)  # shares the text tower
-    model._modules = dict(clip.model._modules)
-    model.visual = copy.deepcopy(clip.model.visual).to(dtype)
-    lowered = replace(clip, model=model, image_dtype=dtype)
+    lowered = clip.with_visual(copy.deepcopy(clip.model.visual).to(dtype), image_dtype=dtype)
     images = check_images(clip).to(clip.device)
     return lowered, compare(clip.encode_images(images).cpu().numpy(), lowered.encode_images(images).cpu().numpy())

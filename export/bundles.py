@@ -17,7 +17,6 @@ from tqdm import tqdm
 from export.families import Family, embedding
 from export.families.front import IMAGE_MEAN, IMAGE_STD, normalise
 from export.onnx_export import (
-    OPSET,
     Parity,
     ParityError,
     check_parity,
@@ -31,6 +30,7 @@ from export.quantise import quantise_encoder
 from export.teachers import cache_root
 from export.towers import load_tower
 from synthesis import build as build_synthesis
+from synthesis.onnx_file import OPSET
 from thinwire.bundle import load_bundle, write_bundle
 from thinwire.imaging import canonical_view
 from thinwire.tables import count_tables

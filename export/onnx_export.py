@@ -13,8 +13,7 @@ from onnx import numpy_helper
 from torch import nn
 
 from export.families.front import normalise
-
-OPSET = 18
+from synthesis.onnx_file import export_onnx
 
 
 class ParityError(RuntimeError):
@@ -37,20 +36,8 @@ def export_encoder(analysis: nn.Module, low: int, high: int, size: int | tuple[i
     """Writes `path` as one self-contained file with a dynamic batch axis. size: of the view, or (height, width)."""
     graph = EncoderGraph(analysis, low, high).eval()
     height, width = (size, size) if isinstance(size, int) else size
-    example = torch.zeros(2, height, width, 3, dtype=torch.uint8)
-    batch = torch.export.Dim("batch", min=1, max=4096)
-    torch.onnx.export(
-        graph,
-        (example,),
-        str(path),
-        input_names=["image"],
-        output_names=["symbols"],
-        opset_version=OPSET,
-        dynamic_shapes={"image": {0: batch}},
-        dynamo=True,
-        external_data=False,
-        verbose=False,
-    )
+    example = {"image": torch.zeros(2, height, width, 3, dtype=torch.uint8)}
+    export_onnx(graph, example, "symbols", path)
     onnx.checker.check_model(str(path))
 
 

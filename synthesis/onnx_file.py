@@ -1,4 +1,4 @@
-"""A decoder as an ONNX file, for services that run synthesis in another runtime than torch."""
+"""Nets as ONNX files: how every net here is exported, and decoders for services that run them without torch."""
 
 from __future__ import annotations
 
@@ -12,25 +12,30 @@ from torch import nn
 OPSET = 18
 
 
+def export_onnx(net: nn.Module, example: dict[str, torch.Tensor], output: str, path: Path) -> None:
+    """Writes `net` to `path` as one self-contained file. example: inputs by name, the first axis a free batch."""
+    batch = torch.export.Dim("batch", min=1, max=4096)
+    torch.onnx.export(
+        net,
+        tuple(example.values()),
+        str(path),
+        input_names=list(example),
+        output_names=[output],
+        opset_version=OPSET,
+        dynamic_shapes={name: {0: batch} for name in example},
+        dynamo=True,
+        external_data=False,
+        verbose=False,
+    )
+
+
 def write_onnx(net: nn.Module, latent_shape: tuple[int, int, int], path: Path) -> None:
     """Writes `net` (see `synthesis.load`) to `path` as one file, by one rename.
 
     Inputs symbols float32 (B, C, h, w) and n_layers int64 (B,), output "out", B free. Needs onnx and onnxscript.
     """
-    example = (torch.zeros(2, *latent_shape), torch.ones(2, dtype=torch.int64))
-    batch = torch.export.Dim("batch", min=1, max=4096)
+    example = {"symbols": torch.zeros(2, *latent_shape), "n_layers": torch.ones(2, dtype=torch.int64)}
     with tempfile.TemporaryDirectory(prefix=".onnx-", dir=path.parent) as folder:
         partial = Path(folder) / path.name
-        torch.onnx.export(
-            net.cpu().eval(),
-            example,
-            str(partial),
-            input_names=["symbols", "n_layers"],
-            output_names=["out"],
-            opset_version=OPSET,
-            dynamic_shapes={"symbols": {0: batch}, "n_layers": {0: batch}},
-            dynamo=True,
-            external_data=False,
-            verbose=False,
-        )
+        export_onnx(net.cpu().eval(), example, "out", partial)
         os.replace(partial, path)

@@ -9,8 +9,9 @@ import torch
 
 from export.bundles import training_views
 from export.families import CONV
-from export.onnx_export import OPSET, ParityError, check_parity, encode_views, export_encoder, session
+from export.onnx_export import ParityError, check_parity, encode_views, export_encoder, session
 from export.train import crops
+from synthesis.onnx_file import OPSET
 
 LOW, HIGH, SIDE = -3, 3, 96
 

@@ -8,9 +8,10 @@ from onnx import helper, numpy_helper
 
 from export.bundles import training_views
 from export.families import CONV
-from export.onnx_export import OPSET, ParityError, encode_views, export_encoder
+from export.onnx_export import ParityError, encode_views, export_encoder
 from export.quantise import float_nodes, quantise_encoder
 from export.train import crops
+from synthesis.onnx_file import OPSET
 
 SIDE = 96
 
