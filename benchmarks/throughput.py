@@ -23,16 +23,14 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from cloud.batching import BatchLimits
-from cloud.brief_threads import on_brief_thread
+from cloud.assemble import open_engine
 from cloud.clip import load_clip, pick_device
 from cloud.engine import Engine
 from cloud.folded import folded
-from cloud.head import HeadCache, default_cache_dir
-from cloud.intake import Intake
+from cloud.process import settle_process
 from cloud.requests import EngineLimits
 from cloud.runner import Prepared, TorchRunner
 from cloud.server import background_server
@@ -46,7 +44,6 @@ from thinwire.packet import Packet
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
-CPU_BATCH, GPU_BATCH = 8, 64  # as cloud.assemble has it
 BATCHES_IN_FLIGHT = 3  # one on the device, one being decoded, one on the wire
 CALL_TIMEOUT_S = 60.0
 
@@ -71,26 +68,22 @@ class Service:
     """One bundle and one CLIP, as model, engine and server at once. Close it by leaving `background_server`."""
 
     clip: str
-    runner: TorchRunner
+    device: str
     engine: Engine
-    batch: int
     threads: int
+
+    @property
+    def batch(self) -> int:
+        return self.engine.limits.batch.items
 
     @classmethod
     def load(cls, clip: str, bundle: Bundle, device: str, threads: int, in_flight: int | None) -> Service:
         """As `thinwire-cloud serve` has them. `threads`: of torch. The queue is made long enough for `in_flight`."""
-        import torch
-
-        torch.set_num_threads(threads)
-        keep_freed_memory()
-        runner = on_brief_thread(lambda: _runner(clip, bundle, device))
-        loaded = runner.clip
-        batch = GPU_BATCH if loaded.device.startswith("cuda") else CPU_BATCH
-        limits = EngineLimits(batch=BatchLimits(items=batch), device_threads=threads)
-        limits = replace(limits, queue_items=max(limits.queue_items, 2 * (in_flight or 0)))
-        intake = Intake([bundle], loaded.image_height, loaded.image_width)
-        engine = Engine(runner, intake, HeadCache(loaded, default_cache_dir()), limits)
-        return cls(clip, runner, engine, batch, threads)
+        settle_process()
+        device = pick_device(device)
+        limits = EngineLimits(queue_items=max(EngineLimits.queue_items, 2 * (in_flight or 0)))
+        engine = open_engine(clip, [bundle.path], device, threads, limits, precision="fp32")
+        return cls(clip, device, engine, threads)
 
 
 def _runner(clip: str, bundle: Bundle, device: str) -> TorchRunner:
@@ -109,11 +102,10 @@ def measure(
     """A point's result. Leaves the service closed."""
     in_flight = rounds.in_flight or BATCHES_IN_FLIGHT * service.batch
     templates = resolve_templates(prompt_set)
-    device = service.runner.clip.device
     rates: dict[str, list[float]] = {"bare": [], "engine": [], "served": []}
     sizes: collections.Counter[int] = collections.Counter()
     client_cpu: list[float] = []
-    model = (service.clip, str(bundle.path), device, service.threads)
+    model = (service.clip, str(bundle.path), service.device, service.threads)
     with (
         background_server(service.engine) as address,
         _Process("bare model", _bare, *model, packets, service.batch) as bare,
@@ -144,7 +136,7 @@ def measure(
         "images_answered": answered,
         "client_cpu_share": round(statistics.median(client_cpu), 3),
         "rounds": {name: [round(value, 3) for value in values] for name, values in rates.items()},
-        "device": device,
+        "device": service.device,
     }
 
 

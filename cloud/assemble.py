@@ -22,6 +22,9 @@ from thinwire.errors import BundleError
 
 log = logging.getLogger(__name__)
 
+FEW_CORES = 4
+DECODE_THREADS = 2
+
 
 def open_engine(
     clip: str | Sequence[str] = SHIPPED,
@@ -52,13 +55,10 @@ def open_engine(
 
     device = pick_device(device)
     limits = limits or EngineLimits()
-    if limits.batch is None:
-        # A GPU fills up with items; on a CPU EfficientNet-Lite0 took 19 ms an image in batches of 8 and 25 ms in those
-        # of 32, whose activations no longer fit the caches.
-        limits = replace(limits, batch=BatchLimits(items=64 if device.startswith("cuda") else 8))
     if threads:
         torch.set_num_threads(threads)
         limits = replace(limits, device_threads=threads)
+    limits = fitting(limits, device, torch.get_num_threads())
     clips = [clip] if isinstance(clip, str) else list(clip)
     shelf: Shelf = Shelf(model_bytes)
     load = None
@@ -81,6 +81,21 @@ def open_engine(
     for error in models.intake.refused.values():
         log.warning("%s", error)
     return ReloadableEngine(runner, models, opener, shelf, limits)
+
+
+def fitting(limits: EngineLimits, device: str, threads: int) -> EngineLimits:
+    """`limits` with what they leave open as it suits a device: the batch, and where packets are decoded.
+
+    A GPU fills up with items; on a CPU EfficientNet-Lite0 took 19 ms an image in batches of 8 and 25 ms in those of 32,
+    whose activations no longer fit the caches. Decoding takes one core, for Python's lock: with few cores that all run
+    the networks, stopping them for it costs less than sharing one of their cores does (see `cloud.engine`).
+    """
+    on_cpu = not device.startswith("cuda")
+    if limits.batch is None:
+        limits = replace(limits, batch=BatchLimits(items=8 if on_cpu else 64))
+    if limits.decode_threads is None:
+        limits = replace(limits, decode_threads=0 if on_cpu and threads <= FEW_CORES else DECODE_THREADS)
+    return limits
 
 
 class ReloadableEngine(Engine):

@@ -16,11 +16,6 @@ from cloud.config import Config, add_flags, load_config
 from cloud.search import client_commands
 from cloud.watch.logs import set_up_logs
 
-# How long a thread that wants Python's lock waits before it asks for it. The device thread wants it after each of some
-# hundred operations of a batch; at the default of 5 ms every one may wait for a whole burst of requests that are parsed
-# or refused on the event loop.
-SWITCH_S = 0.0002
-
 _WHERE = (
     "Settings come from flags, then THINWIRE_* variables (--tls-cert is THINWIRE_TLS_CERT), then the TOML file of "
     "--config (tls-cert = ...), then defaults. docs/service.md has a table of them."
@@ -172,18 +167,17 @@ def _open(config: Config):
 
 def _serve(config: Config) -> int:
     start = time.monotonic()
-    sys.setswitchinterval(SWITCH_S)
     from cloud.info import device_name
+    from cloud.process import settle_process
     from cloud.server import Server, ServerOptions
     from cloud.watch.assemble import Watch
-    from synthesis.memory import keep_freed_memory
 
     security = security_of(config)
     security.check(config["host"])  # before models are loaded for nothing
     watch_options = watch_of(config)
     if watch_options.web:
         watch_options.web.check()
-    keep_freed_memory()
+    settle_process()
     engine = _open(config)
     clip = engine.heads.clip
     names = ", ".join(bundle.name for bundle in engine.intake.bundles.values()) or "none (image files only)"

@@ -39,17 +39,17 @@ def positive(text: str) -> int:
     return number
 
 
+def whole(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise ValueError(f"{number} is not 0 or more")
+    return number
+
+
 def seconds(text: str) -> float:
     number = float(text)
     if not 0 <= number < float("inf"):
         raise ValueError(f"{text} is no number of seconds, 0 or more")
-    return number
-
-
-def megabytes(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise ValueError(f"{number} is no number of megabytes, 0 or more")
     return number
 
 
@@ -72,16 +72,13 @@ def words(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
 
 
-def log_format(text: str) -> str:
-    if text not in FORMATS:
-        raise ValueError(f"{text!r} is none of {', '.join(FORMATS)}")
-    return text
+def one_of(*choices: str) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        if text not in choices:
+            raise ValueError(f"{text!r} is none of {', '.join(choices)}")
+        return text
 
-
-def backend(text: str) -> str:
-    if text not in ("torch", "onnx"):
-        raise ValueError(f"{text!r} is no synthesis backend: torch or onnx")
-    return text
+    return read
 
 
 def switch(text: str) -> bool:
@@ -131,9 +128,17 @@ SETTINGS = (
     ),
     Setting("device", str, "auto", "auto, cpu, cuda or cuda:N; auto takes CUDA when it is there"),
     Setting("precision", str, "auto", "of CLIP's image tower: fp32, bf16, fp16; auto takes fp32 on a CPU"),
-    Setting("synthesis-backend", backend, "torch", "what runs the decoders: torch, or onnx (ONNX Runtime)"),
+    Setting(
+        "synthesis-backend", one_of("torch", "onnx"), "torch", "what runs the decoders: torch, or onnx (ONNX Runtime)"
+    ),
     Setting("threads", positive, None, "CPU threads of the networks (default: all cores)"),
-    Setting("decode-threads", positive, 2, "CPU threads that decode packets"),
+    Setting(
+        "decode-threads",
+        whole,
+        None,
+        "CPU threads that decode packets; 0: where the networks run, one after the other (default: 0 on a CPU of up to "
+        "4 cores, else 2)",
+    ),
     Setting("model-mb", positive, None, "megabytes of weights kept loaded; least recently used leave (default: all)"),
     Setting("queue", positive, 256, "requests held at once; more get QUEUE_FULL"),
     Setting(
@@ -146,7 +151,7 @@ SETTINGS = (
     Setting("batch", positive, None, "most items of one device batch (default: 8 on a CPU, 64 on CUDA)"),
     Setting("window", positive, 32, "frames of one stream that may be unanswered at a time"),
     Setting("max-image-mb", positive, 16, "largest image file taken, megabytes"),
-    Setting("repeat-mb", megabytes, 16, "megabytes of answers kept for devices that ask again; 0 keeps none"),
+    Setting("repeat-mb", whole, 16, "megabytes of answers kept for devices that ask again; 0 keeps none"),
     Setting("repeat-age", seconds, 86400.0, "seconds for which they are kept"),
     Setting("confidence", probability, 0.97, "of progressive answers whose request names none"),
     Setting("tls-cert", Path, None, "this server's certificate chain (PEM); read again when it changes", "FILE"),
@@ -172,7 +177,7 @@ SETTINGS = (
     Setting("store", Path, None, "keep answered frames in this file, for search (default: nothing is kept)", "FILE"),
     Setting("store-mb", positive, 256, "megabytes of frames kept; the oldest leave"),
     Setting("store-days", rate, 7.0, "days that frames are kept"),
-    Setting("log-format", log_format, "auto", "auto, rich (for people), plain, json (for machines)"),
+    Setting("log-format", one_of(*FORMATS), "auto", "auto, rich (for people), plain, json (for machines)"),
     Setting("traces", str, None, "OpenTelemetry collector (http://HOST:4317), or console", "ENDPOINT"),
     Setting("reflection", switch, False, "offer gRPC reflection (for grpcurl and the like)"),
     Setting("verbose", switch, False, "log more"),

@@ -6,8 +6,10 @@
 
 The device takes whatever waits when it is free, so batches grow with load and a lone request waits for nobody. While it
 works, the decode threads prepare the next batch. A packet that finds the engine idle goes straight to the device
-thread, which also finishes it: every change of threads costs a wake-up, and there is nothing to overlap. Each item
-keeps the models it was accepted with: `use` puts others in their place for what comes later.
+thread, which also finishes it: every change of threads costs a wake-up, and there is nothing to overlap. So do all
+packets with `decode_threads` 0, for a CPU whose few cores all run the networks: their threads wait for each other after
+every operation, so a core taken away for a moment stops them all. Each item keeps the models it was accepted with:
+`use` puts others in their place for what comes later.
 """
 
 from __future__ import annotations
@@ -62,7 +64,8 @@ class Engine:
         self._batch = self.limits.batch or BatchLimits()
         self._ledger = Ledger(self.limits, self.observers, log_errors=log_errors)
         self._queue: DeadlineQueue[Item] = DeadlineQueue(self._claim)
-        self._decoders = ThreadPoolExecutor(self.limits.decode_threads, "thinwire-decode")
+        # With none for packets there is one for image files
+        self._decoders = ThreadPoolExecutor(self.limits.decode_threads or 1, "thinwire-decode")
         self._texts = BriefThreads("thinwire-text", self._limit_torch_threads)
         self._loader = BriefThreads("thinwire-load", self._limit_torch_threads)
         self._finisher = ThreadPoolExecutor(1, "thinwire-finish")
@@ -248,12 +251,21 @@ class Engine:
     def _at_station(self, item: Item) -> None:
         if item.kind is Kind.TEXTS:
             self._start(self._texts, self._encode_texts, item)
-        elif item.kind is Kind.LOOK and item.packet is not None and len(self._ledger.items) == 1:
-            self._queue.put(item, item.due, 0)  # the device is idle: see the module
+        elif item.kind is Kind.LOOK and item.packet is not None and self._device_decodes():
+            self._queue.put(item, item.due, 0)
         else:
             self._start(self._decoders, self._prepare, item)
 
+    def _device_decodes(self) -> bool:
+        """Whether the device thread decodes the packet that has just been accepted: see the module."""
+        return self.limits.decode_threads == 0 or len(self._ledger.items) == 1
+
     def _prepare(self, item: Item) -> None:
+        if self._is_ready(item):
+            self._enqueue(item)
+
+    def _is_ready(self, item: Item) -> bool:
+        """Decodes `item`. False where another thread has to do something before the device can."""
         start = time.monotonic()
         item.queue_s += start - item.accepted
         prepared = item.station.intake.prepare(item.packet, item.image_file)
@@ -264,23 +276,24 @@ class Engine:
         if item.prepared is None:
             item.prepared = prepared
             self._start(self._loader, self._load_seat, item)
-        else:
-            self._seated(item)
+            return False
+        return self._has_head(item)
 
     def _load_seat(self, item: Item) -> None:
         item.prepared = item.models.load_seat(item.station, item.prepared)
-        self._seated(item)
+        if self._has_head(item):
+            self._enqueue(item)
 
-    def _seated(self, item: Item) -> None:
+    def _has_head(self, item: Item) -> bool:
         if item.kind is Kind.PICTURE:
             self._start(self._texts, self._make_picture, item)
-            return
+            return False
         if item.labels:
             item.head = item.station.heads.lookup(item.labels, item.templates)
             if item.head is None:
                 self._builds.wait_for(item)
-                return
-        self._enqueue(item)
+                return False
+        return True
 
     def _encode_texts(self, item: Item) -> None:
         if not self._ledger.claim(item):
@@ -314,10 +327,8 @@ class Engine:
     def _device_loop(self) -> None:
         self._limit_torch_threads()
         while (batch := self._queue.take(self._batch)) is not None:
-            raw = [item for item in batch if item.prepared is None]
             ready = [item for item in batch if item.prepared is not None]
-            for item in raw:
-                self._ledger.guard(self._prepare, item)  # which puts it into the queue again
+            ready += self._decode([item for item in batch if item.prepared is None])
             start = time.monotonic()
             for group in _by_clip(ready):
                 now = time.monotonic()
@@ -326,6 +337,20 @@ class Engine:
                 self._run(group)
             if ready:
                 self._ledger.took(time.monotonic() - start, len(ready))
+
+    def _decode(self, raw: list[Item]) -> list[Item]:
+        """Decodes packets on this thread; returns those that the device may start on."""
+        ready, room_bytes = [], self._batch.bytes
+        for item in raw:
+            if not self._ledger.guard(self._is_ready, item):
+                continue
+            if ready and item.prepared.array.nbytes > room_bytes:
+                self._enqueue(item)  # only now is its size known
+            elif self._ledger.claim(item):
+                room_bytes -= item.prepared.array.nbytes
+                item.head_s, item.ready = 0.0, time.monotonic()
+                ready.append(item)
+        return ready
 
     def _run(self, batch: list[Item]) -> None:
         """Runs `batch`; when that fails, its halves, down to the one item at fault."""
@@ -344,7 +369,7 @@ class Engine:
             return
         self._ledger.ran(len(batch))
         self.observers.ran(len(batch), result)
-        if not len(self._queue):
+        if self.limits.decode_threads == 0 or not len(self._queue):
             self._finish(batch, result)
             return
         with contextlib.suppress(RuntimeError):  # `close` gave up on this batch and has failed its items already

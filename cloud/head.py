@@ -12,6 +12,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
@@ -70,6 +71,9 @@ def head_key(clip_id: str, labels: Sequence[str], templates: Sequence[str]) -> s
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
+_head_key = lru_cache(maxsize=8)(head_key)  # many devices ask with few label sets, and one may hold thousands
+
+
 def default_cache_dir() -> Path:
     """`$THINWIRE_CACHE/heads`, or `~/.cache/thinwire/heads`."""
     return Path(os.environ.get("THINWIRE_CACHE") or Path.home() / ".cache" / "thinwire") / "heads"
@@ -103,7 +107,7 @@ class HeadCache:
         self.counts = {"memory_hits": 0, "disk_hits": 0, "builds": 0, "bad_files": 0}
 
     def key(self, labels: Sequence[str], templates: Sequence[str]) -> str:
-        return head_key(self.clip.id, labels, templates)
+        return _head_key(self.clip.id, tuple(labels), tuple(templates))
 
     def lookup(self, labels: tuple[str, ...], templates: tuple[str, ...]) -> Head | None:
         """The head if memory or disk holds it; costs at most one file read."""

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import InvalidStateError
+from typing import TypeVar
 
 from cloud.batching import BatchLimits
 from cloud.errors import DeadlinePassed, InferenceFailed, QueueFull, ShuttingDown
@@ -16,6 +17,7 @@ from cloud.requests import EngineLimits, Item
 from thinwire.errors import ThinwireError
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 PAUSE_STEP_MS = 20  # retry hints are multiples of it, so that the same refusal is written once and sent often
 
@@ -119,13 +121,13 @@ class Ledger:
         if held:
             self._observers.settled(item, outcome, error)
 
-    def guard(self, stage: Callable[[Item], None], item: Item) -> None:
-        """Runs a stage on a worker thread; whatever it raises becomes this item's failure."""
+    def guard(self, stage: Callable[[Item], T], item: Item) -> T | None:
+        """What a stage returns; whatever it raises becomes this item's failure. None then, and for what is unwanted."""
         try:
-            if self.wanted(item):
-                stage(item)
+            return stage(item) if self.wanted(item) else None
         except Exception as error:
             self.fail(item, error)
+            return None
 
     def unexpected(self, error: Exception) -> InferenceFailed:
         if self._log_errors:

@@ -88,7 +88,9 @@ class Replica:
 
     def __init__(self, settings: dict) -> None:
         from cloud.assemble import open_engine
+        from cloud.process import settle_process
 
+        settle_process()
         given = RaySettings(**settings)
         limits = EngineLimits(
             queue_items=given.max_ongoing,

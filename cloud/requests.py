@@ -25,7 +25,7 @@ class EngineLimits:
     queue_items: int = 256  # accepted and unanswered
     queue_bytes: int = 64 << 20  # input bytes of these
     batch: BatchLimits | None = None  # None: what suits the device
-    decode_threads: int = 2
+    decode_threads: int | None = None  # 0: packets are decoded where the networks run; None: what suits the device
     device_threads: int | None = None  # torch's CPU threads for the device thread; None leaves torch's own choice
     pending_head_builds: int = 16
     max_prompts: int = 200_000  # labels x templates of one request

@@ -88,8 +88,9 @@ def past_bucket(earlier: np.ndarray, edges: np.ndarray) -> np.ndarray:
 
 def neighbour_bucket(layer: np.ndarray, lean: np.ndarray, near: np.ndarray) -> np.ndarray:
     """What the second pass adds: layer int32 (..., c, h, w), right in its even cells, edges (c, 4), (c, 2) → int16."""
-    leaning = digitise(around(layer), lean[:, None, None, :])
-    return leaning * np.int16(NEAR_BUCKETS) + digitise(around(np.abs(layer)), near[:, None, None, :]) + np.int16(1)
+    leaning, busy = around(np.stack((layer, np.abs(layer))))
+    bucket = digitise(leaning, lean[:, None, None, :]) * np.int16(NEAR_BUCKETS)
+    return bucket + digitise(busy, near[:, None, None, :]) + np.int16(1)
 
 
 def edge_shapes(context: str, layers: int, channels: int) -> tuple[tuple[int, int], ...]:

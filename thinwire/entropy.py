@@ -55,6 +55,8 @@ class SymbolCoder:
         self.context = context
         self._models = [_exact_model(row) for row in tables.freqs]
         self._cells = contexts.pass_cells(context, height, width)
+        self._flat_tables = tables.table_of.ravel()
+        self._table_starts = np.arange(channels)[:, None] * buckets  # of each channel in the above
         # What does not depend on symbols, for each layer and pass: flat positions in the layer, table row per channel
         self._positions = [
             [(np.arange(stop - start)[:, None] * (height * width) + cells).ravel() for cells in self._cells]
@@ -76,11 +78,11 @@ class SymbolCoder:
         """
         symbols, count = self._checked(symbols, n_layers)
         payloads = []
-        for index, layer, earlier in self._walk(symbols, count):
+        for index, layer, past in self._walk(symbols, count):
             coder = constriction.stream.queue.RangeEncoder()
             flat = layer.reshape(-1)
             for number in range(len(self._cells)):
-                order, runs = self._groups(index, number, layer, earlier)
+                order, runs = self._groups(index, number, layer, past)
                 values = flat[order] - self.tables.low
                 for row, start, stop in runs:
                     coder.encode(values[start:stop], self._models[row])
@@ -94,26 +96,24 @@ class SymbolCoder:
         """
         if not 1 <= len(payloads) <= len(self.layers):
             raise MalformedPacket(f"the packet has {len(payloads)} layers, its model has 1 to {len(self.layers)}")
-        symbols = np.zeros(self.shape, np.int32)
-        for index, layer, earlier in self._walk(symbols, len(payloads)):
+        symbols, models = np.zeros(self.shape, np.int32), self._models
+        for index, layer, past in self._walk(symbols, len(payloads)):
             payload = bytes(payloads[index])
             decoder = constriction.stream.queue.RangeDecoder(_words(payload))
             again = constriction.stream.queue.RangeEncoder()
             flat = layer.reshape(-1)
-            for number in range(len(self._cells)):
-                order, runs = self._groups(index, number, layer, earlier)
-                values = np.empty(len(order), np.int32)
-                for row, start, stop in runs:
-                    model = self._models[row]
-                    try:
+            try:
+                for number in range(len(self._cells)):
+                    order, runs = self._groups(index, number, layer, past)
+                    parts = []
+                    for row, start, stop in runs:
+                        model = models[row]
                         part = decoder.decode(model, stop - start)
-                    except (AssertionError, ValueError) as error:
-                        raise BadPayload(
-                            f"layer {index + 1} holds bytes that its model's tables cannot read"
-                        ) from error
-                    again.encode(part, model)
-                    values[start:stop] = part
-                flat[order] = values + self.tables.low
+                        again.encode(part, model)
+                        parts.append(part)
+                    flat[order] = np.concatenate(parts) + self.tables.low
+            except (AssertionError, ValueError) as error:
+                raise BadPayload(f"layer {index + 1} holds bytes that its model's tables cannot read") from error
             if _seal(again) != payload:
                 raise BadPayload(f"layer {index + 1} holds bytes that no encoder writes: it was altered or cut")
         return symbols
@@ -123,9 +123,9 @@ class SymbolCoder:
         symbols, count = self._checked(symbols, None)
         bits = self.tables.bits
         spent = [0.0] * count
-        for index, layer, earlier in self._walk(symbols, count):
+        for index, layer, past in self._walk(symbols, count):
             for number in range(len(self._cells)):
-                order, runs = self._groups(index, number, layer, earlier)
+                order, runs = self._groups(index, number, layer, past)
                 values = layer.reshape(-1)[order] - self.tables.low
                 spent[index] += sum(float(bits[row][values[start:stop]].sum()) for row, start, stop in runs)
         return spent
@@ -138,30 +138,29 @@ class SymbolCoder:
             raise SymbolError(f"{count} layers were asked for, the model has 1 to {len(self.layers)}")
         return np.ascontiguousarray(np.clip(symbols, self.tables.low, self.tables.high), np.int32), count
 
-    def _walk(self, symbols: np.ndarray, count: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """(index, layer int32 (c, h, w), sum of |symbol| over earlier layers int32 (h, w)) of the first layers."""
-        earlier = np.zeros(self.shape[1:], np.int32)
+    def _walk(self, symbols: np.ndarray, count: int) -> Iterator[tuple[int, np.ndarray, np.ndarray | None]]:
+        """(index, layer int32 (c, h, w), first-pass buckets int16 (h, w)) of the first layers."""
+        earlier, past = np.zeros(self.shape[1:], np.int32), None
         for index, (start, stop) in enumerate(self.layers[:count]):
             layer = symbols[start:stop]
-            yield index, layer, earlier
+            if self.context != "none":
+                past = contexts.past_bucket(earlier, self.tables.edges.past[index])
+            yield index, layer, past
             if self.context != "none" and index + 1 < count:
                 earlier = earlier + np.abs(layer).sum(0, dtype=np.int32)
 
-    def _groups(self, index: int, number: int, layer: np.ndarray, earlier: np.ndarray) -> _Plan:
+    def _groups(self, index: int, number: int, layer: np.ndarray, past: np.ndarray | None) -> _Plan:
         """The coding order of pass `number` of a layer."""
         if self._fixed is not None:
             return self._fixed[index]
         start, stop = self.layers[index]
-        edges = self.tables.edges
-        bucket = contexts.past_bucket(earlier, edges.past[index])  # (h, w)
-        if number == 0:
-            bucket = np.broadcast_to(bucket, layer.shape)
-        else:
-            bucket = bucket + contexts.neighbour_bucket(
-                layer, edges.lean[start:stop], edges.near[start:stop]
-            )  # (c, h, w)
-        bucket = bucket.reshape(stop - start, -1)[:, self._cells[number]]
-        rows = np.take_along_axis(self.tables.table_of[start:stop], bucket.astype(np.intp), axis=1)
+        cells = self._cells[number]
+        bucket = past.ravel()[cells]  # (cells,)
+        if number > 0:
+            edges = self.tables.edges
+            near = contexts.neighbour_bucket(layer, edges.lean[start:stop], edges.near[start:stop])  # (c, h, w)
+            bucket = bucket + near.reshape(stop - start, -1)[:, cells]
+        rows = self._flat_tables.take(self._table_starts[start:stop] + bucket)  # (c, cells)
         return _plan(rows.ravel(), self._positions[index][number])
 
 

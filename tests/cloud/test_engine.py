@@ -67,12 +67,13 @@ def runner():
     return FakeRunner()
 
 
-@pytest.fixture
-def make(runner, tiny_clip):
+@pytest.fixture(params=[0, 2], ids=["device-decodes", "threads-decode"])
+def make(request, runner, tiny_clip):
     engines = []
 
-    def build(**limits):
-        engine = Engine(runner, FakeIntake(), HeadCache(tiny_clip), EngineLimits(**limits), log_errors=False)
+    def build(**given):
+        limits = EngineLimits(**{"decode_threads": request.param, **given})
+        engine = Engine(runner, FakeIntake(), HeadCache(tiny_clip), limits, log_errors=False)
         engines.append(engine)
         return engine
 
@@ -149,7 +150,7 @@ def test_cancelled_and_expired_work_costs_no_device_time(make, runner):
     expired = engine.submit(packet=b"expired", deadline=time.monotonic() + 0.05)
     past = engine.submit(packet=b"past", deadline=time.monotonic() - 1)
     kept = engine.submit(packet=b"kept")
-    until(lambda: len(engine._queue) == 3)
+    until(lambda: len(engine._queue) >= 3)  # "past" may have failed before
     assert dropped.cancel()
     time.sleep(0.06)
     runner.gate.set()
