@@ -30,6 +30,7 @@ from cloud.assemble import open_engine
 from cloud.clip import load_clip, pick_device
 from cloud.engine import Engine
 from cloud.folded import folded
+from cloud.onnx_tower import in_backend
 from cloud.process import settle_process
 from cloud.requests import EngineLimits
 from cloud.runner import Prepared, TorchRunner
@@ -87,7 +88,7 @@ class Service:
 
 
 def _runner(clip: str, bundle: Bundle, device: str) -> TorchRunner:
-    return TorchRunner(folded(load_clip(clip, pick_device(device))), [bundle])
+    return TorchRunner(in_backend(folded(load_clip(clip, pick_device(device))), "auto"), [bundle])
 
 
 def measure(

@@ -37,6 +37,7 @@ def open_engine(
     precision: str = "auto",
     adapters: Sequence[str | Path] = (),
     synthesis_backend: str = "torch",
+    clip_backend: str = "auto",
 ) -> ReloadableEngine:
     """Loads the default CLIP and every bundle, runs each once as a canary, and returns an engine that answers.
 
@@ -46,7 +47,7 @@ def open_engine(
     `default_cache_dir()`); `model_bytes` bounds the weights in memory: beyond it the least recently used leave;
     `precision` of the image tower as for `cloud.precision.in_precision`; `adapters` are folders of adapters of the
     default CLIP's image tower, each for one bundle at some rates; `synthesis_backend` "torch" or "onnx" (see
-    `cloud.onnx_synthesis`).
+    `cloud.onnx_synthesis`); `clip_backend` of the image tower as for `cloud.onnx_tower.in_backend`.
     A bundle named here that needs another CLIP than the default is an error; one that merely ships is refused packet by
     packet. Raises `ClipUnavailable`, `ClipMismatch`, `DeviceUnavailable`, `BundleError` or
     `AdapterError`.
@@ -71,7 +72,7 @@ def open_engine(
         loaded = _load_bundles(shipped_bundles().values() if bundles is None else bundles)
         fitted = load_adapters(adapters, loaded)
         return LoadedModels(
-            runner, shelf, clips, loaded, device, cache_dir, precision, fitted, strict=bundles is not None
+            runner, shelf, clips, loaded, device, cache_dir, precision, fitted, clip_backend, strict=bundles is not None
         )
 
     def opener() -> LoadedModels:

@@ -162,6 +162,7 @@ def _open(config: Config):
         precision=config["precision"],
         adapters=config["adapter"] or (),
         synthesis_backend=config["synthesis_backend"],
+        clip_backend=config["clip_backend"],
     )
 
 

@@ -73,6 +73,7 @@ class Clip:
     embed_dim: int
     logit_scale: float  # softmax(logit_scale * cosine) are the zero-shot probabilities
     image_dtype: torch.dtype | None = None  # of the image tower; None: float32. See cloud.precision
+    channels_last: bool = True  # how the image tower wants its pictures in memory
 
     def matches(self, wanted: str) -> bool:
         """Whether a bundle card's `cloud.clip` means this model: by its `#fingerprint` where it has one, else by name.
@@ -114,7 +115,8 @@ class Clip:
         import torch
         from torch.nn import functional as F
 
-        x = ((self.fit(images) - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        x = ((self.fit(images) - self.mean) / self.std).contiguous(memory_format=layout)
         if self.image_dtype is not None:
             x = x.to(self.image_dtype)
         with torch.inference_mode():

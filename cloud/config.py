@@ -129,6 +129,13 @@ SETTINGS = (
     Setting("device", str, "auto", "auto, cpu, cuda or cuda:N; auto takes CUDA when it is there"),
     Setting("precision", str, "auto", "of CLIP's image tower: fp32, bf16, fp16; auto takes fp32 on a CPU"),
     Setting(
+        "clip-backend",
+        one_of("auto", "torch", "onnx"),
+        "auto",
+        "what runs CLIP's image tower: torch, onnx (ONNX Runtime, on a CPU); auto takes onnx for convolutional towers "
+        "where thinwire[cloud-onnx] is installed",
+    ),
+    Setting(
         "synthesis-backend", one_of("torch", "onnx"), "torch", "what runs the decoders: torch, or onnx (ONNX Runtime)"
     ),
     Setting("threads", positive, None, "CPU threads of the networks (default: all cores)"),

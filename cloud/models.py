@@ -107,11 +107,12 @@ class LoadedModels:
         cache_dir: Path | None = None,
         precision: str = "auto",
         adapters: Sequence[Adapter] = (),
+        clip_backend: str = "auto",
         *,
         strict: bool = True,
     ) -> None:
         self._runner, self._shelf, self._device, self._cache_dir = runner, shelf, device, cache_dir
-        self._precision = precision
+        self._precision, self._clip_backend = precision, clip_backend
         self._specs = _by_name(clips)
         self._bundles = {bundle.model_id: bundle for bundle in bundles}
         self._signatures = {name: clip_signature(spec) for name, spec in self._specs.items()}
@@ -187,7 +188,9 @@ class LoadedModels:
             from cloud.graphs import with_graphs
 
             clip = with_graphs(clip)
-        return clip
+        from cloud.onnx_tower import in_backend
+
+        return in_backend(clip, self._clip_backend)
 
     def _adapter(self, item: Prepared, clip: Clip) -> Adapter | None:
         adapter = self._adapter_of.get((item.model_id, item.n_layers))

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from cloud.errors import DeviceUnavailable, InferenceFailed
+from cloud.errors import InferenceFailed
 from cloud.head import default_cache_dir
+from cloud.onnx_session import open_session
 
 if TYPE_CHECKING:
     from thinwire.bundle import Bundle
@@ -39,26 +40,9 @@ class OnnxNet(nn.Module):
     def __init__(self, path: Path, device: str, out_shape: tuple[int, ...]) -> None:
         """out_shape: of one item's output. Raises `DeviceUnavailable` where the device's provider is not there."""
         super().__init__()
-        import onnxruntime as ort
-
         self._device = torch.device(device)
         self._out_shape = out_shape
-        provider, options = "CPUExecutionProvider", {}
-        if self._device.type == "cuda":
-            provider = "CUDAExecutionProvider"
-            options = {
-                "device_id": self._device.index or torch.cuda.current_device(),
-                "user_compute_stream": str(torch.cuda.current_stream(self._device).cuda_stream),
-            }
-        settings = ort.SessionOptions()
-        settings.intra_op_num_threads = torch.get_num_threads()
-        settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self._session = ort.InferenceSession(str(path), settings, providers=[(provider, options)])
-        if self._session.get_providers()[0] != provider:  # the list of what is available promises too much
-            raise DeviceUnavailable(
-                f"onnxruntime has no {provider} here: install the extra for this device (cloud-gpu), or use "
-                "--synthesis-backend torch"
-            )
+        self._session = open_session(path, self._device, "--synthesis-backend torch")
         self.nbytes = path.stat().st_size
 
     def forward(self, symbols: torch.Tensor, n_layers: torch.Tensor) -> torch.Tensor:

@@ -13,29 +13,30 @@ OPSET = 18
 
 
 def export_onnx(net: nn.Module, example: dict[str, torch.Tensor], output: str, path: Path) -> None:
-    """Writes `net` to `path` as one self-contained file. example: inputs by name, the first axis a free batch."""
+    """Writes `net` to `path` as one self-contained file, by one rename. Needs onnx and onnxscript.
+
+    example: inputs by the names of `forward`'s arguments; the first axis of each is a free batch.
+    """
     batch = torch.export.Dim("batch", min=1, max=4096)
-    torch.onnx.export(
-        net,
-        tuple(example.values()),
-        str(path),
-        input_names=list(example),
-        output_names=[output],
-        opset_version=OPSET,
-        dynamic_shapes={name: {0: batch} for name in example},
-        dynamo=True,
-        external_data=False,
-        verbose=False,
-    )
+    with tempfile.TemporaryDirectory(prefix=".onnx-", dir=path.parent) as folder:
+        partial = Path(folder) / path.name
+        torch.onnx.export(
+            net,
+            tuple(example.values()),
+            str(partial),
+            input_names=list(example),
+            output_names=[output],
+            opset_version=OPSET,
+            dynamic_shapes={name: {0: batch} for name in example},
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+        os.replace(partial, path)
 
 
 def write_onnx(net: nn.Module, latent_shape: tuple[int, int, int], path: Path) -> None:
-    """Writes `net` (see `synthesis.load`) to `path` as one file, by one rename.
-
-    Inputs symbols float32 (B, C, h, w) and n_layers int64 (B,), output "out", B free. Needs onnx and onnxscript.
-    """
+    """Writes `net` (see `synthesis.load`) to `path`: inputs symbols float32 (B, C, h, w) and n_layers int64 (B,),
+    output "out"."""
     example = {"symbols": torch.zeros(2, *latent_shape), "n_layers": torch.ones(2, dtype=torch.int64)}
-    with tempfile.TemporaryDirectory(prefix=".onnx-", dir=path.parent) as folder:
-        partial = Path(folder) / path.name
-        export_onnx(net.cpu().eval(), example, "out", partial)
-        os.replace(partial, path)
+    export_onnx(net.cpu().eval(), example, "out", path)

@@ -1,0 +1,39 @@
+"""ONNX Runtime sessions as the service has them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from cloud.errors import DeviceUnavailable
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
+
+
+def open_session(path: Path, device: torch.device, way_out: str) -> ort.InferenceSession:
+    """A session on `device`, with as many CPU threads as torch has; `way_out`: the flag that does without.
+
+    Its threads do not wait awake: the next stage has threads of its own. Raises `DeviceUnavailable` where the device's
+    provider is not there.
+    """
+    import onnxruntime as ort
+
+    provider, options = "CPUExecutionProvider", {}
+    if device.type == "cuda":
+        provider = "CUDAExecutionProvider"
+        options = {
+            "device_id": device.index or torch.cuda.current_device(),
+            "user_compute_stream": str(torch.cuda.current_stream(device).cuda_stream),
+        }
+    settings = ort.SessionOptions()
+    settings.intra_op_num_threads = torch.get_num_threads()
+    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    session = ort.InferenceSession(str(path), settings, providers=[(provider, options)])
+    if session.get_providers()[0] != provider:  # the list of what is available promises too much
+        raise DeviceUnavailable(
+            f"onnxruntime has no {provider} here: install the extra for this device (cloud-gpu), or use {way_out}"
+        )
+    return session
