@@ -1,13 +1,14 @@
-"""The throughput experiment: what the service answers per second, against the bare model in full batches.
+"""The throughput experiment: what the service answers per second, against the same work called in-process.
 
 On one machine and in one run, because two machines, or one machine at two moments, cannot be compared:
 
-    bare     TorchRunner.run on full batches: synthesis and CLIP, nothing else, in a process of its own
-    engine   the same inputs as packets through Engine.submit: with range decoding, queue, batching, heads
+    networks TorchRunner.run on full batches of decoded symbols, in a process of its own: synthesis, CLIP, nothing else
+    bare     packets → answers in full batches, one call after the other in that process: decoding, networks, head
+    engine   the same packets through Engine.submit: with threads, queue, batching
     served   the same through the gRPC server on loopback, from load generators in a process of their own
 
 Engine and server are one process, which keeps its OpenMP threads for the device thread (see `cloud.brief_threads`); a
-bare model there would be slower than it is alone. The three take turns, round after round, and each ratio is the median
+bare model there would be slower than it is alone. The four take turns, round after round, and each ratio is the median
 of the rounds' ratios: what else the machine does then falls on all three. The load generator encodes nothing (its
 packets are made before) and keeps `in_flight` requests unanswered, so that the queue never runs dry; it shares the
 machine's cores with the service, as its CPU share shows.
@@ -30,17 +31,17 @@ from cloud.assemble import open_engine
 from cloud.clip import load_clip, pick_device
 from cloud.engine import Engine
 from cloud.folded import folded
+from cloud.head import HeadCache, default_cache_dir
+from cloud.intake import Intake
 from cloud.onnx_tower import in_backend
 from cloud.process import settle_process
-from cloud.requests import EngineLimits
-from cloud.runner import Prepared, TorchRunner
+from cloud.requests import EngineLimits, top_predictions
+from cloud.runner import TorchRunner
 from cloud.server import background_server
 from edge.defaults import DEFAULT_TOP_K
-from synthesis.memory import keep_freed_memory
 from thinwire.bundle import Bundle, load_bundle
 from thinwire.errors import ThinwireError
 from thinwire.labels import resolve_templates
-from thinwire.packet import Packet
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -103,21 +104,24 @@ def measure(
     """A point's result. Leaves the service closed."""
     in_flight = rounds.in_flight or BATCHES_IN_FLIGHT * service.batch
     templates = resolve_templates(prompt_set)
-    rates: dict[str, list[float]] = {"bare": [], "engine": [], "served": []}
+    rates: dict[str, list[float]] = {"networks": [], "bare": [], "engine": [], "served": []}
     sizes: collections.Counter[int] = collections.Counter()
     client_cpu: list[float] = []
     model = (service.clip, str(bundle.path), service.device, service.threads)
+    asked = (packets, labels, prompt_set)
     with (
         background_server(service.engine) as address,
-        _Process("bare model", _bare, *model, packets, service.batch) as bare,
-        _Process("load generator", _generate, address, packets, labels, prompt_set, in_flight) as load,
+        _Process("bare model", _bare, *model, *asked, service.batch) as bare,
+        _Process("load generator", _generate, address, *asked, in_flight) as load,
     ):
         run_engine = _engine_round(service.engine, packets, labels, templates, in_flight)
         run_engine(0.1)
         bare.round(0.1)
-        load.round(0.1)  # warm-up of all three: heads, kernels, connections
+        load.round(0.1)  # warm-up of all: heads, kernels, connections
         for _ in range(rounds.count):
-            rates["bare"].append(bare.round(rounds.seconds)["images_per_s"])
+            alone = bare.round(rounds.seconds)
+            rates["networks"].append(alone["networks_per_s"])
+            rates["bare"].append(alone["images_per_s"])
             rates["engine"].append(run_engine(rounds.seconds))
             served = load.round(rounds.seconds)
             rates["served"].append(served["images_per_s"])
@@ -129,6 +133,7 @@ def measure(
     return {
         **{f"{name}_images_per_s": round(statistics.median(values), 3) for name, values in rates.items()},
         "served_over_bare_ratio": _ratio(rates["served"], rates["bare"]),
+        "served_over_networks_ratio": _ratio(rates["served"], rates["networks"]),
         "served_over_engine_ratio": _ratio(rates["served"], rates["engine"]),
         "batch_limit": service.batch,
         "in_flight": in_flight,
@@ -198,25 +203,46 @@ class _Process:
 
 
 def _bare(
-    pipe: Connection, clip: str, bundle_path: str, device: str, threads: int, packets: Sequence[bytes], batch: int
+    pipe: Connection,
+    clip: str,
+    bundle_path: str,
+    device: str,
+    threads: int,
+    packets: Sequence[bytes],
+    labels: Sequence[str],
+    prompt_set: str,
+    batch: int,
 ) -> None:
-    """In the bare model's process: images per second of full batches, a round for each number that comes."""
+    """In the bare model's process: for each number of seconds that comes, a round of networks and one of answers."""
     import torch
 
     torch.set_num_threads(threads)
-    keep_freed_memory()
+    settle_process()
     bundle = load_bundle(bundle_path)
     runner = _runner(clip, bundle, device)
-    parsed = [Packet.from_bytes(packet) for packet in packets]
-    source = itertools.cycle(
-        [Prepared(bundle.decode(each), bundle.name, len(each.layers), bundle.model_id) for each in parsed]
-    )
+    intake = Intake([bundle], runner.clip.image_height, runner.clip.image_width)
+    head = HeadCache(runner.clip, default_cache_dir()).load(tuple(labels), resolve_templates(prompt_set))
+    decoded = itertools.cycle([intake.prepare(packet, None) for packet in packets])
+    source = itertools.cycle(packets)
+
+    def networks() -> None:
+        runner.run(list(itertools.islice(decoded, batch)))
+
+    def answers() -> None:
+        inputs = [intake.prepare(packet, None) for packet in itertools.islice(source, batch)]
+        top_predictions(head, runner.run(inputs).embeddings, [DEFAULT_TOP_K] * batch)
+
     while (seconds := _asked(pipe)) is not None:
-        done, began = 0, time.perf_counter()
-        while time.perf_counter() - began < seconds:
-            runner.run(list(itertools.islice(source, batch)))
-            done += batch
-        pipe.send({"images_per_s": done / (time.perf_counter() - began)})
+        rates = [batch * _per_s(work, seconds) for work in (networks, answers)]
+        pipe.send(dict(zip(("networks_per_s", "images_per_s"), rates, strict=True)))
+
+
+def _per_s(work: Callable[[], None], seconds: float) -> float:
+    done, began = 0, time.perf_counter()
+    while time.perf_counter() - began < seconds:
+        work()
+        done += 1
+    return done / (time.perf_counter() - began)
 
 
 def _asked(pipe: Connection) -> float | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from cloud.errors import DeviceUnavailable
@@ -13,11 +14,14 @@ if TYPE_CHECKING:
     import onnxruntime as ort
 
 
-def open_session(path: Path, device: torch.device, way_out: str) -> ort.InferenceSession:
+def open_session(
+    path: Path, device: torch.device, way_out: str, weights: dict[str, np.ndarray] | None = None
+) -> ort.InferenceSession:
     """A session on `device`, with as many CPU threads as torch has; `way_out`: the flag that does without.
 
-    Its threads do not wait awake: the next stage has threads of its own. Raises `DeviceUnavailable` where the device's
-    provider is not there.
+    `weights`: of a graph that was written without them (`synthesis.onnx_file.write_graph`); they must outlive the
+    session. Its threads do not wait awake: the next stage has threads of its own. Raises `DeviceUnavailable` where the
+    device's provider is not there.
     """
     import onnxruntime as ort
 
@@ -31,6 +35,10 @@ def open_session(path: Path, device: torch.device, way_out: str) -> ort.Inferenc
     settings = ort.SessionOptions()
     settings.intra_op_num_threads = torch.get_num_threads()
     settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if weights:
+        settings.add_external_initializers(
+            list(weights), [ort.OrtValue.ortvalue_from_numpy(value) for value in weights.values()]
+        )
     session = ort.InferenceSession(str(path), settings, providers=[(provider, options)])
     if session.get_providers()[0] != provider:  # the list of what is available promises too much
         raise DeviceUnavailable(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
@@ -11,9 +12,10 @@ from cloud import onnx_tower
 from cloud.clip import load_clip
 from cloud.errors import DeviceUnavailable
 from cloud.folded import folded
-from cloud.onnx_tower import OnnxTower, in_backend
+from cloud.onnx_tower import OnnxTower, graph_name, in_backend
 from cloud.precision import check_images, compare, lower
 from cloud.runner import module_bytes
+from synthesis.onnx_file import write_graph
 from tests.cloud.tiny_clip import write_tiny_clip
 
 
@@ -22,9 +24,13 @@ def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("towers")
 
 
+def convolutional(folder, seed=0):
+    return folded(load_clip(str(write_tiny_clip(folder, seed, timm_model_name="test_efficientnet", timm_pool="avg"))))
+
+
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    return load_clip(str(write_tiny_clip(tmp_path_factory.mktemp("clip") / "tiny-random-clip")))
+    return convolutional(tmp_path_factory.mktemp("clip") / "tiny-random-clip")
 
 
 def test_the_shipped_clip_gives_the_same_vectors_for_every_batch_size():
@@ -39,44 +45,63 @@ def test_the_shipped_clip_gives_the_same_vectors_for_every_batch_size():
     assert quick.encode_texts(["a cat"]).shape == (1, clip.embed_dim)
 
 
-def test_a_tower_is_exported_once_and_counted_as_memory(tiny, cache):
+def test_the_shipped_clip_needs_no_export(monkeypatch):
+    """Else run scripts/ship_image_tower.py."""
+    monkeypatch.setattr(onnx_tower, "write_tower", None)
+    assert isinstance(in_backend(folded(load_clip()), "onnx").model.visual, OnnxTower)
+
+
+def test_one_graph_serves_all_weights_of_an_architecture(tiny, cache):
     quick = in_backend(tiny, "onnx", cache)
     (path,) = cache.glob("*.onnx")
     written = path.stat().st_mtime_ns
-    assert module_bytes(quick.model.visual) == path.stat().st_size
-    in_backend(tiny, "onnx", cache)
+    assert module_bytes(quick.model.visual) == module_bytes(tiny.model.visual)
+    other = convolutional(cache / "other-clip", seed=1)
+    images = check_images(tiny, 2)
+    vectors = [in_backend(clip, "onnx", cache).encode_images(images).numpy() for clip in (tiny, other)]
+    assert compare(vectors[1], other.encode_images(images).numpy()).cosine_min > 0.999999
+    assert compare(*vectors).cosine_min < 0.99
     assert path.stat().st_mtime_ns == written
 
 
-def test_auto_leaves_transformers_and_half_precision_in_torch(tiny, cache):
-    assert in_backend(tiny, "auto", cache) is tiny
+def test_auto_leaves_transformers_and_half_precision_in_torch(tmp_path):
+    transformer = load_clip(str(write_tiny_clip(tmp_path / "tiny-random-clip")))
+    assert in_backend(transformer, "auto", tmp_path) is transformer
+    with pytest.raises(DeviceUnavailable, match="weights"):
+        in_backend(transformer, "onnx", tmp_path)
     half, _ = lower(folded(load_clip()), "fp16")
     assert in_backend(half, "auto") is half
     with pytest.raises(DeviceUnavailable, match="float32"):
         in_backend(half, "onnx")
 
 
-def test_other_weights_are_another_file_and_other_vectors_are_never_served(tiny, cache):
-    in_backend(tiny, "onnx", cache)
-    (path,) = cache.glob("*.onnx")
-    other = load_clip(str(write_tiny_clip(cache / "other-clip", seed=1)))
-    wrong = cache / f"{onnx_tower._content(other.model.visual)}.onnx"
-    assert wrong != path
-    wrong.write_bytes(path.read_bytes())
+def test_a_graph_that_gives_other_vectors_is_never_served(tiny, tmp_path):
+    class Other(torch.nn.Module):
+        def __init__(self, tower):
+            super().__init__()
+            self.tower = tower
+
+        def forward(self, images):
+            return self.tower(images.flip(-1))
+
+    path = tmp_path / graph_name(tiny.model.visual)
+    write_graph(Other(tiny.model.visual), {"images": torch.zeros(2, 3, 64, 64)}, "vectors", path)
     with pytest.raises(DeviceUnavailable, match="delete"):
-        in_backend(other, "onnx", cache)
+        in_backend(tiny, "onnx", tmp_path)
 
 
-def test_without_its_packages_auto_is_torch_and_onnx_names_the_fix(monkeypatch, tiny):
-    monkeypatch.setattr(onnx_tower, "PACKAGES", ("onnxruntime", "no_such_package"))
-    clip = folded(load_clip())
-    assert in_backend(clip, "auto") is clip
+def test_without_its_packages_auto_is_torch_and_onnx_names_the_fix(monkeypatch, tiny, tmp_path):
+    monkeypatch.setattr(onnx_tower, "EXPORTERS", ("no_such_package",))
     with pytest.raises(DeviceUnavailable, match=r"no_such_package.*thinwire\[cloud-onnx\]"):
-        in_backend(tiny, "onnx")
+        in_backend(tiny, "onnx", tmp_path)
+    monkeypatch.setattr(onnx_tower, "shipped_clip_path", lambda: tmp_path)
+    clip = folded(load_clip())
+    assert in_backend(clip, "auto", tmp_path) is clip
 
 
-def test_a_cache_that_cannot_be_written_costs_speed_alone(tmp_path):
+def test_a_cache_that_cannot_be_written_costs_speed_alone(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("in the way")
+    monkeypatch.setattr(onnx_tower, "shipped_clip_path", lambda: tmp_path)
     clip = folded(load_clip())
     assert in_backend(clip, "auto", tmp_path / "file" / "towers") is clip
 
