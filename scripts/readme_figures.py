@@ -142,33 +142,48 @@ def service() -> str:
     run, load, watching, search = (read(name) for name in ("service", "throughput", "watching", "search"))
     (point,) = load["points"]
     frames = f"text query over {search['frames']:,} kept frames, p50 ms"
+    most, least = "at most", "at least"
     rows = [
-        ("start to serving, s", run["start_s"], ".1f", 10, "service"),
-        ("lone request over decoding and CLIP, ms", run["lone_overhead_ms_p50"], ".1f", 2, "service"),
-        ("p99 at 5x capacity over p99 at 0.8", run["overload_p99_ratio"], ".2f", 2, "service"),
-        ("answers at 5x capacity over capacity", run["overload_goodput_ratio"], ".2f", -0.9, "service"),
-        ("refusal, p99 ms", run["reject_ms_p99"], ".0f", 50, "service"),
-        (f"memory grown in {run['soak_s'] / 60:.0f} minutes at 0.8", run["soak_rss_growth"], ".2%", 0.02, "service"),
-        ("served images/s over the bare model's", point["served_over_bare_ratio"], ".2f", -0.9, "throughput"),
-        ("metrics, page and traces cost of the images/s", watching["watch_cost"], ".1%", 0.02, "watching"),
-        ("the frame store costs of them", watching["store_cost"], ".1%", 0.03, "watching"),
-        (frames, search["text_ms_p50"], ".0f", 20, "search"),
+        ("start to serving, s", run["start_s"], ".1f", most, 10, "service"),
+        ("lone request over decoding and CLIP, ms", run["lone_overhead_ms_p50"], ".1f", most, 2, "service"),
+        ("p99 at 5x capacity over p99 at 0.8", run["overload_p99_ratio"], ".2f", most, 2, "service"),
+        ("answers at 5x capacity over capacity", run["overload_goodput_ratio"], ".2f", least, 0.9, "service"),
+        ("refusal, p99 ms", run["reject_ms_p99"], ".0f", most, 50, "service"),
+        (
+            f"memory grown in {run['soak_s'] / 60:.0f} minutes at 0.8",
+            run["soak_rss_growth"],
+            ".2%",
+            most,
+            0.02,
+            "service",
+        ),
+        (
+            "served images/s over the same work in-process",
+            point["served_over_bare_ratio"],
+            ".2f",
+            least,
+            0.9,
+            "throughput",
+        ),
+        ("over its networks alone", point["served_over_networks_ratio"], ".2f", None, None, "throughput"),
+        ("metrics, page and traces cost of the images/s", watching["watch_cost"], ".1%", most, 0.02, "watching"),
+        ("the frame store costs of them", watching["store_cost"], ".1%", most, 0.03, "watching"),
+        (frames, search["text_ms_p50"], ".0f", most, 20, "search"),
     ]
     return table(
         ["service on 2 cores", "measured", "target", "command"],
         [
-            [
-                what,
-                f"{value:{spec}}",
-                verdict(
-                    value >= -bound if bound < 0 else value <= bound,
-                    f"{'at least' if bound < 0 else 'at most'} {f'{abs(bound):.0%}' if '%' in spec else abs(bound)}",
-                ),
-                f"`thinwire-bench {command}`",
-            ]
-            for what, value, spec, bound, command in rows
+            [what, f"{value:{spec}}", target(value, side, bound, spec), f"`thinwire-bench {command}`"]
+            for what, value, spec, side, bound, command in rows
         ],
     )
+
+
+def target(value: float, side: str | None, bound: float | None, spec: str) -> str:
+    if side is None:
+        return "none"
+    met = value <= bound if side == "at most" else value >= bound
+    return verdict(met, f"{side} {f'{bound:.0%}' if '%' in spec else bound}")
 
 
 FIGURES = {
