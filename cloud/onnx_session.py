@@ -19,7 +19,7 @@ def open_session(
 ) -> ort.InferenceSession:
     """A session on `device`, with as many CPU threads as torch has; `way_out`: the flag that does without.
 
-    `weights`: of a graph that was written without them (`synthesis.onnx_file.write_graph`); they must outlive the
+    `weights`: of a graph that was written without them (`cloud.onnx_graph.write_graph`); they must outlive the
     session. Its threads do not wait awake: the next stage has threads of its own. Raises `DeviceUnavailable` where the
     device's provider is not there.
     """

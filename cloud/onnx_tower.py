@@ -18,9 +18,9 @@ from torch import nn
 from cloud.clip import shipped_clip_path
 from cloud.errors import DeviceUnavailable
 from cloud.head import default_cache_dir
+from cloud.onnx_graph import graph_digest, write_graph
 from cloud.onnx_session import open_session
 from cloud.precision import check_images, compare
-from synthesis.onnx_file import graph_digest, write_graph
 
 if TYPE_CHECKING:
     from cloud.clip import Clip

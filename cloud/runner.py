@@ -184,7 +184,9 @@ def _upload(arrays: list[np.ndarray], dtype: torch.dtype, device: str) -> torch.
 
 
 def module_bytes(module: nn.Module) -> int:
-    """Bytes of its parameters and buffers; parts that live in another runtime state their own `nbytes`."""
+    """Bytes of its parameters and buffers; nets that live in another runtime, also as parts, state their `nbytes`."""
+    if (nbytes := getattr(module, "nbytes", None)) is not None:
+        return nbytes
     elsewhere = sum(getattr(part, "nbytes", 0) for part in module.modules())
     return elsewhere + sum(each.numel() * each.element_size() for each in (*module.parameters(), *module.buffers()))
 

@@ -12,10 +12,10 @@ from cloud import onnx_tower
 from cloud.clip import load_clip
 from cloud.errors import DeviceUnavailable
 from cloud.folded import folded
+from cloud.onnx_graph import write_graph
 from cloud.onnx_tower import OnnxTower, graph_name, in_backend
 from cloud.precision import check_images, compare, lower
 from cloud.runner import module_bytes
-from synthesis.onnx_file import write_graph
 from tests.cloud.tiny_clip import write_tiny_clip
 
 
