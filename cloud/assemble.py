@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 FEW_CORES = 4
 DECODE_THREADS = 2
+DECODED_WITHIN_S = 60.0
 
 
 def open_engine(
@@ -116,6 +117,8 @@ class ReloadableEngine(Engine):
         self.shelf.forget_failures()
         models = self._opener()
         self.use(models)
+        # What waits undecoded has not taken hold of its nets yet, and their files may hold others now
+        self._ledger.wait_for(lambda item: item.models is models or item.prepared is not None, DECODED_WITHIN_S)
         models.drop_others()
 
 

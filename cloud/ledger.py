@@ -82,6 +82,11 @@ class Ledger:
             self._changed.wait_for(lambda: not self.items, timeout_s)
             return list(self.items)
 
+    def wait_for(self, settled: Callable[[Item], bool], timeout_s: float) -> bool:
+        """Waits until `settled` holds for every unanswered item; looks whenever one is answered."""
+        with self._changed:
+            return self._changed.wait_for(lambda: all(map(settled, self.items)), timeout_s)
+
     # ---------------------------------------------------------------- how items end
 
     def wanted(self, item: Item) -> bool:

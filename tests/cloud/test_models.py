@@ -159,12 +159,18 @@ def test_a_reload_that_fails_leaves_everything_as_it_was(folders, make_packet):
 def test_requests_under_way_keep_the_models_they_were_accepted_with(folders, make_packet):
     with opened([folders / "one"], [folders / "codec"], cache_dir=folders / "heads") as engine:
         before = vector(engine, make_packet())
-        with engine._runner._lock:  # the device is busy
-            waiting = [engine.submit(packet=make_packet()) for _ in range(4)]
-            until(lambda: not any(item.prepared is None for item in engine._ledger.items))
-            replace_decoder(folders / "codec")
-            reload = threading.Thread(target=engine.reload)
-            reload.start()
+        gate, old = threading.Event(), engine.models
+        with engine._runner._lock:
+            busy = engine.submit(packet=make_packet())
+            busy.add_done_callback(lambda _: gate.wait(20))  # which holds the device thread
+        waiting = [engine.submit(packet=make_packet()) for _ in range(4)]
+        replace_decoder(folders / "codec")
+        reload = threading.Thread(target=engine.reload)
+        reload.start()
+        until(lambda: engine.models is not old, 20)
+        reload.join(0.2)
+        assert reload.is_alive()  # until what waits has its nets
+        gate.set()
         reload.join(20)
         for future in waiting:
             np.testing.assert_allclose(future.result(10).embedding, before, atol=1e-5)
