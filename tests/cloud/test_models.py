@@ -163,6 +163,7 @@ def test_requests_under_way_keep_the_models_they_were_accepted_with(folders, mak
         with engine._runner._lock:
             busy = engine.submit(packet=make_packet())
             busy.add_done_callback(lambda _: gate.wait(20))  # which holds the device thread
+            until(busy.running)
         waiting = [engine.submit(packet=make_packet()) for _ in range(4)]
         replace_decoder(folders / "codec")
         reload = threading.Thread(target=engine.reload)
