@@ -151,7 +151,7 @@ SETTINGS = (
     Setting(
         "max-wait",
         seconds,
-        0.3,
+        0.2,
         "seconds of work that may stand before a new request, beyond two batches; more gets QUEUE_FULL; 0 for no bound",
     ),
     Setting("queue-mb", positive, 64, "megabytes of request data held at once; more get QUEUE_FULL"),

@@ -327,9 +327,9 @@ class Engine:
     def _device_loop(self) -> None:
         self._limit_torch_threads()
         while (batch := self._queue.take(self._batch)) is not None:
+            start = time.monotonic()
             ready = [item for item in batch if item.prepared is not None]
             ready += self._decode([item for item in batch if item.prepared is None])
-            start = time.monotonic()
             for group in _by_clip(ready):
                 now = time.monotonic()
                 for item in group:
