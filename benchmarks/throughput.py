@@ -9,7 +9,7 @@ On one machine and in one run, because two machines, or one machine at two momen
 
 Engine and server are one process, which keeps its OpenMP threads for the device thread (see `cloud.brief_threads`); a
 bare model there would be slower than it is alone. The four take turns, round after round, and each ratio is the median
-of the rounds' ratios: what else the machine does then falls on all three. The load generator encodes nothing (its
+of the rounds' ratios: what else the machine does then falls on all four. The load generator encodes nothing (its
 packets are made before) and keeps `in_flight` requests unanswered, so that the queue never runs dry; it shares the
 machine's cores with the service, as its CPU share shows.
 """
@@ -30,10 +30,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from cloud.assemble import open_engine
 from cloud.clip import load_clip, pick_device
 from cloud.engine import Engine
-from cloud.folded import folded
 from cloud.head import HeadCache, default_cache_dir
 from cloud.intake import Intake
-from cloud.onnx_tower import in_backend
+from cloud.models import as_served
 from cloud.process import settle_process
 from cloud.requests import EngineLimits, top_predictions
 from cloud.runner import TorchRunner
@@ -48,6 +47,7 @@ if TYPE_CHECKING:
 
 BATCHES_IN_FLIGHT = 3  # one on the device, one being decoded, one on the wire
 CALL_TIMEOUT_S = 60.0
+PRECISION = "fp32"
 
 
 class LoadFailed(ThinwireError):
@@ -84,12 +84,12 @@ class Service:
         settle_process()
         device = pick_device(device)
         limits = EngineLimits(queue_items=max(EngineLimits.queue_items, 2 * (in_flight or 0)))
-        engine = open_engine(clip, [bundle.path], device, threads, limits, precision="fp32")
+        engine = open_engine(clip, [bundle.path], device, threads, limits, precision=PRECISION)
         return cls(clip, device, engine, threads)
 
 
 def _runner(clip: str, bundle: Bundle, device: str) -> TorchRunner:
-    return TorchRunner(in_backend(folded(load_clip(clip, pick_device(device))), "auto"), [bundle])
+    return TorchRunner(as_served(load_clip(clip, pick_device(device)), PRECISION), [bundle])
 
 
 def measure(

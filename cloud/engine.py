@@ -310,9 +310,13 @@ class Engine:
         self._ledger.resolve(item, self._runner.picture(item.prepared))
 
     def _enqueue(self, item: Item) -> None:
+        self._note_ready(item)
+        self._queue.put(item, item.due, item.prepared.array.nbytes)
+
+    @staticmethod
+    def _note_ready(item: Item) -> None:
         now = time.monotonic()
         item.head_s, item.ready = now - item.ready, now
-        self._queue.put(item, item.due, item.prepared.array.nbytes)
 
     def _limit_torch_threads(self) -> None:
         if self.limits.device_threads:
@@ -348,7 +352,7 @@ class Engine:
                 self._enqueue(item)  # only now is its size known
             elif self._ledger.claim(item):
                 room_bytes -= item.prepared.array.nbytes
-                item.head_s, item.ready = 0.0, time.monotonic()
+                self._note_ready(item)
                 ready.append(item)
         return ready
 

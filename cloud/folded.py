@@ -6,7 +6,7 @@ import copy
 import logging
 from typing import TYPE_CHECKING
 
-from cloud.precision import check_images, compare
+from cloud.precision import parity_of
 
 if TYPE_CHECKING:
     from cloud.clip import Clip
@@ -31,8 +31,7 @@ def folded(clip: Clip) -> Clip:
         return clip
     tower = fold_batch_norm(copy.deepcopy(clip.model.visual))
     quick = clip.with_visual(tower.to(memory_format=torch.channels_last))
-    images = check_images(clip, CHECK_IMAGES).to(clip.device)
-    parity = compare(clip.encode_images(images).cpu().numpy(), quick.encode_images(images).cpu().numpy())
+    parity = parity_of(clip, quick, CHECK_IMAGES)
     if parity.cosine_min >= MIN_COSINE:
         return quick
     log.warning("CLIP %s: not folded, the worst cosine would be %.5f", clip.name, parity.cosine_min)

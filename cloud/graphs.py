@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from cloud.precision import check_images, compare
+from cloud.precision import parity_of
 
 if TYPE_CHECKING:
     from cloud.clip import Clip
@@ -79,14 +79,12 @@ class GraphedTower(nn.Module):
 
 def with_graphs(clip: Clip, record: Callable[[nn.Module, torch.Tensor], Recording] = record_cuda) -> Clip:
     """`clip` with its image tower recorded; `clip` itself where that fails or gives other vectors."""
-    images = check_images(clip, 3).to(clip.device)
     try:
         with torch.inference_mode():
-            reference = clip.encode_images(images)
             dtype = clip.image_dtype or torch.float32
             example = torch.zeros(1, 3, clip.image_height, clip.image_width, dtype=dtype, device=clip.device)
             graphed = clip.with_visual(GraphedTower(clip.model.visual, example, record=record))
-            parity = compare(reference.cpu().numpy(), graphed.encode_images(images).cpu().numpy())
+            parity = parity_of(clip, graphed, 3)
     except RuntimeError as error:  # a tower that synchronises or allocates on the host cannot be recorded
         log.warning("CLIP %s: its image tower cannot be recorded as a CUDA graph (%s)", clip.name, error)
         return clip

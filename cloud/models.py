@@ -177,20 +177,10 @@ class LoadedModels:
 
     def _make_station(self, name: str) -> Station:
         def make() -> tuple[HeadCache, int]:
-            clip = self._ready(load_clip(self._specs[name], self._device))
+            clip = as_served(load_clip(self._specs[name], self._device), self._precision, self._clip_backend)
             return HeadCache(clip, self._cache_dir), module_bytes(clip.model)
 
         return self._station_of(self._shelf.load(self._clip_key(name), make))
-
-    def _ready(self, clip: Clip) -> Clip:
-        clip = in_precision(folded(clip), self._precision)
-        if clip.device.startswith("cuda"):
-            from cloud.graphs import with_graphs
-
-            clip = with_graphs(clip)
-        from cloud.onnx_tower import in_backend
-
-        return in_backend(clip, self._clip_backend)
 
     def _adapter(self, item: Prepared, clip: Clip) -> Adapter | None:
         adapter = self._adapter_of.get((item.model_id, item.n_layers))
@@ -204,7 +194,8 @@ class LoadedModels:
         in half precision or recorded, and differences are to be added to what they were learned on."""
 
         def make() -> tuple[Clip, int]:
-            clip = self._ready(adapted_clip(load_clip(self._specs[self.default], self._device), adapter))
+            adapted = adapted_clip(load_clip(self._specs[self.default], self._device), adapter)
+            clip = as_served(adapted, self._precision, self._clip_backend)
             return clip, module_bytes(clip.model.visual)
 
         return self._shelf.load(self._tower_key(adapter), make)
@@ -229,6 +220,19 @@ class LoadedModels:
             return net, net.nbytes
 
         return self._shelf.load(_net_key(bundle, clip), make)
+
+
+def as_served(clip: Clip, precision: str = "auto", backend: str = "auto") -> Clip:
+    """`clip` as `load_clip` gives it → with its image tower as quick as it can be here: folded, in `precision` (see
+    `cloud.precision.in_precision`), recorded as CUDA graphs, in `backend` (see `cloud.onnx_tower.in_backend`)."""
+    from cloud.onnx_tower import in_backend
+
+    clip = in_precision(folded(clip), precision)
+    if clip.device.startswith("cuda"):
+        from cloud.graphs import with_graphs
+
+        clip = with_graphs(clip)
+    return in_backend(clip, backend)
 
 
 def _by_name(specs: Sequence[str]) -> dict[str, str]:

@@ -24,7 +24,7 @@ def write_graph(net: nn.Module, example: dict[str, torch.Tensor], output: str, p
     import onnx
     from onnx import numpy_helper
 
-    net = copy.deepcopy(net)
+    net = copy.deepcopy(net).eval()
     random = torch.Generator().manual_seed(0)
     for value in net.state_dict().values():  # the exporter would make one of two equal ones
         value.copy_(torch.rand(value.shape, generator=random))

@@ -20,7 +20,7 @@ from cloud.errors import DeviceUnavailable
 from cloud.head import default_cache_dir
 from cloud.onnx_graph import graph_digest, write_graph
 from cloud.onnx_session import open_session
-from cloud.precision import check_images, compare
+from cloud.precision import parity_of
 
 if TYPE_CHECKING:
     from cloud.clip import Clip
@@ -85,7 +85,8 @@ def graph_name(tower: nn.Module) -> str:
 
 def _in_onnx(clip: Clip, folder: Path) -> Clip:
     tower = clip.model.visual
-    places = [at / graph_name(tower) for at in (shipped_clip_path(), folder)]
+    name = graph_name(tower)
+    places = [at / name for at in (shipped_clip_path(), folder)]
     path = next((place for place in places if place.is_file()), None)
     if path is None:
         if missing := [name for name in EXPORTERS if importlib.util.find_spec(name) is None]:
@@ -93,8 +94,7 @@ def _in_onnx(clip: Clip, folder: Path) -> Clip:
         log.info("writing the image tower of %s for ONNX Runtime, once: %s", clip.name, places[-1])
         path = write_tower(tower, clip.image_height, clip.image_width, folder)
     quick = clip.with_visual(OnnxTower(path, tower), channels_last=False)
-    images = check_images(clip, CHECK_IMAGES)
-    parity = compare(clip.encode_images(images).numpy(), quick.encode_images(images).numpy())
+    parity = parity_of(clip, quick, CHECK_IMAGES)
     if parity.cosine_min < MIN_COSINE:
         raise DeviceUnavailable(
             f"it gives other vectors than torch (worst cosine {parity.cosine_min:.5f}): delete {path}"

@@ -50,6 +50,12 @@ def compare(reference: np.ndarray, other: np.ndarray, classes: np.ndarray | None
     return Parity(worst, float(same.mean()))
 
 
+def parity_of(clip: Clip, other: Clip, count: int = CHECK_IMAGES) -> Parity:
+    """How another tower for `clip` compares with its own on `count` of `check_images`."""
+    images = check_images(clip, count).to(clip.device)
+    return compare(clip.encode_images(images).cpu().numpy(), other.encode_images(images).cpu().numpy())
+
+
 def check_images(clip: Clip, count: int = CHECK_IMAGES, seed: int = 0) -> torch.Tensor:
     """Smooth coloured pictures with edges and grain, always the same: float32 (count, 3, H, W) in [0, 1] on the CPU."""
     import torch
@@ -94,5 +100,4 @@ def lower(clip: Clip, name: str) -> tuple[Clip, Parity]:
 
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[name]
     lowered = clip.with_visual(copy.deepcopy(clip.model.visual).to(dtype), image_dtype=dtype)
-    images = check_images(clip).to(clip.device)
-    return lowered, compare(clip.encode_images(images).cpu().numpy(), lowered.encode_images(images).cpu().numpy())
+    return lowered, parity_of(clip, lowered)
