@@ -89,7 +89,10 @@ class Service:
 
 
 def _runner(clip: str, bundle: Bundle, device: str) -> TorchRunner:
-    return TorchRunner(as_served(load_clip(clip, pick_device(device)), PRECISION), [bundle])
+    """With the networks as `open_engine` has them."""
+    from cloud.onnx_synthesis import loader
+
+    return TorchRunner(as_served(load_clip(clip, pick_device(device)), PRECISION), [bundle], loader("auto"))
 
 
 def measure(

@@ -37,7 +37,7 @@ def open_engine(
     model_bytes: int | None = None,
     precision: str = "auto",
     adapters: Sequence[str | Path] = (),
-    synthesis_backend: str = "torch",
+    synthesis_backend: str = "auto",
     clip_backend: str = "auto",
 ) -> ReloadableEngine:
     """Loads the default CLIP and every bundle, runs each once as a canary, and returns an engine that answers.
@@ -47,13 +47,15 @@ def open_engine(
     are torch's CPU threads; `limits.batch` None takes one that suits the device; `cache_dir` keeps text heads (default:
     `default_cache_dir()`); `model_bytes` bounds the weights in memory: beyond it the least recently used leave;
     `precision` of the image tower as for `cloud.precision.in_precision`; `adapters` are folders of adapters of the
-    default CLIP's image tower, each for one bundle at some rates; `synthesis_backend` "torch" or "onnx" (see
-    `cloud.onnx_synthesis`); `clip_backend` of the image tower as for `cloud.onnx_tower.in_backend`.
+    default CLIP's image tower, each for one bundle at some rates; `synthesis_backend` of decoders as for
+    `cloud.onnx_synthesis.loader`; `clip_backend` of the image tower as for `cloud.onnx_tower.in_backend`.
     A bundle named here that needs another CLIP than the default is an error; one that merely ships is refused packet by
     packet. Raises `ClipUnavailable`, `ClipMismatch`, `DeviceUnavailable`, `BundleError` or
     `AdapterError`.
     """
     import torch
+
+    from cloud.onnx_synthesis import loader
 
     device = pick_device(device)
     limits = limits or EngineLimits()
@@ -63,10 +65,7 @@ def open_engine(
     limits = fitting(limits, device, torch.get_num_threads())
     clips = [clip] if isinstance(clip, str) else list(clip)
     shelf: Shelf = Shelf(model_bytes)
-    load = None
-    if synthesis_backend == "onnx":
-        from cloud.onnx_synthesis import load_onnx as load
-    runner = TorchRunner(None, load=load)
+    runner = TorchRunner(None, load=loader(synthesis_backend))
     cache_dir = cache_dir or default_cache_dir()
 
     def read() -> LoadedModels:

@@ -136,7 +136,11 @@ SETTINGS = (
         "where thinwire[cloud-onnx] is installed",
     ),
     Setting(
-        "synthesis-backend", one_of("torch", "onnx"), "torch", "what runs the decoders: torch, or onnx (ONNX Runtime)"
+        "synthesis-backend",
+        one_of("auto", "torch", "onnx"),
+        "auto",
+        "what runs the decoders: torch, onnx (ONNX Runtime); auto takes onnx on a CPU for architectures that ship, "
+        "where thinwire[cloud-onnx] is installed",
     ),
     Setting("threads", positive, None, "CPU threads of the networks (default: all cores)"),
     Setting(

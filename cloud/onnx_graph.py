@@ -1,9 +1,15 @@
-"""A net as an ONNX graph without its weights: small, and good for all weights of one architecture."""
+"""A net as an ONNX graph without its weights: small, and good for all weights of one architecture.
+
+What clip-lite and the shipped bundles need ships (`scripts/ship_graphs.py`); other graphs are written once and kept in
+the cache.
+"""
 
 from __future__ import annotations
 
 import copy
 import hashlib
+import importlib.util
+import logging
 import os
 import tempfile
 from pathlib import Path
@@ -12,7 +18,55 @@ import numpy as np
 import torch
 from torch import nn
 
+from cloud.errors import DeviceUnavailable
+from cloud.head import default_cache_dir
 from synthesis.onnx_file import OPSET, export_onnx
+from thinwire.bundle import MODELS
+
+log = logging.getLogger(__name__)
+
+SHIPPED_GRAPHS = MODELS / "graphs"
+EXPORTERS = ("onnx", "onnxscript")  # with onnxruntime the extra `cloud-onnx`
+
+
+def graph_of(
+    kind: str, net: nn.Module, example: dict[str, torch.Tensor], output: str, cache_dir: Path | None = None
+) -> Path:
+    """Where the graph of `net`'s architecture stands: where `find_graph` finds it, or in the cache, there now.
+
+    Raises `DeviceUnavailable` where it cannot be written, and what `write_graph` raises.
+    """
+    if (found := find_graph(kind, net, cache_dir)) is not None:
+        return found
+    if missing := [package for package in EXPORTERS if importlib.util.find_spec(package) is None]:
+        raise DeviceUnavailable(f"{', '.join(missing)} not installed: pip install 'thinwire[cloud-onnx]'")
+    path = _cache(cache_dir) / _name(kind, net)
+    log.info("writing %s for ONNX Runtime, once", path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_graph(net, example, output, path)
+    return path
+
+
+def find_graph(kind: str, net: nn.Module, cache_dir: Path | None = None) -> Path | None:
+    """The graph of `net`'s architecture that ships or is in the cache.
+
+    cache_dir: None for `graphs` beside the cache of text heads.
+    """
+    places = [folder / _name(kind, net) for folder in (SHIPPED_GRAPHS, _cache(cache_dir))]
+    return next((place for place in places if place.is_file()), None)
+
+
+def _name(kind: str, net: nn.Module) -> str:
+    return f"{kind}-{graph_digest(net)}.onnx"
+
+
+def _cache(cache_dir: Path | None) -> Path:
+    return cache_dir or default_cache_dir().parent / "graphs"
+
+
+def is_convolutional(net: nn.Module) -> bool:
+    """Nets that ONNX Runtime runs faster than torch does on a CPU. More convolutions than a patch embedding's one."""
+    return sum(isinstance(module, nn.Conv2d) for module in net.modules()) > 1
 
 
 def write_graph(net: nn.Module, example: dict[str, torch.Tensor], output: str, path: Path) -> None:

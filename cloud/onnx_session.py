@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import nn
 
 from cloud.errors import DeviceUnavailable
 
@@ -14,14 +15,19 @@ if TYPE_CHECKING:
     import onnxruntime as ort
 
 
+def weights_of(net: nn.Module) -> dict[str, np.ndarray]:
+    """What `open_session` takes for a graph of `net`, which is on the CPU."""
+    return {name: value.contiguous().numpy() for name, value in net.state_dict().items()}
+
+
 def open_session(
-    path: Path, device: torch.device, way_out: str, weights: dict[str, np.ndarray] | None = None
+    graph: Path, device: torch.device, way_out: str, weights: dict[str, np.ndarray]
 ) -> ort.InferenceSession:
     """A session on `device`, with as many CPU threads as torch has; `way_out`: the flag that does without.
 
-    `weights`: of a graph that was written without them (`cloud.onnx_graph.write_graph`); they must outlive the
-    session. Its threads do not wait awake: the next stage has threads of its own. Raises `DeviceUnavailable` where the
-    device's provider is not there.
+    `graph` was written without its `weights` (`cloud.onnx_graph`), which must outlive the session. Its threads do not
+    wait awake: the next stage has threads of its own. Raises `DeviceUnavailable` where the device's provider is not
+    there.
     """
     import onnxruntime as ort
 
@@ -35,11 +41,10 @@ def open_session(
     settings = ort.SessionOptions()
     settings.intra_op_num_threads = torch.get_num_threads()
     settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if weights:
-        settings.add_external_initializers(
-            list(weights), [ort.OrtValue.ortvalue_from_numpy(value) for value in weights.values()]
-        )
-    session = ort.InferenceSession(str(path), settings, providers=[(provider, options)])
+    settings.add_external_initializers(
+        list(weights), [ort.OrtValue.ortvalue_from_numpy(value) for value in weights.values()]
+    )
+    session = ort.InferenceSession(str(graph), settings, providers=[(provider, options)])
     if session.get_providers()[0] != provider:  # the list of what is available promises too much
         raise DeviceUnavailable(
             f"onnxruntime has no {provider} here: install the extra for this device (cloud-gpu), or use {way_out}"

@@ -1,13 +1,12 @@
-"""Synthesis by ONNX Runtime in place of torch: `--synthesis-backend onnx`.
+"""Decoders in ONNX Runtime: `--synthesis-backend onnx`, and `auto` on a CPU for architectures that ship.
 
-The decoder is written as an ONNX file at its first use and kept in the cache under a hash of its weights, so that a
-changed decoder is another file. Every load compares both runtimes on the same symbols: what differs is never served.
+The same pictures sooner, and less disturbed by what else wants a core: ONNX Runtime hands out work in pieces, where
+torch's OpenMP threads wait for the slowest. Every load compares both on the same symbols: what differs is not served.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
+import importlib.util
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,16 +15,18 @@ import numpy as np
 import torch
 from torch import nn
 
+import synthesis
 from cloud.errors import InferenceFailed
-from cloud.head import default_cache_dir
-from cloud.onnx_session import open_session
+from cloud.onnx_graph import find_graph, graph_of
+from cloud.onnx_session import open_session, weights_of
 
 if TYPE_CHECKING:
+    from cloud.runner import Loader
     from thinwire.bundle import Bundle
 
 log = logging.getLogger(__name__)
 
-VERSION = 1  # of the files in the cache
+KIND = "decoder"
 PIXEL_BOUND = 1 / 255  # largest difference from torch that is taken for rounding, of pixels in [0, 1]
 COSINE_BOUND = 0.9999  # least cosine with torch's vectors
 PROBES = 4
@@ -37,13 +38,15 @@ class OnnxNet(nn.Module):
     On CUDA the tensors stay on the device: ONNX Runtime reads and writes torch's memory.
     """
 
-    def __init__(self, path: Path, device: str, out_shape: tuple[int, ...]) -> None:
-        """out_shape: of one item's output. Raises `DeviceUnavailable` where the device's provider is not there."""
+    def __init__(self, graph: Path, net: nn.Module, device: str, out_shape: tuple[int, ...]) -> None:
+        """graph: of `net`, on the CPU, whose weights it runs with; out_shape: of one item's output. Raises
+        `DeviceUnavailable` where the device's provider is not there."""
         super().__init__()
         self._device = torch.device(device)
         self._out_shape = out_shape
-        self._session = open_session(path, self._device, "--synthesis-backend torch")
-        self.nbytes = path.stat().st_size
+        self._weights = weights_of(net)
+        self._session = open_session(graph, self._device, "--synthesis-backend torch", self._weights)
+        self.nbytes = sum(value.nbytes for value in self._weights.values())
 
     def forward(self, symbols: torch.Tensor, n_layers: torch.Tensor) -> torch.Tensor:
         symbols, n_layers = symbols.float().contiguous(), n_layers.to(torch.int64).contiguous()
@@ -59,37 +62,50 @@ class OnnxNet(nn.Module):
         return out
 
 
-def load_onnx(bundle: Bundle, device: str, cache_dir: Path | None = None) -> OnnxNet:
-    """The bundle's decoder in ONNX Runtime, exported when it is not in the cache.
+def loader(wanted: str) -> Loader:
+    """What loads decoders for `wanted`, "auto", "torch" or "onnx".
 
-    cache_dir: None for `decoders` beside the cache of text heads. Raises what `synthesis.load` raises,
-    `DeviceUnavailable`, or `InferenceFailed` when its outputs are not torch's.
+    auto: ONNX Runtime on a CPU for architectures whose graph ships, or was written by `onnx` before; torch for the
+    rest, because writing one takes seconds, and a bundle may come while others are being served.
     """
-    import synthesis
+    return {"auto": _load_fitting, "torch": synthesis.load, "onnx": load_onnx}[wanted]
 
+
+def load_onnx(bundle: Bundle, device: str, cache_dir: Path | None = None) -> OnnxNet:
+    """The bundle's decoder in ONNX Runtime. cache_dir: as for `graph_of`.
+
+    Raises what `synthesis.load` and `graph_of` raise, or `InferenceFailed` when its outputs are not torch's.
+    """
     net = synthesis.load(bundle, "cpu")
-    folder = cache_dir or default_cache_dir().parent / "decoders"
-    path = folder / f"{bundle.name}-{_content(bundle)}.onnx"
-    if not path.is_file():
-        from synthesis.onnx_file import write_onnx
+    return _in_onnx(bundle, net, device, decoder_graph(bundle, net, cache_dir))
 
-        folder.mkdir(parents=True, exist_ok=True)
-        write_onnx(net, bundle.latent_shape, path)
-        log.info("wrote %s", path)
+
+def decoder_graph(bundle: Bundle, net: nn.Module, cache_dir: Path | None = None) -> Path:
+    """The graph of the bundle's decoder `net`, as `graph_of` has it."""
+    example = {"symbols": torch.zeros(2, *bundle.latent_shape), "n_layers": torch.ones(2, dtype=torch.int64)}
+    return graph_of(KIND, net, example, "out", cache_dir)
+
+
+def _load_fitting(bundle: Bundle, device: str) -> nn.Module:
+    net = synthesis.load(bundle, device)
+    if device != "cpu" or importlib.util.find_spec("onnxruntime") is None:
+        return net
+    try:
+        path = find_graph(KIND, net)
+        return net if path is None else _in_onnx(bundle, net, device, path)
+    except Exception as error:  # runtimes raise kinds of their own
+        log.info("bundle %s: decoder in torch, not in ONNX Runtime: %s", bundle.name, error)
+        return net
+
+
+def _in_onnx(bundle: Bundle, net: nn.Module, device: str, path: Path) -> OnnxNet:
     symbols, counts = _probes(bundle)
     with torch.inference_mode():
         wanted = net(symbols, counts)
-        onnx_net = OnnxNet(path, device, tuple(wanted.shape[1:]))
+        onnx_net = OnnxNet(path, net, device, tuple(wanted.shape[1:]))
         got = onnx_net(symbols.to(device), counts.to(device)).cpu()
     _check(bundle, path, wanted, got)
     return onnx_net
-
-
-def _content(bundle: Bundle) -> str:
-    """Of the weights and of the net that they are for."""
-    decoder = bundle.card.cloud
-    text = json.dumps([VERSION, decoder["files"], decoder["synthesis"], torch.__version__], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _probes(bundle: Bundle) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""Nets as ONNX files: how every net here is exported, and decoders for services that run them without torch."""
+"""Nets as ONNX files: how every net here is exported."""
 
 from __future__ import annotations
 
@@ -33,10 +33,3 @@ def export_onnx(net: nn.Module, example: dict[str, torch.Tensor], output: str, p
             verbose=False,
         )
         os.replace(partial, path)
-
-
-def write_onnx(net: nn.Module, latent_shape: tuple[int, int, int], path: Path) -> None:
-    """Writes `net` (see `synthesis.load`) to `path`: inputs symbols float32 (B, C, h, w) and n_layers int64 (B,),
-    output "out"."""
-    example = {"symbols": torch.zeros(2, *latent_shape), "n_layers": torch.ones(2, dtype=torch.int64)}
-    export_onnx(net.cpu().eval(), example, "out", path)

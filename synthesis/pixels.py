@@ -52,7 +52,7 @@ class PixelSynthesis(nn.Module):
 
     def unclamped(self, symbols: torch.Tensor, n_layers: torch.Tensor) -> torch.Tensor:
         """The training view: without the clamp, whose gradient is zero outside the range."""
-        y = symbols * self.gain[:, None, None]  # (B, C, h, w)
+        y = (symbols.permute(0, 2, 3, 1) * self.gain).permute(0, 3, 1, 2)  # (B, C, h, w); graphs hold `gain` as it is
         x = self.stem(y) + self.layer_bias(n_layers)[:, :, None, None]
         x = self.fine(self.up2(self.mid(self.up1(self.deep(x)))))  # (B, w2, 4h, 4w)
         return self.out(x) + self.linear(y)

@@ -10,9 +10,13 @@ pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
 import synthesis
+from cloud import onnx_graph
 from cloud.assemble import open_engine
-from cloud.errors import InferenceFailed
-from cloud.onnx_synthesis import load_onnx
+from cloud.errors import DeviceUnavailable, InferenceFailed
+from cloud.onnx_graph import write_graph
+from cloud.onnx_synthesis import OnnxNet, load_onnx, loader
+from cloud.runner import module_bytes
+from thinwire.bundle import load_bundle, shipped_bundles
 
 
 @pytest.fixture(scope="module")
@@ -30,12 +34,12 @@ def test_every_layer_count_and_batch_size_gives_torchs_pictures(tiny_codec, cach
             assert torch.allclose(net(symbols, counts), twin(symbols, counts), atol=1e-4)
     (path,) = cache.glob("*.onnx")
     written = path.stat().st_mtime_ns
-    assert load_onnx(tiny_codec, "cpu", cache).nbytes == path.stat().st_size
+    assert module_bytes(load_onnx(tiny_codec, "cpu", cache)) == module_bytes(net)
     assert path.stat().st_mtime_ns == written  # exported once
 
 
 def test_an_engine_answers_the_same(tiny_clip_dir, tiny_codec, make_packet, tmp_path, monkeypatch, cache):
-    monkeypatch.setattr("cloud.onnx_synthesis.default_cache_dir", lambda: cache / "heads")
+    monkeypatch.setattr(onnx_graph, "default_cache_dir", lambda: cache / "heads")
     answers = []
     for backend in ("torch", "onnx"):
         with open_engine(
@@ -46,14 +50,40 @@ def test_an_engine_answers_the_same(tiny_clip_dir, tiny_codec, make_packet, tmp_
     assert answers[0].predictions[0].label == answers[1].predictions[0].label
 
 
-def test_a_file_that_is_another_net_is_never_served(tiny_codec, cache, tmp_path):
+def test_a_graph_that_is_another_net_is_never_served(tiny_codec, cache, tmp_path):
     load_onnx(tiny_codec, "cpu", cache)
     (path,) = cache.glob("*.onnx")
-    net = synthesis.load(tiny_codec)
-    with torch.no_grad():
-        net.linear.bias.add_(0.1)
-    from synthesis.onnx_file import write_onnx
 
-    write_onnx(net, tiny_codec.latent_shape, tmp_path / path.name)
+    class Other(type(synthesis.load(tiny_codec))):
+        def forward(self, symbols, n_layers):
+            return super().forward(symbols.flip(-1), n_layers)
+
+    net = synthesis.load(tiny_codec)
+    net.__class__ = Other
+    example = {"symbols": torch.zeros(2, *tiny_codec.latent_shape), "n_layers": torch.ones(2, dtype=torch.int64)}
+    write_graph(net, example, "out", tmp_path / path.name)
     with pytest.raises(InferenceFailed, match="delete"):
+        load_onnx(tiny_codec, "cpu", tmp_path)
+
+
+@pytest.mark.parametrize("path", shipped_bundles().values(), ids=lambda path: path.name)
+def test_auto_runs_the_shipped_decoders_without_an_export(path, monkeypatch):
+    """Else run scripts/ship_graphs.py."""
+    monkeypatch.setattr(onnx_graph, "write_graph", None)
+    assert isinstance(loader("auto")(load_bundle(path), "cpu"), OnnxNet)
+
+
+def test_auto_takes_torch_until_a_graph_is_there(tiny_codec, monkeypatch, tmp_path):
+    monkeypatch.setattr(onnx_graph, "default_cache_dir", lambda: tmp_path / "heads")
+    assert type(loader("auto")(tiny_codec, "cpu")) is type(loader("torch")(tiny_codec, "cpu"))
+    load_onnx(tiny_codec, "cpu")
+    (path,) = (tmp_path / "graphs").glob("*.onnx")
+    assert isinstance(loader("auto")(tiny_codec, "cpu"), OnnxNet)
+    path.write_bytes(b"no graph")
+    assert type(loader("auto")(tiny_codec, "cpu")) is type(loader("torch")(tiny_codec, "cpu"))
+
+
+def test_onnx_without_its_packages_names_the_fix(tiny_codec, monkeypatch, tmp_path):
+    monkeypatch.setattr(onnx_graph, "EXPORTERS", ("no_such_package",))
+    with pytest.raises(DeviceUnavailable, match=r"no_such_package.*thinwire\[cloud-onnx\]"):
         load_onnx(tiny_codec, "cpu", tmp_path)

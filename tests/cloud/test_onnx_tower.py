@@ -8,12 +8,12 @@ import torch
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
-from cloud import onnx_tower
+from cloud import onnx_graph
 from cloud.clip import load_clip
 from cloud.errors import DeviceUnavailable
 from cloud.folded import folded
-from cloud.onnx_graph import write_graph
-from cloud.onnx_tower import OnnxTower, graph_name, in_backend
+from cloud.onnx_graph import graph_digest, write_graph
+from cloud.onnx_tower import Images, OnnxTower, in_backend
 from cloud.precision import check_images, compare, lower
 from cloud.runner import module_bytes
 from tests.cloud.tiny_clip import write_tiny_clip
@@ -46,8 +46,8 @@ def test_the_shipped_clip_gives_the_same_vectors_for_every_batch_size():
 
 
 def test_the_shipped_clip_needs_no_export(monkeypatch):
-    """Else run scripts/ship_image_tower.py."""
-    monkeypatch.setattr(onnx_tower, "write_tower", None)
+    """Else run scripts/ship_graphs.py."""
+    monkeypatch.setattr(onnx_graph, "write_graph", None)
     assert isinstance(in_backend(folded(load_clip()), "onnx").model.visual, OnnxTower)
 
 
@@ -84,24 +84,24 @@ def test_a_graph_that_gives_other_vectors_is_never_served(tiny, tmp_path):
         def forward(self, images):
             return self.tower(images.flip(-1))
 
-    path = tmp_path / graph_name(tiny.model.visual)
+    path = tmp_path / f"image_tower-{graph_digest(Images(tiny.model.visual))}.onnx"
     write_graph(Other(tiny.model.visual), {"images": torch.zeros(2, 3, 64, 64)}, "vectors", path)
     with pytest.raises(DeviceUnavailable, match="delete"):
         in_backend(tiny, "onnx", tmp_path)
 
 
 def test_without_its_packages_auto_is_torch_and_onnx_names_the_fix(monkeypatch, tiny, tmp_path):
-    monkeypatch.setattr(onnx_tower, "EXPORTERS", ("no_such_package",))
+    monkeypatch.setattr(onnx_graph, "EXPORTERS", ("no_such_package",))
     with pytest.raises(DeviceUnavailable, match=r"no_such_package.*thinwire\[cloud-onnx\]"):
         in_backend(tiny, "onnx", tmp_path)
-    monkeypatch.setattr(onnx_tower, "shipped_clip_path", lambda: tmp_path)
+    monkeypatch.setattr(onnx_graph, "SHIPPED_GRAPHS", tmp_path)
     clip = folded(load_clip())
     assert in_backend(clip, "auto", tmp_path) is clip
 
 
 def test_a_cache_that_cannot_be_written_costs_speed_alone(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("in the way")
-    monkeypatch.setattr(onnx_tower, "shipped_clip_path", lambda: tmp_path)
+    monkeypatch.setattr(onnx_graph, "SHIPPED_GRAPHS", tmp_path)
     clip = folded(load_clip())
     assert in_backend(clip, "auto", tmp_path / "file" / "towers") is clip
 

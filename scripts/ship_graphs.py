@@ -1,0 +1,28 @@
+"""Writes the graphs of the shipped CLIP's image tower and of the shipped bundles' decoders, for `cloud/onnx_graph.py`.
+
+    python scripts/ship_graphs.py
+
+To be run when an architecture changes, not when weights do: graphs hold none.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import synthesis
+from cloud.clip import load_clip
+from cloud.folded import folded
+from cloud.onnx_graph import SHIPPED_GRAPHS
+from cloud.onnx_synthesis import decoder_graph
+from cloud.onnx_tower import tower_graph
+from thinwire.bundle import load_bundle, shipped_bundles
+
+if __name__ == "__main__":
+    for old in SHIPPED_GRAPHS.glob("*.onnx"):
+        old.unlink()
+    print(tower_graph(folded(load_clip()), SHIPPED_GRAPHS))
+    for bundle in map(load_bundle, shipped_bundles()):
+        print(decoder_graph(bundle, synthesis.load(bundle), SHIPPED_GRAPHS))
