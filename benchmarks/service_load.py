@@ -5,7 +5,7 @@ schedule, whatever became of those before, as cameras send them; a closed loop w
 its queue ("coordinated omission", Tene). Every ratio is of two figures of one run on one machine.
 
 start_s: process start to `listening on`. lone_overhead_ms_p50: round trip of a lone request minus what its reply says
-decoding, synthesis and CLIP took. capacity: images/s with enough requests in flight to fill batches.
+decoding, synthesis and CLIP took, by a blocking call, as `thinwire-edge` sends lone images. capacity: images/s with enough requests in flight to fill batches.
 overload_p99_ratio: p99 of accepted requests at 5x capacity over p99 at 0.8 of it. overload_goodput_ratio: answers per
 second at 5x capacity over capacity; client_cores: what this process used of the machine's cores meanwhile, which the
 service lacked. reject_ms_p99: how long a refusal took. soak_rss_growth: resident memory at the end of a long 0.8 load
@@ -87,24 +87,29 @@ class Load:
         from thinwire.v1 import inference_pb2_grpc
 
         self._pb, self._error, self._full = pb, grpc.aio.AioRpcError, grpc.StatusCode.RESOURCE_EXHAUSTED
-        self._channel = grpc.aio.insecure_channel(address, options=[("grpc.enable_retries", 0)])
+        options = [("grpc.enable_retries", 0)]
+        self._channel = grpc.aio.insecure_channel(address, options=options)
         self._stub = inference_pb2_grpc.InferenceServiceStub(self._channel)
+        self._blocking_channel = grpc.insecure_channel(address, options=options)
+        self._blocking_stub = inference_pb2_grpc.InferenceServiceStub(self._blocking_channel)
         self._requests = [
             pb.ClassifyRequest(image=pb.ImageInput(packet=packet), labels=LABELS, prompt_set="1") for packet in packets
         ]
 
     async def close(self) -> None:
         await self._channel.close()
+        self._blocking_channel.close()
 
     async def one(self, number: int):
         return await self._stub.Classify(self._requests[number % len(self._requests)], timeout=DEADLINE_S)
 
-    async def lone(self, count: int) -> list[float]:
+    def lone(self, count: int) -> list[float]:
         """Milliseconds of each round trip that were neither decoding, nor synthesis, nor CLIP."""
         overheads = []
         for number in range(count):
+            request = self._requests[number % len(self._requests)]
             start = time.perf_counter()
-            timing = (await self.one(number)).timing
+            timing = self._blocking_stub.Classify(request, timeout=DEADLINE_S).timing
             took_ms = 1000 * (time.perf_counter() - start)
             overheads.append(took_ms - timing.decode_ms - timing.synthesis_ms - timing.clip_ms)
         return overheads
@@ -165,9 +170,9 @@ async def measure(address: str, pid: int, packets: Sequence[bytes], args: argpar
     load, random, out = Load(address, packets), np.random.default_rng(args.seed), {}
     wanted = {args.only} if args.only else {"lone", "overload", "soak"}
     try:
-        await load.lone(20)  # warm-up: label vectors, caches, the connection
+        load.lone(20)  # warm-up: label vectors, caches, the connection
         if "lone" in wanted:
-            overheads = await load.lone(200)
+            overheads = load.lone(200)
             out["lone_overhead_ms_p50"] = round(float(np.median(overheads)), 3)
         if wanted & {"overload", "soak"}:
             # As many in flight as keep the device's batches full, and none refused

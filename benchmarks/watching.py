@@ -78,7 +78,7 @@ async def measure(address: str, packets, switch, kinds: list[str], rounds: int, 
 
     load, found = Load(address, packets), {kind: [] for kind in kinds}
     try:
-        await load.lone(10)
+        load.lone(10)
         for kind in order(kinds, rounds):
             switch(kind)
             outcomes = await load.closed(slice_s, IN_FLIGHT)
