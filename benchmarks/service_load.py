@@ -4,12 +4,12 @@ The server is a process of its own; this process sends packets made beforehand. 
 schedule, whatever became of those before, as cameras send them; a closed loop would slow down with the server and hide
 its queue ("coordinated omission", Tene). Every ratio is of two figures of one run on one machine.
 
-start_s: process start to `listening on`. lone_overhead_ms_p50: round trip of a lone request minus what its reply says
-decoding, synthesis and CLIP took, by a blocking call, as `thinwire-edge` sends lone images. capacity: images/s with enough requests in flight to fill batches.
-overload_p99_ratio: p99 of accepted requests at 5x capacity over p99 at 0.8 of it. overload_goodput_ratio: answers per
-second at 5x capacity over capacity; client_cores: what this process used of the machine's cores meanwhile, which the
-service lacked. reject_ms_p99: how long a refusal took. soak_rss_growth: resident memory at the end of a long 0.8 load
-over that after its first tenth, minus 1.
+start_s: process start to `listening on`. lone_overhead_ms_p50: round trip of a lone request, by a blocking call as
+`thinwire-edge` sends lone images, minus what its reply says decoding, synthesis and CLIP took. capacity: images/s with
+enough requests in flight to fill batches. overload_p99_ratio: p99 of accepted requests at 5x capacity over p99 at 0.8
+of it. overload_goodput_ratio: answers per second at 5x capacity over capacity; client_cores: what this process used of
+the machine's cores meanwhile, which the service lacked. reject_ms_p99: how long a refusal took.
+soak_rss_growth: resident memory at the end of a long 0.8 load over that after its first tenth, minus 1.
 """
 
 from __future__ import annotations

@@ -122,9 +122,9 @@ SETTINGS = (
         "adapter",
         words,
         None,
-        "folder that `thinwire-export adapt` wrote, repeatable: the first CLIP's image tower as adapted to a bundle's "
-        "pictures sees the packets of that bundle at that adapter's rates (default: none)",
-        "PATH",
+        "one that ships, or a folder that `thinwire-export adapt` wrote, repeatable: the first CLIP's image tower as "
+        "adapted to a bundle's pictures sees the packets of that bundle at that adapter's rates (default: none)",
+        "NAME|PATH",
     ),
     Setting("device", str, "auto", "auto, cpu, cuda or cuda:N; auto takes CUDA when it is there"),
     Setting("precision", str, "auto", "of CLIP's image tower: fp32, bf16, fp16; auto takes fp32 on a CPU"),

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from thinwire.bundle import MODELS
 from thinwire.errors import AdapterError
 
 if TYPE_CHECKING:
@@ -139,12 +140,24 @@ def write_adapter(
     return load_adapter(folder)
 
 
-def load_adapter(folder: Path | str) -> Adapter:
-    """The adapter in `folder`. Raises `AdapterError`, which names the file, when anything is missing or altered."""
+def shipped_adapters() -> dict[str, Path]:
+    """Name → folder of every adapter that ships with thinwire, sorted by name."""
+    return {path.parent.name: path.parent for path in sorted((MODELS / "adapters").glob(f"*/{CARD}"))}
+
+
+def load_adapter(source: Path | str) -> Adapter:
+    """The adapter in a folder, or the shipped one of that name. Raises `AdapterError`, which names the file, when
+    anything is missing or altered."""
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    folder = Path(folder)
+    shipped = shipped_adapters()
+    folder = shipped.get(str(source)) or Path(source)
+    if not folder.is_dir():
+        names = ", ".join(shipped) or "none"
+        raise AdapterError(
+            f"{folder}: neither a folder that `thinwire-export adapt` wrote nor an adapter that ships ({names})"
+        )
     card = _read_card(folder / CARD)
     data = _read(folder / WEIGHTS, MAX_WEIGHT_BYTES)
     digest = hashlib.sha256(data).hexdigest()

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+import synthesis
+from benchmarks.photos import wheel_photos
 from cloud.adapted import adapted_clip
 from cloud.assemble import open_engine
 from cloud.cli import main
@@ -17,12 +19,15 @@ from cloud.clip import load_clip
 from cloud.precision import check_images
 from cloud.requests import EngineLimits
 from cloud.server import background_server
+from edge.encoder import Encoder
 from synthesis.adapter import load_adapter
 from tests.cloud.adapters import write_random_adapter
 from tests.cloud.served import LABELS, classify, jpeg
 from tests.cloud.tiny_clip import write_tiny_clip
 from tests.cloud.tiny_codec import write_tiny_codec
+from thinwire.bundle import load_bundle
 from thinwire.errors import AdapterError
+from thinwire.imaging import open_image
 from thinwire.packet import Packet
 from thinwire.v1 import inference_pb2_grpc
 
@@ -173,8 +178,8 @@ def test_the_command_line_says_it_once_and_clearly(tiny_clip_dir, tiny_codec, ad
     assert f"# adapter of {adapter.clip} for tiny-codec at low: {adapter.path}" in capsys.readouterr().out
     assert main(["serve", "--port", "0", *flags, "--adapter", str(tmp_path / "none")]) == 1
     said = capsys.readouterr().err
-    assert "cannot be read" in said
     assert "thinwire-export adapt" in said
+    assert "layered-clip-lite" in said
     assert "Traceback" not in said
 
 
@@ -193,3 +198,21 @@ def test_a_packet_between_the_rates_keeps_the_plain_tower(tiny_clip_dir, tiny_co
         got = engine.submit(packet=prefix).result(20).embedding
         wanted = engine.submit(packet=make_packet(1, 1)).result(20).embedding
     np.testing.assert_allclose(got, wanted, atol=1e-5)
+
+
+def test_the_shipped_adapter_brings_answers_nearer_to_those_of_the_originals():
+    adapter = load_adapter("layered-clip-lite")
+    bundle, clip = load_bundle(adapter.bundle), load_clip()
+    adapter.check_bundle(bundle)
+    adapted, net, encoder = adapted_clip(clip, adapter), synthesis.load(bundle), Encoder(bundle)
+    cosines = []
+    for photo in wheel_photos():
+        original = torch.from_numpy(bundle.view(open_image(photo.data))).permute(2, 0, 1)[None] / 255
+        wanted = clip.encode_images(original)
+        for rate, layers in adapter.rates.items():
+            symbols = torch.from_numpy(bundle.decode(encoder.encode_image(photo.data, rate).packet))[None].float()
+            with torch.inference_mode():
+                seen = net(symbols, torch.tensor([layers]))
+            cosines.append([float((tower.encode_images(seen) * wanted).sum()) for tower in (clip, adapted)])
+    plain, better = np.array(cosines).mean(axis=0)
+    assert better > plain + 0.02
