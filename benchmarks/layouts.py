@@ -219,15 +219,15 @@ def _lines(path: Path) -> list[str]:
 
 
 def _rows(data: bytes, name: str) -> list[tuple[str, str]]:
-    """(path, class) of every line of a csv."""
+    """(path, class) of every line of a csv that has a class: packs for training hold images without one."""
     try:
         table = csv.DictReader(data.decode("utf-8-sig").splitlines())
         if not {"path", "class"} <= set(table.fieldnames or ()):
             raise DataError(f"{name}: needs the columns path and class, has {', '.join(table.fieldnames or ())}")
-        rows = [(row["path"], row["class"]) for row in table]
+        rows = [(row["path"], (row["class"] or "").strip()) for row in table]
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{name}: is no UTF-8 csv ({error})") from error
-    for line, (path, label) in enumerate(rows, start=2):
-        if not path or not label or not label.strip():
-            raise DataError(f"{name}: line {line} lacks its path or class")
-    return rows
+    for line, (path, _) in enumerate(rows, start=2):
+        if not path:
+            raise DataError(f"{name}: line {line} lacks its path")
+    return [(path, label) for path, label in rows if label]

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from edge.client import Client
     from thinwire.bundle import Bundle
 
-CONFIDENCES = (0.9, 0.93, 0.95, 0.96, 0.97, 0.98, 0.985, 0.99, 0.995, 0.997)
+CONFIDENCES = (0.6, 0.7, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99, 0.995, 0.999)
 BATCH = 8
 
 
@@ -65,11 +65,14 @@ def add_commands(commands) -> None:
 def layer_logits(data: Dataset, bundle: Bundle, clip, prompt_set: str, seen: Callable[[], None] = lambda: None):
     """float32 (K, N, L): logits of every image of `data` over its labels, from 1 to K layers of `bundle`."""
     from cloud.head import HeadCache
+    from cloud.models import as_served
+    from cloud.onnx_synthesis import loader
     from cloud.runner import Prepared, TorchRunner
     from edge.encoder import Encoder
     from thinwire.labels import resolve_templates
 
-    encoder, runner = Encoder(bundle), TorchRunner(clip, [bundle])
+    clip = as_served(clip, "fp32")
+    encoder, runner = Encoder(bundle), TorchRunner(clip, [bundle], loader("auto"))
     head = HeadCache(clip).load(data.labels, resolve_templates(prompt_set))
     rate = list(bundle.rates)[-1]
     layers = bundle.rates[rate]

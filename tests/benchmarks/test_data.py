@@ -84,12 +84,18 @@ def test_hash_follows_names_and_bytes_not_order(folder: Path):
     assert load_dataset(folder).sha256 not in (before, altered)
 
 
+def test_images_without_a_class_are_left_out(folder: Path):
+    (folder / "labels.csv").write_text("path,class,caption\ncat/0.png,cat,\ncat/1.png,,a cat\n")
+    assert [item.name for item in load_dataset(folder).items] == ["cat/0.png"]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("path,caption\ncat/0.png,x\n", "needs the columns path and class"),
         ("path,class\ncat/none.png,cat\n", "cat/none.png"),
-        ("path,class\ncat/0.png,\n", "line 2"),
+        ("path,class\n,cat\n", "line 2"),
+        ("path,class\ncat/0.png,\n", "no images"),
         ("path,class\n", "no images"),
     ],
 )
