@@ -132,7 +132,8 @@ def _run(args: argparse.Namespace) -> int:
 
     bundles = parse_families(",".join(args.bundles), args.clip)
     data, judge = load_dataset(args.data, args.limit, args.seed), Judge(args.clip)
-    words = ["thinwire-bench", "compare", "--bundles", *args.bundles, "--data", args.data]
+    words = ["thinwire-bench", "compare", "--bundles", *args.bundles, "--data", args.data, "--json", args.json]
+    words += ["--limit", str(args.limit)] if args.limit else []
     context = {"command": shlex.join(words), "testbed": describe()}
     store = PointStore(Path(args.json + ".points"), NAME, context)
     prompts = {args.prompt_set: PROMPT_SETS[args.prompt_set]}
