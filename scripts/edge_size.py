@@ -29,7 +29,7 @@ from benchmarks.service import running_service  # noqa: E402
 LIMIT_MB = 150
 PHOTO, LABELS = "chelsea.png", "cat,dog,car"
 HEAVY = ("torch", "torchvision", "open_clip", "timm", "transformers", "onnx", "sympy")
-CLOUD_ONLY = ("open_clip_model.safetensors", "decoder.safetensors")
+CLOUD_ONLY = ("open_clip_model.safetensors", "decoder.safetensors", "adapter.safetensors")
 ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}  # no PYTHONPATH
 
 
