@@ -132,9 +132,7 @@ def _run(args: argparse.Namespace) -> int:
 
     bundles = parse_families(",".join(args.bundles), args.clip)
     data, judge = load_dataset(args.data, args.limit, args.seed), Judge(args.clip)
-    words = ["thinwire-bench", "compare", "--bundles", *args.bundles, "--data", args.data, "--json", args.json]
-    words += ["--limit", str(args.limit)] if args.limit else []
-    context = {"command": shlex.join(words), "testbed": describe()}
+    context = {"command": shlex.join(["thinwire-bench", *sys.argv[1:]]), "testbed": describe()}
     store = PointStore(Path(args.json + ".points"), NAME, context)
     prompts = {args.prompt_set: PROMPT_SETS[args.prompt_set]}
     with ended_by_sigterm(), progress_bar(data.name) as progress:

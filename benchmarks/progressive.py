@@ -64,15 +64,13 @@ def add_commands(commands) -> None:
 
 def layer_logits(data: Dataset, bundle: Bundle, clip, prompt_set: str, seen: Callable[[], None] = lambda: None):
     """float32 (K, N, L): logits of every image of `data` over its labels, from 1 to K layers of `bundle`."""
+    from cloud.assemble import served_runner
     from cloud.head import HeadCache
-    from cloud.models import as_served
-    from cloud.onnx_synthesis import loader
-    from cloud.runner import Prepared, TorchRunner
+    from cloud.runner import Prepared
     from edge.encoder import Encoder
     from thinwire.labels import resolve_templates
 
-    clip = as_served(clip, "fp32")
-    encoder, runner = Encoder(bundle), TorchRunner(clip, [bundle], loader("auto"))
+    encoder, runner = Encoder(bundle), served_runner(clip, [bundle], "fp32")
     head = HeadCache(clip).load(data.labels, resolve_templates(prompt_set))
     rate = list(bundle.rates)[-1]
     layers = bundle.rates[rate]

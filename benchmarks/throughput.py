@@ -27,15 +27,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from cloud.assemble import open_engine
+from cloud.assemble import open_engine, served_runner
 from cloud.clip import load_clip, pick_device
 from cloud.engine import Engine
 from cloud.head import HeadCache, default_cache_dir
 from cloud.intake import Intake
-from cloud.models import as_served
 from cloud.process import settle_process
 from cloud.requests import EngineLimits, top_predictions
-from cloud.runner import TorchRunner
 from cloud.server import background_server
 from edge.defaults import DEFAULT_TOP_K
 from thinwire.bundle import Bundle, load_bundle
@@ -86,13 +84,6 @@ class Service:
         limits = EngineLimits(queue_items=max(EngineLimits.queue_items, 2 * (in_flight or 0)))
         engine = open_engine(clip, [bundle.path], device, threads, limits, precision=PRECISION)
         return cls(clip, device, engine, threads)
-
-
-def _runner(clip: str, bundle: Bundle, device: str) -> TorchRunner:
-    """With the networks as `open_engine` has them."""
-    from cloud.onnx_synthesis import loader
-
-    return TorchRunner(as_served(load_clip(clip, pick_device(device)), PRECISION), [bundle], loader("auto"))
 
 
 def measure(
@@ -222,7 +213,7 @@ def _bare(
     torch.set_num_threads(threads)
     settle_process()
     bundle = load_bundle(bundle_path)
-    runner = _runner(clip, bundle, device)
+    runner = served_runner(load_clip(clip, pick_device(device)), [bundle], PRECISION)
     intake = Intake([bundle], runner.clip.image_height, runner.clip.image_width)
     head = HeadCache(runner.clip, default_cache_dir()).load(tuple(labels), resolve_templates(prompt_set))
     decoded = itertools.cycle([intake.prepare(packet, None) for packet in packets])

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cloud.adapted import load_adapters
 from cloud.batching import BatchLimits
@@ -13,12 +14,15 @@ from cloud.brief_threads import on_brief_thread
 from cloud.clip import SHIPPED, pick_device
 from cloud.engine import Engine
 from cloud.head import default_cache_dir
-from cloud.models import LoadedModels
+from cloud.models import LoadedModels, as_served
 from cloud.requests import EngineLimits
 from cloud.runner import TorchRunner
 from cloud.shelf import Shelf
 from thinwire.bundle import Bundle, load_bundle, shipped_bundles
 from thinwire.errors import BundleError
+
+if TYPE_CHECKING:
+    from cloud.clip import Clip
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +86,13 @@ def open_engine(
     for error in models.intake.refused.values():
         log.warning("%s", error)
     return ReloadableEngine(runner, models, opener, shelf, limits)
+
+
+def served_runner(clip: Clip, bundles: Sequence[Bundle], precision: str = "auto") -> TorchRunner:
+    """The networks as `open_engine` has them by default, without an engine; `clip` as `load_clip` gives it."""
+    from cloud.onnx_synthesis import loader
+
+    return TorchRunner(as_served(clip, precision), bundles, loader("auto"))
 
 
 def fitting(limits: EngineLimits, device: str, threads: int) -> EngineLimits:

@@ -64,11 +64,6 @@ def _cache(cache_dir: Path | None) -> Path:
     return cache_dir or default_cache_dir().parent / "graphs"
 
 
-def is_convolutional(net: nn.Module) -> bool:
-    """Nets that ONNX Runtime runs faster than torch does on a CPU. More convolutions than a patch embedding's one."""
-    return sum(isinstance(module, nn.Conv2d) for module in net.modules()) > 1
-
-
 def write_graph(net: nn.Module, example: dict[str, torch.Tensor], output: str, path: Path) -> None:
     """As `export_onnx`, without the net's weights: those who open the file bring them, under `state_dict`'s names, with
     ONNX Runtime's `add_external_initializers`.

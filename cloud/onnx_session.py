@@ -1,34 +1,39 @@
-"""ONNX Runtime sessions as the service has them."""
+"""Nets in ONNX Runtime as the service has them."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import nn
 
 from cloud.errors import DeviceUnavailable
 
 if TYPE_CHECKING:
+    import numpy as np
     import onnxruntime as ort
 
 
-def weights_of(net: nn.Module) -> dict[str, np.ndarray]:
-    """What `open_session` takes for a graph of `net`, which is on the CPU."""
-    return {name: value.contiguous().numpy() for name, value in net.state_dict().items()}
+class GraphNet(nn.Module):
+    """A graph that was written without weights (`cloud.onnx_graph`), run with those of `net`, which is on the CPU.
+
+    `session` runs it on `device`; `nbytes`: of its weights. `way_out`: the flag that does without.
+    """
+
+    def __init__(self, graph: Path, net: nn.Module, device: torch.device, way_out: str) -> None:
+        """Raises `DeviceUnavailable` where the device's provider is not there."""
+        super().__init__()
+        # Kept: the session reads them where they are
+        self._weights = {name: value.contiguous().numpy() for name, value in net.state_dict().items()}
+        self.nbytes = sum(value.nbytes for value in self._weights.values())
+        self.session = _open_session(graph, device, way_out, self._weights)
 
 
-def open_session(
+def _open_session(
     graph: Path, device: torch.device, way_out: str, weights: dict[str, np.ndarray]
 ) -> ort.InferenceSession:
-    """A session on `device`, with as many CPU threads as torch has; `way_out`: the flag that does without.
-
-    `graph` was written without its `weights` (`cloud.onnx_graph`), which must outlive the session. Its threads do not
-    wait awake: the next stage has threads of its own. Raises `DeviceUnavailable` where the device's provider is not
-    there.
-    """
+    """With as many CPU threads as torch has. They do not wait awake: the next stage has threads of its own."""
     import onnxruntime as ort
 
     provider, options = "CPUExecutionProvider", {}

@@ -18,7 +18,7 @@ from torch import nn
 import synthesis
 from cloud.errors import InferenceFailed
 from cloud.onnx_graph import find_graph, graph_of
-from cloud.onnx_session import open_session, weights_of
+from cloud.onnx_session import GraphNet
 
 if TYPE_CHECKING:
     from cloud.runner import Loader
@@ -32,33 +32,29 @@ COSINE_BOUND = 0.9999  # least cosine with torch's vectors
 PROBES = 4
 
 
-class OnnxNet(nn.Module):
+class OnnxNet(GraphNet):
     """A session behind the face of `synthesis.load`'s nets: (symbols (B, C, h, w), n_layers (B,)) → float32 tensor.
 
     On CUDA the tensors stay on the device: ONNX Runtime reads and writes torch's memory.
     """
 
     def __init__(self, graph: Path, net: nn.Module, device: str, out_shape: tuple[int, ...]) -> None:
-        """graph: of `net`, on the CPU, whose weights it runs with; out_shape: of one item's output. Raises
-        `DeviceUnavailable` where the device's provider is not there."""
-        super().__init__()
+        """As `GraphNet`; out_shape: of one item's output."""
+        super().__init__(graph, net, torch.device(device), "--synthesis-backend torch")
         self._device = torch.device(device)
         self._out_shape = out_shape
-        self._weights = weights_of(net)
-        self._session = open_session(graph, self._device, "--synthesis-backend torch", self._weights)
-        self.nbytes = sum(value.nbytes for value in self._weights.values())
 
     def forward(self, symbols: torch.Tensor, n_layers: torch.Tensor) -> torch.Tensor:
         symbols, n_layers = symbols.float().contiguous(), n_layers.to(torch.int64).contiguous()
         if self._device.type == "cpu":
-            (out,) = self._session.run(["out"], {"symbols": symbols.numpy(), "n_layers": n_layers.numpy()})
+            (out,) = self.session.run(["out"], {"symbols": symbols.numpy(), "n_layers": n_layers.numpy()})
             return torch.from_numpy(out)
         out = torch.empty((len(symbols), *self._out_shape), dtype=torch.float32, device=self._device)
-        binding = self._session.io_binding()
+        binding = self.session.io_binding()
         for name, tensor, kind in (("symbols", symbols, np.float32), ("n_layers", n_layers, np.int64)):
             binding.bind_input(name, "cuda", self._device.index or 0, kind, tuple(tensor.shape), tensor.data_ptr())
         binding.bind_output("out", "cuda", self._device.index or 0, np.float32, tuple(out.shape), out.data_ptr())
-        self._session.run_with_iobinding(binding)
+        self.session.run_with_iobinding(binding)
         return out
 
 

@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from cloud.errors import DeviceUnavailable
-from cloud.onnx_graph import graph_of, is_convolutional
-from cloud.onnx_session import open_session, weights_of
+from cloud.onnx_graph import graph_of
+from cloud.onnx_session import GraphNet
 from cloud.precision import parity_of
 
 if TYPE_CHECKING:
@@ -28,18 +28,14 @@ MIN_COSINE = 0.99999
 CHECK_IMAGES = 2
 
 
-class OnnxTower(nn.Module):
+class OnnxTower(GraphNet):
     """A session behind the face of an image tower: float32 (B, 3, H, W), contiguous, on the CPU → (B, embed_dim)."""
 
     def __init__(self, graph: Path, tower: Images) -> None:
-        """graph: of `tower`, whose weights it runs with."""
-        super().__init__()
-        self._weights = weights_of(tower)
-        self._session = open_session(graph, torch.device("cpu"), "--clip-backend torch", self._weights)
-        self.nbytes = sum(value.nbytes for value in self._weights.values())
+        super().__init__(graph, tower, torch.device("cpu"), "--clip-backend torch")
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        (out,) = self._session.run(["vectors"], {"images": images.numpy()})
+        (out,) = self.session.run(["vectors"], {"images": images.numpy()})
         return torch.from_numpy(out)
 
 
@@ -68,7 +64,7 @@ def in_backend(clip: Clip, wanted: str, cache_dir: Path | None = None) -> Clip:
             raise DeviceUnavailable("it runs float32 towers on a CPU only")
         if importlib.util.find_spec("onnxruntime") is None:
             raise DeviceUnavailable("onnxruntime is not installed: pip install 'thinwire[cloud-onnx]'")
-        if wanted == "auto" and not is_convolutional(clip.model.visual):
+        if wanted == "auto" and not _is_convolutional(clip.model.visual):
             return clip
         return _in_onnx(clip, cache_dir)
     except Exception as error:  # exporters and runtimes raise kinds of their own
@@ -93,3 +89,8 @@ def _in_onnx(clip: Clip, cache_dir: Path | None) -> Clip:
             f"it gives other vectors than torch (worst cosine {parity.cosine_min:.5f}): delete {path}"
         )
     return quick
+
+
+def _is_convolutional(tower: nn.Module) -> bool:
+    """More than a patch embedding's one."""
+    return sum(isinstance(module, nn.Conv2d) for module in tower.modules()) > 1

@@ -26,7 +26,7 @@ from scripts.edge_size import CLOUD_ONLY, build_wheel, run  # noqa: E402
 
 SHIV = "shiv==1.0.8"
 ROOMS_OF_OTHERS = ("cloud", "export", "benchmarks", "synthesis")
-DEVICE_ONLY_BUNDLES = ("clip-lite",)  # folders of thinwire/models that a device has no use for
+CLOUD_FOLDERS = ("clip-lite", "adapters", "graphs")  # folders of thinwire/models that a device has no use for
 
 
 def install(wheel: Path, site: Path) -> None:
@@ -35,7 +35,7 @@ def install(wheel: Path, site: Path) -> None:
     run([*pip, "-c", ROOT / "requirements.lock", f"{wheel}[edge]"], "collecting the edge's packages")
     for room in ROOMS_OF_OTHERS:
         shutil.rmtree(site / room, ignore_errors=True)
-    for name in DEVICE_ONLY_BUNDLES:
+    for name in CLOUD_FOLDERS:
         shutil.rmtree(site / "thinwire" / "models" / name, ignore_errors=True)
     for name in CLOUD_ONLY:
         for path in site.rglob(name):

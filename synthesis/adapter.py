@@ -151,13 +151,7 @@ def load_adapter(source: Path | str) -> Adapter:
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    shipped = shipped_adapters()
-    folder = shipped.get(str(source)) or Path(source)
-    if not folder.is_dir():
-        names = ", ".join(shipped) or "none"
-        raise AdapterError(
-            f"{folder}: neither a folder that `thinwire-export adapt` wrote nor an adapter that ships ({names})"
-        )
+    folder = shipped_adapters().get(str(source)) or Path(source)
     card = _read_card(folder / CARD)
     data = _read(folder / WEIGHTS, MAX_WEIGHT_BYTES)
     digest = hashlib.sha256(data).hexdigest()
@@ -227,5 +221,5 @@ def _read(path: Path, limit: int) -> bytes:
     except OSError as error:
         raise AdapterError(
             f"{path}: cannot be read ({error.strerror or error}); an adapter is a folder with {CARD} and {WEIGHTS}, "
-            "which `thinwire-export adapt` writes"
+            f"which `thinwire-export adapt` writes, or the name of one that ships ({', '.join(shipped_adapters())})"
         ) from error

@@ -30,10 +30,8 @@ class LinearSynthesis(nn.Module):
         """Before the clamp to [0, 1]."""
         height, width = symbols.shape[2:]
         near = F.unfold(symbols, 3, padding=1)  # (B, 9 C, h w)
-        which = n_layers - 1
-        components = (
-            self.estimate.index_select(0, which) @ near + self.offset.index_select(0, which)[:, :, None]
-        )  # (B, K, h w)
+        estimate, offset = (each.index_select(0, n_layers - 1) for each in (self.estimate, self.offset))
+        components = estimate @ near + offset[:, :, None]  # (B, K, h w)
         image = self.patches(components.unflatten(2, (height, width)))
         blocks = image.unflatten(3, (width, -1)).unflatten(2, (height, -1))  # (B, 3, h, P, w, P)
         blocks = blocks.permute(0, 2, 4, 1, 3, 5) + self.mean_patch  # this way round graphs hold the patch as it is

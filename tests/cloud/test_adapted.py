@@ -178,6 +178,7 @@ def test_the_command_line_says_it_once_and_clearly(tiny_clip_dir, tiny_codec, ad
     assert f"# adapter of {adapter.clip} for tiny-codec at low: {adapter.path}" in capsys.readouterr().out
     assert main(["serve", "--port", "0", *flags, "--adapter", str(tmp_path / "none")]) == 1
     said = capsys.readouterr().err
+    assert "cannot be read" in said
     assert "thinwire-export adapt" in said
     assert "layered-clip-lite" in said
     assert "Traceback" not in said
