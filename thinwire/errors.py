@@ -41,6 +41,10 @@ class BadPayload(PacketError):
     """A layer's entropy-coded bytes are not what the encoder writes for any symbols."""
 
 
+class DamagedFrame(PacketError):
+    """The bytes are no AV1 frame of the size and settings that their packet stands for."""
+
+
 class PacketTooLarge(PacketError):
     """A packet or layer is larger than the format allows; nothing of it was read."""
 
@@ -107,3 +111,9 @@ class LabelError(ThinwireError):
     """Labels or prompt templates are empty, too many, too long, or malformed."""
 
     reason: ClassVar[str] = "BAD_LABELS"
+
+
+class ForeignEncoder(ThinwireError):
+    """This end's image library writes what the other end could not read; nothing was sent."""
+
+    reason: ClassVar[str] = "FOREIGN_ENCODER"
