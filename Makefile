@@ -25,7 +25,7 @@ $(ENV)/.ready: $(LOCK)
 	@touch "$@"
 
 demo: setup ## server up, edge classifies real photographs, table and report
-	@$(PY) -m benchmarks.demo
+	@$(PY) -m benchmarks.demo.run
 
 test: setup ## all tests
 	@$(PY) -m pytest -p no:cacheprovider -n 2 --dist loadscope

@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _check(config: Config) -> int:
-    from cloud.adapted import load_adapters
+    from cloud.networks.adapted import load_adapters
     from thinwire.bundle import load_bundle, shipped_bundles
 
     print("\n".join(config.lines()), flush=True)
@@ -108,7 +108,7 @@ def _check(config: Config) -> int:
 
 
 def security_of(config: Config):
-    from cloud.security import Security
+    from cloud.front.access import Security
 
     return Security(
         certificate=config["tls_cert"],
@@ -139,9 +139,9 @@ def watch_of(config: Config):
 
 
 def _open(config: Config):
-    from cloud.assemble import open_engine
-    from cloud.batching import BatchLimits
-    from cloud.requests import EngineLimits
+    from cloud.engine.batching import BatchLimits
+    from cloud.engine.items import EngineLimits
+    from cloud.networks.assemble import open_engine
 
     limits = EngineLimits(
         queue_items=config["queue"],
@@ -168,9 +168,9 @@ def _open(config: Config):
 
 def _serve(config: Config) -> int:
     start = time.monotonic()
-    from cloud.info import device_name
-    from cloud.process import settle_process
-    from cloud.server import Server, ServerOptions
+    from cloud.front.info import device_name
+    from cloud.front.process_tuning import settle_process
+    from cloud.front.server import Server, ServerOptions
     from cloud.watch.assemble import Watch
 
     security = security_of(config)

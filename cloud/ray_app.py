@@ -16,11 +16,11 @@ import grpc
 from ray import serve
 from ray.serve.config import AutoscalingConfig, gRPCOptions
 
-from cloud.batching import BatchLimits
-from cloud.info import server_info
-from cloud.options import ServerOptions
-from cloud.requests import EngineLimits
-from cloud.service import InferenceService
+from cloud.engine.batching import BatchLimits
+from cloud.engine.items import EngineLimits
+from cloud.front.info import server_info
+from cloud.front.limits import ServerOptions
+from cloud.front.service import InferenceService
 from thinwire.v1 import inference_pb2 as pb
 
 SERVICER = "thinwire.v1.inference_pb2_grpc.add_InferenceServiceServicer_to_server"
@@ -87,8 +87,8 @@ class Replica:
     """One engine with its unary RPCs. The whole of `InferenceService` but ClassifyStream."""
 
     def __init__(self, settings: dict) -> None:
-        from cloud.assemble import open_engine
-        from cloud.process import settle_process
+        from cloud.front.process_tuning import settle_process
+        from cloud.networks.assemble import open_engine
 
         settle_process()
         given = RaySettings(**settings)

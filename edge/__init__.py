@@ -9,12 +9,12 @@ cat
 from __future__ import annotations
 
 _HOMES = {
-    "AsyncClient": "edge.aio",
-    "Client": "edge.client",
+    "AsyncClient": "edge.line.aio",
+    "Client": "edge.line.client",
     "Encoder": "edge.encoder",
-    "Outcome": "edge.client",
-    "Prediction": "edge.result",
-    "Result": "edge.result",
+    "Outcome": "edge.line.client",
+    "Prediction": "edge.line.result",
+    "Result": "edge.line.result",
 }
 
 

@@ -8,17 +8,15 @@ import os
 import sys
 from collections.abc import Sequence
 
-from edge import field_cli
-from edge.defaults import DEFAULT_IN_FLIGHT
-from edge.options import add_codec_options, add_line_options, add_question_options, command, positive
-
-OK, SOME_FAILED, CANNOT_RUN, INTERRUPTED = 0, 1, 2, 130
+from edge.commands import field_options as field_cli
+from edge.commands.options import add_codec_options, add_line_options, add_question_options, command, positive
+from edge.defaults import CANNOT_RUN, DEFAULT_IN_FLIGHT, INTERRUPTED, SOME_FAILED
 
 HOMES = {
-    "classify": ("edge.classify", "run"),
-    "encode": ("edge.files", "encode"),
-    "decode": ("edge.files", "decode"),
-    "inspect": ("edge.files", "inspect"),
+    "classify": ("edge.commands.classify", "run"),
+    "encode": ("edge.commands.packet_files", "encode"),
+    "decode": ("edge.commands.packet_files", "decode"),
+    "inspect": ("edge.commands.packet_files", "inspect"),
     **field_cli.HOMES,
 }
 

@@ -24,7 +24,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.service import running_service  # noqa: E402
+from benchmarks.rig.server_process import running_service  # noqa: E402
 
 LIMIT_MB = 150
 PHOTO, LABELS = "chelsea.png", "cat,dog,car"

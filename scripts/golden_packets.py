@@ -22,7 +22,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.photos import wheel_photos  # noqa: E402
+from benchmarks.data.photos import wheel_photos  # noqa: E402
 from edge.encoder import Encoder  # noqa: E402
 from thinwire.bundle import Bundle, load_bundle, shipped_bundles  # noqa: E402
 from thinwire.imaging import open_image  # noqa: E402

@@ -13,11 +13,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import synthesis
-from cloud.clip import load_clip
-from cloud.folded import folded
-from cloud.onnx_graph import SHIPPED_GRAPHS
-from cloud.onnx_synthesis import decoder_graph
-from cloud.onnx_tower import tower_graph
+from cloud.networks.batchnorm_folding import folded
+from cloud.networks.clip import load_clip
+from cloud.networks.onnx_export import SHIPPED_GRAPHS
+from cloud.networks.onnx_synthesis import decoder_graph
+from cloud.networks.onnx_tower import tower_graph
 from thinwire.bundle import load_bundle, shipped_bundles
 
 if __name__ == "__main__":

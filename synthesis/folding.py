@@ -14,7 +14,7 @@ def fold_batch_norm(net: nn.Module) -> nn.Module:
     """Replaces, in place, every (Conv2d, BatchNorm2d) pair of neighbouring children by (Conv2d, activation).
 
     timm's BatchNormAct2d leaves its activation, a plain norm nothing. Neighbours are taken to run one after the other,
-    as they do in the nets here; check the answers of others (`cloud.folded`).
+    as they do in the nets here; check the answers of others (`cloud.networks.batchnorm_folding`).
     """
     previous: tuple[str, nn.Conv2d] | None = None
     for name, child in list(net.named_children()):

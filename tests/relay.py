@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 
-from cloud.server import background_server
-from edge.uplink import Line, Uplink
+from cloud.front.server import background_server
+from edge.line.uplink import Line, Uplink
 from thinwire.v1 import inference_pb2 as pb
 from thinwire.v1 import inference_pb2_grpc
 

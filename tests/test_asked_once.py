@@ -11,7 +11,7 @@ from tests.tiny_bundle import photo, synthetic_views
 
 pytest.importorskip("torch")
 
-from cloud.server import background_server
+from cloud.front.server import background_server
 from edge import AsyncClient, Client
 from edge.cli import main
 from tests.cloud.tiny_engine import tiny_engine

@@ -23,13 +23,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import synthesis
-from benchmarks.photos import LABELS, wheel_photos
-from cloud.assemble import open_engine
-from cloud.server import background_server
+from benchmarks.data.photos import LABELS, wheel_photos
+from cloud.front.server import background_server
+from cloud.networks.assemble import open_engine
 from edge import Client
-from edge.client import Question
 from edge.encoder import Encoder
 from edge.errors import Refused
+from edge.line.client import Question
 from scripts.golden_packets import LEAST_EQUAL, describe_packets, encode_photos, read_golden
 from tests.trained_bundles import bundle_of, family_names
 from thinwire.bundle import load_bundle, shipped_bundles, write_bundle

@@ -15,11 +15,11 @@ from tests.tiny_bundle import make_tiny_bundle, photo
 
 pytest.importorskip("torch")
 
-from cloud.security import Security
-from cloud.server import background_server
+from cloud.front.access import Security
+from cloud.front.server import background_server
 from edge.cli import main
 from edge.errors import SpoolDiskFull
-from edge.spool import Spool
+from edge.field.spool import Spool
 from tests.cloud.tiny_engine import calibrated_engine
 from tests.edge.certificates import self_signed
 from tests.relay import Relay
@@ -139,7 +139,7 @@ def test_a_corrupt_spool_is_set_aside_and_the_run_goes_on(address, run, tmp_path
 @pytest.mark.parametrize("step_s", [30 * DAY_S, -30 * DAY_S])
 def test_a_clock_that_jumps_expires_nothing(lasting, run, monkeypatch, step_s):
     offset = [0.0]
-    monkeypatch.setattr("edge.assemble.Spool", functools.partial(Spool, clock=lambda: time.time() + offset[0]))
+    monkeypatch.setattr("edge.commands.run.Spool", functools.partial(Spool, clock=lambda: time.time() + offset[0]))
     relay = Relay(lasting)
     relay.swallows = lambda number: number < 2
 
@@ -163,7 +163,7 @@ class _Clock(types.SimpleNamespace):
 
 @pytest.mark.parametrize(("ahead_s", "status"), [(0, "ok"), (3600, "failed"), (-3600, "failed")])
 def test_the_doctor_compares_clocks_with_the_real_cloud(address, bundle, monkeypatch, capsys, ahead_s, status):
-    monkeypatch.setattr("edge.doctor.time", _Clock(time=lambda: time.time() + ahead_s))
+    monkeypatch.setattr("edge.commands.doctor.time", _Clock(time=lambda: time.time() + ahead_s))
     main(["doctor", "--server", address, "--bundle", str(bundle.path), "--json"])
     checks = {check["name"]: check for check in json.loads(capsys.readouterr().out)["checks"]}
     assert checks["clock"]["status"] == status
@@ -178,7 +178,7 @@ def test_the_doctor_compares_clocks_with_the_real_cloud(address, bundle, monkeyp
 
 
 def test_a_server_of_another_release_is_told_and_still_used(address, bundle, run, monkeypatch, capsys):
-    monkeypatch.setattr("cloud.info.version", lambda: "99.1.0")
+    monkeypatch.setattr("cloud.front.info.version", lambda: "99.1.0")
     assert main(["doctor", "--server", address, "--bundle", str(bundle.path), "--json"]) == 0
     checks = {check["name"]: check for check in json.loads(capsys.readouterr().out)["checks"]}
     assert checks["version"]["status"] == "warning"

@@ -8,10 +8,10 @@ from tests.tiny_bundle import make_tiny_bundle, synthetic_views
 
 pytest.importorskip("torch")
 
-from cloud.server import background_server
+from cloud.front.server import background_server
 from edge import Client
 from edge.errors import ServerUnreachable
-from edge.progressive import classify_progressive
+from edge.line.progressive import classify_progressive
 from tests.cloud.tiny_engine import calibrated_engine
 
 LABELS = ["cat", "dog", "city at night"]

@@ -22,8 +22,8 @@ COMMANDS = {"thinwire-edge": "edge.cli", "thinwire-cloud": "cloud.cli", "thinwir
 @pytest.fixture(scope="module")
 def address():
     pytest.importorskip("torch")
-    from cloud.assemble import open_engine
-    from cloud.server import background_server
+    from cloud.front.server import background_server
+    from cloud.networks.assemble import open_engine
     from thinwire.bundle import shipped_bundles
 
     with (

@@ -17,7 +17,7 @@ from tests.tiny_bundle import RATES, make_tiny_bundle, photo, synthetic_views
 pytest.importorskip("torch")
 
 from cloud.decode import Decoder
-from cloud.server import background_server
+from cloud.front.server import background_server
 from edge import AsyncClient, Client
 from edge.cli import main
 from edge.errors import Refused

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cloud.engine.events import Observer
 from cloud.errors import InvalidRequest
-from cloud.events import Observer
 from cloud.search.frames import Filter, Found, Frame
 from cloud.search.store import FrameStore
 from cloud.search.vectors import Vectors
 
 if TYPE_CHECKING:
-    from cloud.events import Seen
+    from cloud.engine.events import Seen
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ import asyncio
 import grpc
 
 from cloud.errors import PermissionDenied, SearchOff
-from cloud.replies import deadline_of, or_abort, source_of
+from cloud.front.replies import deadline_of, or_abort, source_of
 from cloud.search.frames import Filter, Found, Question
 from cloud.search.searcher import Searcher
 from thinwire.v1 import inference_pb2 as pb

@@ -13,7 +13,7 @@ from cloud.search.frames import MAX_FOUND, Filter, Found, Question
 from thinwire.labels import MAX_LABEL_CHARS
 
 if TYPE_CHECKING:
-    from cloud.engine import Engine
+    from cloud.engine.engine import Engine
     from cloud.search.archive import Archive
 
 REMEMBERED = 256  # text vectors
@@ -72,10 +72,10 @@ class Searcher:
     def _clip_id(self, wanted: str) -> str:
         models = self._engine.models
         name = models.name_of(wanted)
-        station = models.station(name)
-        if station is None:
+        loaded = models.clip_of(name)
+        if loaded is None:
             raise ClipUnavailable(f"CLIP {name!r} is not loaded: ask again once it has answered a request")
-        return station.heads.clip.id
+        return loaded.heads.clip.id
 
     async def _text_vector(self, question: Question) -> np.ndarray:
         text = question.text.strip()
@@ -84,9 +84,9 @@ class Searcher:
         if len(text) > MAX_LABEL_CHARS:
             raise InvalidRequest(f"the text has {len(text)} characters, the limit is {MAX_LABEL_CHARS}")
         clip = self._engine.models.name_of(question.clip)
-        station = self._engine.models.station(clip)
-        key = (station.heads.clip.id if station else "", text)
-        if station is None or key not in self._texts:
+        loaded = self._engine.models.clip_of(clip)
+        key = (loaded.heads.clip.id if loaded else "", text)
+        if loaded is None or key not in self._texts:
             texts = [text, PROMPT.format(text)]
             future = self._engine.submit_texts(texts, clip=question.clip, deadline=question.deadline)
             mean = (await asyncio.wrap_future(future)).mean(axis=0)

@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from cloud.engine import Engine
+    from cloud.engine.engine import Engine
     from cloud.search.searcher import Searcher
     from cloud.watch.options import WatchOptions
 

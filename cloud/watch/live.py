@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cloud.events import Observer
+from cloud.engine.events import Observer
 
 if TYPE_CHECKING:
-    from cloud.events import Seen
-    from cloud.requests import Item
-    from cloud.runner import Embedded
+    from cloud.engine.events import Seen
+    from cloud.engine.items import Item
+    from cloud.engine.prepared import Embedded
 
 WINDOW_S = 60  # percentiles and batch sizes are of this many seconds
 HISTORY_S = 120  # length of the rate's curve

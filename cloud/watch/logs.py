@@ -6,11 +6,11 @@ import logging
 import sys
 from typing import TYPE_CHECKING, TextIO
 
-from cloud.events import Observer
+from cloud.engine.events import Observer
 from thinwire.errors import ThinwireError
 
 if TYPE_CHECKING:
-    from cloud.requests import Item
+    from cloud.engine.items import Item
 
 requests_log = logging.getLogger("cloud.requests")
 

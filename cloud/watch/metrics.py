@@ -18,14 +18,14 @@ from prometheus_client import (
     generate_latest,
 )
 
-from cloud.events import Observer
-from cloud.info import version
+from cloud.engine.events import Observer
+from cloud.front.info import version
 from thinwire.errors import ThinwireError
 
 if TYPE_CHECKING:
-    from cloud.engine import Engine
-    from cloud.requests import Item
-    from cloud.runner import Embedded
+    from cloud.engine.engine import Engine
+    from cloud.engine.items import Item
+    from cloud.engine.prepared import Embedded
     from cloud.search.archive import Archive
 
 # What a JPEG of the same view would have taken: quality 80 at 224x224 took 1.787 bits a pixel on 150 Caltech-101
@@ -150,7 +150,7 @@ class Metrics(Observer):
     def _jpeg_of(self, item: Item) -> float:
         model_id = item.prepared.model_id
         if model_id not in self._jpeg_bytes:
-            bundle = item.station.intake.bundles.get(model_id)
+            bundle = item.loaded_clip.intake.bundles.get(model_id)
             if bundle is None:  # replaced by a reload while this item was under way
                 return 0.0
             view = bundle.card.wire["input"]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cloud.errors import BadConfiguration
-from cloud.security import LOOPBACK
+from cloud.front.access import LOOPBACK
 
 
 @dataclass(frozen=True)

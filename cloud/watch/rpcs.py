@@ -6,7 +6,7 @@ import time
 
 import grpc
 
-from cloud.events import Observers
+from cloud.engine.events import Observers
 
 KNOWN = ("/thinwire.v1.", "/grpc.health.", "/grpc.reflection.")
 

@@ -10,15 +10,15 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from cloud.engine.events import Observer
 from cloud.errors import BadConfiguration
-from cloud.events import Observer
-from cloud.info import version
+from cloud.front.info import version
 
 if TYPE_CHECKING:
     import grpc
     from opentelemetry.sdk.trace.export import SpanExporter
 
-    from cloud.events import Seen
+    from cloud.engine.events import Seen
 
 
 class Traces(Observer):

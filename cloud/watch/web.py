@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 from PIL import Image
 
-from cloud.security import LOOPBACK
+from cloud.front.access import LOOPBACK
 from thinwire.errors import ThinwireError
 from thinwire.imaging import open_image
 
 if TYPE_CHECKING:
-    from cloud.engine import Engine
+    from cloud.engine.engine import Engine
     from cloud.search.searcher import Searcher
     from cloud.watch.live import Live
     from cloud.watch.metrics import Metrics
@@ -178,7 +178,7 @@ def _png(image: Image.Image) -> bytes:
 
 def _status(error: ThinwireError) -> int:
     """HTTP's word for a gRPC status (google.rpc.Code's table of canonical errors)."""
-    from cloud.status import code_of
+    from cloud.front.status import code_of
 
     table = {
         "INVALID_ARGUMENT": 400,

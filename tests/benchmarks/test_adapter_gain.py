@@ -11,9 +11,9 @@ import pytest
 pytest.importorskip("torch")
 
 from benchmarks import cli
-from benchmarks.adapter_gain import gains, lines, paired_gain
-from benchmarks.evaluate import png_bytes
-from cloud.clip import load_clip
+from benchmarks.accuracy.adapter_gain import gains, lines, paired_gain
+from benchmarks.codecs.peers import png_bytes
+from cloud.networks.clip import load_clip
 from tests.cloud.adapters import write_random_adapter
 from tests.cloud.tiny_clip import write_tiny_clip
 from tests.tiny_bundle import synthetic_views

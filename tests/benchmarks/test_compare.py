@@ -12,10 +12,11 @@ from tests.tiny_bundle import make_tiny_bundle, synthetic_views
 
 pytest.importorskip("torch")
 
-from benchmarks import cli, contestants
-from benchmarks.compare import compare
-from benchmarks.evaluate import png_bytes
-from benchmarks.rows import Group
+from benchmarks import cli
+from benchmarks.accuracy.compare import compare
+from benchmarks.codecs import selection as contestants
+from benchmarks.codecs.peers import png_bytes
+from benchmarks.results.rows import Group
 from thinwire.errors import MissingFile
 
 RIGHT, WRONG = ["cat"], ["dog"]

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks.calibration import calibration_interval, expected_calibration_error, reliability
-from benchmarks.comparison import Rate, auc, correlate, duels, holm, paired_difference, rank_correlation
-from benchmarks.statistics import mcnemar_p
+from benchmarks.stats.comparison import Rate, auc, correlate, duels, holm, paired_difference, rank_correlation
+from benchmarks.stats.paired import mcnemar_p
+from benchmarks.stats.reliability import calibration_interval, expected_calibration_error, reliability
 
 
 def test_holm_is_statsmodels():

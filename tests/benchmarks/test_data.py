@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.data import DataError, load_dataset
+from benchmarks.data.sets import DataError, load_dataset
 
 NAMES = [
     (f"{folder}/{number}.png", label)

@@ -16,11 +16,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.data import load_dataset
-from benchmarks.evaluate import Record, evaluate, hits, mean_per_class_recall, png_bytes, relative_top1, summarise
-from benchmarks.service import ServiceFailed, serving
-from edge.client import Prediction, Result, ServerTiming
+from benchmarks.accuracy.evaluate import Record, evaluate, summarise
+from benchmarks.codecs.peers import png_bytes
+from benchmarks.data.sets import load_dataset
+from benchmarks.rig.server_process import ServiceFailed, serving
+from benchmarks.stats.paired import hits, mean_per_class_recall, relative_top1
 from edge.errors import Refused, ServerUnreachable
+from edge.line.client import Prediction, Result, ServerTiming
 from thinwire.errors import RateError
 from thinwire.imaging import canonical_view
 
@@ -210,7 +212,7 @@ def test_service_errors_carry_stderr():
 
 KILLED = """
 import os, signal, sys
-from benchmarks.service import serving
+from benchmarks.rig.server_process import serving
 child = "import os, sys, time; print(os.getpid(), file=open(sys.argv[1], 'w'), flush=True);" \\
     "print('listening on x', file=sys.stderr, flush=True); time.sleep(300)"
 with serving([sys.executable, "-c", child, sys.argv[1]], timeout_s=60):

@@ -13,24 +13,23 @@ from PIL import Image
 pytest.importorskip("torch")
 pytest.importorskip("sklearn")
 
-from benchmarks import rate_accuracy
-from benchmarks.blip import Blip, BlipUnavailable
-from benchmarks.domains import domain_sets
-from benchmarks.evaluate import png_bytes
-from benchmarks.experiments import EXPERIMENTS
-from benchmarks.grid import PeerGrid
-from benchmarks.linear_probe import probe, split
-from benchmarks.peers import PEERS
-from benchmarks.points import read_points
-from benchmarks.retrieval import best_ranks, gallery_ranks, text_ranks
-from benchmarks.section_features import blip_section, probe_section, retrieval_section
-from benchmarks.section_tricks import decoders_section, tricks_section
-from benchmarks.study import Preset, Study
-from benchmarks.study_report import write_study_report
-from benchmarks.textures import texture_set
-from benchmarks.tricks import PLAIN, differences
-from cloud.assemble import open_engine
-from cloud.server import background_server
+from benchmarks.accuracy import rate_accuracy
+from benchmarks.codecs.grid import PeerGrid
+from benchmarks.codecs.peers import PEERS, png_bytes
+from benchmarks.data.textures import texture_set
+from benchmarks.report.features import blip_section, probe_section, retrieval_section
+from benchmarks.report.page import write_study_report
+from benchmarks.report.tricks import decoders_section, tricks_section
+from benchmarks.results.store import read_points
+from benchmarks.study.blip import Blip, BlipUnavailable
+from benchmarks.study.domains import domain_sets
+from benchmarks.study.experiments import EXPERIMENTS
+from benchmarks.study.linear_probe import probe, split
+from benchmarks.study.retrieval import best_ranks, gallery_ranks, text_ranks
+from benchmarks.study.study import Preset, Study
+from benchmarks.study.tricks import PLAIN, differences
+from cloud.front.server import background_server
+from cloud.networks.assemble import open_engine
 from tests.cloud.tiny_clip import write_tiny_clip
 from tests.tiny_bundle import make_tiny_bundle, synthetic_views
 from thinwire.bundle import load_bundle

@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from benchmarks.bad_link import BadLink, swinging
 from benchmarks.cli import main
+from benchmarks.rig.bad_link import BadLink, swinging
 
 
 def last_line(capsys) -> dict:

@@ -7,8 +7,8 @@ import random
 
 import pytest
 
-from benchmarks.hierarchy import find_hierarchy, losses_by_class, new_confusions, survival
-from benchmarks.points import ResultsError
+from benchmarks.results.hierarchy import find_hierarchy, losses_by_class, new_confusions, survival
+from benchmarks.results.store import ResultsError
 
 COARSE = [0, 0, 0, 1, 1, 2]
 

@@ -16,18 +16,17 @@ from tests.tiny_bundle import synthetic_views
 pytest.importorskip("torch")
 
 from benchmarks import cli
-from benchmarks.data import load_dataset
-from benchmarks.energy import Meter, per_image, rapl_zones
-from benchmarks.evaluate import png_bytes
-from benchmarks.latency import CLOSED, OPEN, STAGES, Call, Run, arrivals_s, distribution, summarise
-from benchmarks.latency_run import LatencyRun, Loop
-from benchmarks.links import LINKS, Link
-from benchmarks.peers import PEERS
-from benchmarks.points import PointStore, read_points
-from benchmarks.progress import Progress
-from benchmarks.ways import NotOnEdge, family_ways, on_edge_way, peer_ways
-from cloud.assemble import open_engine
-from cloud.server import background_server
+from benchmarks.codecs.peers import PEERS, png_bytes
+from benchmarks.data.sets import load_dataset
+from benchmarks.results.progress import Progress
+from benchmarks.results.store import PointStore, read_points
+from benchmarks.rig.links import LINKS, Link
+from benchmarks.timing.energy import Meter, per_image, rapl_zones
+from benchmarks.timing.latency import CLOSED, OPEN, STAGES, Call, Run, arrivals_s, distribution, summarise
+from benchmarks.timing.latency_run import LatencyRun, Loop
+from benchmarks.timing.routes import NotOnEdge, family_ways, on_edge_way, peer_ways
+from cloud.front.server import background_server
+from cloud.networks.assemble import open_engine
 from thinwire.errors import ImageError
 
 LABELS = ("cat", "dog", "city at night")
@@ -227,7 +226,7 @@ def test_rapl_counts_packages_once_and_over_the_end_of_its_range(tmp_path, monke
     assert meter.joules() == pytest.approx(1.5)
     assert rapl_zones(tmp_path / "none") == []
 
-    monkeypatch.setattr("benchmarks.energy.IDLE_S", 0.01)
+    monkeypatch.setattr("benchmarks.timing.energy.IDLE_S", 0.01)
 
     def work(index: int) -> None:
         package.write_text(str((int(package.read_text()) + 2_000_000) % 10_000_000))
@@ -319,7 +318,7 @@ def test_wrong_use_is_told(capsys, tmp_path, pack, words, told):
 
 
 def test_peer_points_come_from_a_hull(capsys, tmp_path):
-    from benchmarks.timing_commands import _hull
+    from benchmarks.commands.timing import _hull
 
     rows = [
         {"kind": "peer", "codec": "webp", "hull": True, "parameters": {"side": 32, "quality": 30}},

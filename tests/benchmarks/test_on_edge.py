@@ -8,14 +8,14 @@ import pytest
 
 pytest.importorskip("torch")
 
-from benchmarks.data import load_dataset
-from benchmarks.energy_run import EnergyRun
-from benchmarks.evaluate import png_bytes
-from benchmarks.latency_run import LatencyRun
-from benchmarks.points import PointStore
-from benchmarks.ways import EdgeHead, on_edge_way
-from cloud.assemble import open_engine
-from cloud.server import background_server
+from benchmarks.codecs.peers import png_bytes
+from benchmarks.data.sets import load_dataset
+from benchmarks.results.store import PointStore
+from benchmarks.timing.energy_run import EnergyRun
+from benchmarks.timing.latency_run import LatencyRun
+from benchmarks.timing.routes import EdgeHead, on_edge_way
+from cloud.front.server import background_server
+from cloud.networks.assemble import open_engine
 from edge import Client
 from export import bundles
 from export.cli import main

@@ -13,7 +13,7 @@ pytest.importorskip("open_clip")
 
 import open_clip
 
-from benchmarks.judge import Judge
+from benchmarks.judges.judge import Judge
 from tests.tiny_bundle import synthetic_views
 
 TEXT = {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}

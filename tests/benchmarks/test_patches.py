@@ -8,8 +8,8 @@ pytest.importorskip("open_clip")
 
 import torch
 
-from benchmarks.metrics import patch_cosine
-from benchmarks.patches import PatchTap
+from benchmarks.judges.metrics import patch_cosine
+from benchmarks.judges.patches import PatchTap
 
 
 def vit(side: int = 32, patch: int = 8):

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.metrics import psnr_db
-from benchmarks.peers import PEERS, encode, restore, sides
+from benchmarks.codecs.peers import PEERS, encode, restore, sides
+from benchmarks.judges.metrics import psnr_db
 from tests.tiny_bundle import synthetic_views
 
 EVERY = pytest.mark.parametrize("peer", PEERS.values(), ids=PEERS)

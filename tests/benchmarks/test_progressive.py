@@ -11,10 +11,10 @@ from tests.tiny_bundle import make_tiny_bundle, synthetic_views
 
 pytest.importorskip("torch")
 
+from benchmarks.accuracy.progressive import against_fixed
 from benchmarks.cli import main
-from benchmarks.progressive import against_fixed
-from cloud.assemble import open_engine
-from cloud.server import background_server
+from cloud.front.server import background_server
+from cloud.networks.assemble import open_engine
 from tests.cloud.tiny_clip import write_tiny_clip
 
 
@@ -49,7 +49,7 @@ def test_calibrate_then_measure(parts, capsys, monkeypatch):
     assert [each["layers"] for each in document["layers"]] == [1, 2]
     assert (bundle.path / "calibration.json").is_file()
 
-    monkeypatch.setattr("benchmarks.progressive.CONFIDENCES", (0.01, 0.9999))
+    monkeypatch.setattr("benchmarks.accuracy.progressive.CONFIDENCES", (0.01, 0.9999))
     with background_server(served()) as address:
         assert main(["progressive", *words, "--server", address, "--confidence", "0.9999"]) == 0
     document = last_line(capsys)

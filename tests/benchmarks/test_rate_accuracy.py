@@ -16,24 +16,27 @@ from tests.tiny_bundle import make_tiny_bundle, synthetic_views
 
 pytest.importorskip("torch")
 
-from benchmarks import cli, grid, points, rate_accuracy
-from benchmarks.data import load_dataset
-from benchmarks.evaluate import png_bytes
-from benchmarks.grid import PEER, Point, peer_points
-from benchmarks.judge import ClipsDiffer, Judge, Synthesis
-from benchmarks.measure import Sight, measure_family
-from benchmarks.peers import PEERS, encode, restore
-from benchmarks.points import PointStore, ResultsError, data_key, point_paths, read_points
-from benchmarks.progress import Progress
-from benchmarks.rate_accuracy import RateAccuracy
-from benchmarks.rows import group_points, rows_of
-from benchmarks.summary import summarise_run
-from benchmarks.views import Originals, Views
-from benchmarks.wire_bytes import wire_meter
-from cloud.assemble import open_engine
-from cloud.server import background_server
+from benchmarks import cli
+from benchmarks.accuracy import rate_accuracy
+from benchmarks.accuracy.operating_point import Sight, measure_family
+from benchmarks.accuracy.rate_accuracy import RateAccuracy
+from benchmarks.codecs import grid
+from benchmarks.codecs.grid import PEER, Point, peer_points
+from benchmarks.codecs.peers import PEERS, encode, png_bytes, restore
+from benchmarks.data.sets import load_dataset
+from benchmarks.data.views import Views
+from benchmarks.judges.judge import ClipsDiffer, Judge, Synthesis
+from benchmarks.judges.originals import Originals
+from benchmarks.results import store as points
+from benchmarks.results.progress import Progress
+from benchmarks.results.rows import group_points, rows_of
+from benchmarks.results.store import PointStore, ResultsError, data_key, point_paths, read_points
+from benchmarks.results.summary import summarise_run
+from benchmarks.rig.wire_bytes import wire_meter
+from cloud.front.server import background_server
+from cloud.networks.assemble import open_engine
 from edge import Client
-from edge.client import Question
+from edge.line.client import Question
 from thinwire.prompts import PROMPT_SETS
 
 KEYS = {
@@ -425,7 +428,7 @@ def test_summary_without_peers_says_why():
 
 
 def test_vector_formats_and_lone_points(tmp_path):
-    from benchmarks.plot import plot
+    from benchmarks.report.plot import plot
 
     rows = [{**row("family", "new", 100, 0.8), "hull": True}, {**row("peer", "jxl", 900, 0.8), "hull": True}]
     plot(rows, tmp_path / "a.svg", "title")

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from benchmarks.service_load import DEADLINE_S, Load, measure, resident_bytes
-from cloud.batching import BatchLimits
-from cloud.requests import EngineLimits
+from benchmarks.system.service_load import DEADLINE_S, Load, measure, resident_bytes
+from cloud.engine.batching import BatchLimits
+from cloud.engine.items import EngineLimits
 from tests.cloud.served import Served
 from tests.cloud.tiny_clip import write_tiny_clip
 from tests.cloud.tiny_codec import write_tiny_codec
@@ -19,7 +19,7 @@ from thinwire.packet import Packet
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory):
-    from cloud.clip import load_clip
+    from cloud.networks.clip import load_clip
 
     folder = tmp_path_factory.mktemp("load")
     codec = write_tiny_codec(folder / "tiny-codec")

@@ -20,13 +20,15 @@ from tests.cloud.tiny_clip import write_tiny_clip
 pytest.importorskip("torch")
 pytest.importorskip("plotly")
 
-from benchmarks import cli, experiments, timing_study
-from benchmarks.judge import Judge
-from benchmarks.points import ResultsError, point_paths, read_points
-from benchmarks.report_stamp import unchanged
-from benchmarks.study_report import write_study_report
-from benchmarks.throughput import Rounds
-from benchmarks.timing_study import TimingPlan
+from benchmarks import cli
+from benchmarks.judges.judge import Judge
+from benchmarks.report.page import write_study_report
+from benchmarks.report.stamp import unchanged
+from benchmarks.results.store import ResultsError, point_paths, read_points
+from benchmarks.study import experiments
+from benchmarks.study import timing as timing_study
+from benchmarks.study.timing import TimingPlan
+from benchmarks.timing.throughput import Rounds
 
 ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM = Path("/usr/bin/chromium")

@@ -9,19 +9,19 @@ import pytest
 
 pytest.importorskip("torch")
 
-from benchmarks import latency_run, rate_accuracy, throughput_run
-from benchmarks.data import DataError
-from benchmarks.deployment import best_codecs
-from benchmarks.evaluate import png_bytes
-from benchmarks.experiments import EXPERIMENTS
-from benchmarks.grid import PeerGrid
-from benchmarks.peers import PEERS
-from benchmarks.points import read_points
-from benchmarks.rows import group_points, rows_of
-from benchmarks.study import Preset, Study
-from benchmarks.timing_study import PLANS, TimingPlan, study_energy, study_latency, study_throughput
-from cloud.assemble import open_engine
-from cloud.server import background_server
+from benchmarks.accuracy import rate_accuracy
+from benchmarks.codecs.grid import PeerGrid
+from benchmarks.codecs.peers import PEERS, png_bytes
+from benchmarks.data.sets import DataError
+from benchmarks.results.best_codec import best_codecs
+from benchmarks.results.rows import group_points, rows_of
+from benchmarks.results.store import read_points
+from benchmarks.study.experiments import EXPERIMENTS
+from benchmarks.study.study import Preset, Study
+from benchmarks.study.timing import PLANS, TimingPlan, study_energy, study_latency, study_throughput
+from benchmarks.timing import latency_run, throughput_run
+from cloud.front.server import background_server
+from cloud.networks.assemble import open_engine
 from tests.cloud.tiny_clip import write_tiny_clip
 from tests.tiny_bundle import synthetic_views
 
@@ -108,7 +108,7 @@ def test_throughput_takes_the_middle_rate(study, monkeypatch):
 
 
 def test_every_preset_has_a_plan():
-    from benchmarks.study import PRESETS
+    from benchmarks.study.study import PRESETS
 
     assert set(PLANS) == set(PRESETS)
     assert {"latency", "throughput"} <= set(EXPERIMENTS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cloud.clip import Clip
+from cloud.networks.clip import Clip
 from synthesis.adapter import Adapter, write_adapter
 from thinwire.bundle import Bundle
 

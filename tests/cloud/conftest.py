@@ -20,7 +20,7 @@ def tiny_clip_dir(tmp_path_factory) -> Path:
 def tiny_clip(tiny_clip_dir):
     import torch
 
-    from cloud.clip import load_clip
+    from cloud.networks.clip import load_clip
 
     torch.set_num_threads(1)
     return load_clip(str(tiny_clip_dir))

@@ -17,12 +17,13 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from PIL import Image
 
-from cloud.engine import Engine
-from cloud.head import HeadCache
-from cloud.intake import Intake
-from cloud.runner import TorchRunner
-from cloud.server import background_server
+from cloud.engine.engine import Engine
+from cloud.engine.intake import Intake
+from cloud.engine.text_heads import HeadCache
+from cloud.front.server import background_server
+from cloud.networks.runner import TorchRunner
 from cloud.watch.assemble import Watch
+from tests.cloud.fixed_models import FixedModels
 from thinwire.v1 import inference_pb2 as pb
 from thinwire.v1 import inference_pb2_grpc, search_pb2_grpc
 
@@ -53,7 +54,7 @@ class Served:
     def __init__(self, clip, bundle, limits=None, options=None, security=None, credentials=None, watch=None):
         self.runner = HeldRunner(TorchRunner(clip, [bundle]))
         intake = Intake([bundle], clip.image_height, clip.image_width)
-        self.engine = Engine(self.runner, intake, HeadCache(clip), limits, log_errors=False)
+        self.engine = Engine(self.runner, FixedModels(intake, HeadCache(clip)), limits, log_errors=False)
         self.watch = Watch(self.engine, watch) if watch else None
         self._serving = background_server(self.engine, options=options, security=security, watch=self.watch)
         self.address = self._serving.__enter__()

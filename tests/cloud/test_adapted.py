@@ -11,14 +11,14 @@ import pytest
 import torch
 
 import synthesis
-from benchmarks.photos import wheel_photos
-from cloud.adapted import adapted_clip
-from cloud.assemble import open_engine
+from benchmarks.data.photos import wheel_photos
 from cloud.cli import main
-from cloud.clip import load_clip
-from cloud.precision import check_images
-from cloud.requests import EngineLimits
-from cloud.server import background_server
+from cloud.engine.items import EngineLimits
+from cloud.front.server import background_server
+from cloud.networks.adapted import adapted_clip
+from cloud.networks.assemble import open_engine
+from cloud.networks.clip import load_clip
+from cloud.networks.precision import check_images
 from edge.encoder import Encoder
 from synthesis.adapter import load_adapter
 from tests.cloud.adapters import write_random_adapter
@@ -72,10 +72,10 @@ def test_one_batch_may_hold_both_towers(tiny_clip_dir, tiny_codec, adapter, make
         together = [future.result(20).embedding for future in futures][:-1]
         np.testing.assert_allclose(together, alone, atol=1e-5)
         prepared = [engine.intake.prepare(packet, None) for packet in packets]
-        station = engine.models.station(engine.models.default)
-        seated = [engine.models.seat(station, item) for item in prepared]
-        assert len({id(item.clip) for item in seated}) == 2
-        np.testing.assert_allclose(engine._runner.run(seated).embeddings, alone, atol=1e-5)
+        loaded = engine.models.clip_of(engine.models.default)
+        attached = [engine.models.attach(loaded, item) for item in prepared]
+        assert len({id(item.clip) for item in attached}) == 2
+        np.testing.assert_allclose(engine._runner.run(attached).embeddings, alone, atol=1e-5)
 
 
 def test_the_tower_is_made_by_the_first_packet_that_needs_it_and_counted(

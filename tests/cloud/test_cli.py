@@ -16,8 +16,8 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from cloud.assemble import open_engine
 from cloud.errors import ClipMismatch
+from cloud.networks.assemble import open_engine
 from tests.cloud.tiny_codec import write_tiny_codec
 from thinwire.errors import BundleError, UnknownBundle
 from thinwire.packet import Packet
@@ -214,7 +214,7 @@ def test_a_shipped_bundle_for_another_clip_is_refused_packet_by_packet(
 ):
     vectors = write_tiny_codec(tmp_path / "vectors", seed=4, output="embedding", clip="ViT-B-32:openai")
     shipped = {"tiny-codec": tiny_codec.path, "vectors": vectors.path}
-    monkeypatch.setattr("cloud.assemble.shipped_bundles", lambda: shipped)
+    monkeypatch.setattr("cloud.networks.assemble.shipped_bundles", lambda: shipped)
     packet = Packet(vectors.model_id, (b"", b"")).to_bytes()
     with open_engine(str(tiny_clip_dir), None, "cpu", 1, cache_dir=tmp_path / "heads") as engine:
         with pytest.raises(ClipMismatch, match="ViT-B-32:openai"):

@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from cloud.clip import load_clip, pick_device
 from cloud.errors import ClipUnavailable, DeviceUnavailable
+from cloud.networks.clip import load_clip, pick_device
 from tests.cloud.tiny_clip import write_tiny_clip
 
 

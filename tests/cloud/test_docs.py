@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from cloud.config import SETTINGS
-from cloud.status import _CODES
+from cloud.front.status import _CODES
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "service.md").read_text()
 

@@ -9,12 +9,13 @@ from concurrent.futures import CancelledError, wait
 import numpy as np
 import pytest
 
-from cloud.batching import BatchLimits, DeadlineQueue
-from cloud.engine import Engine
+from cloud.engine.batching import BatchLimits, DeadlineQueue
+from cloud.engine.engine import Engine
+from cloud.engine.items import EngineLimits
+from cloud.engine.prepared import Embedded, Prepared
+from cloud.engine.text_heads import HeadCache
 from cloud.errors import DeadlinePassed, InferenceFailed, InvalidRequest, QueueFull, ShuttingDown
-from cloud.head import HeadCache
-from cloud.requests import EngineLimits
-from cloud.runner import Embedded, Prepared
+from tests.cloud.fixed_models import FixedModels
 from thinwire.errors import LabelError, MalformedPacket
 
 LABELS = ("cat", "dog", "car")
@@ -73,7 +74,7 @@ def make(request, runner, tiny_clip):
 
     def build(**given):
         limits = EngineLimits(**{"decode_threads": request.param, **given})
-        engine = Engine(runner, FakeIntake(), HeadCache(tiny_clip), limits, log_errors=False)
+        engine = Engine(runner, FixedModels(FakeIntake(), HeadCache(tiny_clip)), limits, log_errors=False)
         engines.append(engine)
         return engine
 

@@ -10,12 +10,12 @@ pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
 import synthesis
-from cloud import onnx_graph
-from cloud.assemble import open_engine
 from cloud.errors import DeviceUnavailable, InferenceFailed
-from cloud.onnx_graph import write_graph
-from cloud.onnx_synthesis import OnnxNet, load_onnx, loader
-from cloud.runner import module_bytes
+from cloud.networks import onnx_export as onnx_graph
+from cloud.networks.assemble import open_engine
+from cloud.networks.onnx_export import write_graph
+from cloud.networks.onnx_synthesis import OnnxNet, load_onnx, loader
+from cloud.networks.runner import module_bytes
 from thinwire.bundle import load_bundle, shipped_bundles
 
 

@@ -8,14 +8,14 @@ import torch
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
-from cloud import onnx_graph
-from cloud.clip import load_clip
 from cloud.errors import DeviceUnavailable
-from cloud.folded import folded
-from cloud.onnx_graph import graph_digest, write_graph
-from cloud.onnx_tower import Images, OnnxTower, in_backend
-from cloud.precision import check_images, compare, lower
-from cloud.runner import module_bytes
+from cloud.networks import onnx_export as onnx_graph
+from cloud.networks.batchnorm_folding import folded
+from cloud.networks.clip import load_clip
+from cloud.networks.onnx_export import graph_digest, write_graph
+from cloud.networks.onnx_tower import Images, OnnxTower, in_backend
+from cloud.networks.precision import check_images, compare, lower
+from cloud.networks.runner import module_bytes
 from tests.cloud.tiny_clip import write_tiny_clip
 
 

@@ -12,9 +12,9 @@ import pytest
 
 pytest.importorskip("skimage", reason="needs the photographs of scikit-image's wheel")
 
-from benchmarks.photos import wheel_photos
-from cloud.assemble import open_engine
-from cloud.server import background_server
+from benchmarks.data.photos import wheel_photos
+from cloud.front.server import background_server
+from cloud.networks.assemble import open_engine
 from cloud.watch.assemble import Watch
 from cloud.watch.options import WatchOptions, WebOptions
 from edge.encoder import Encoder

@@ -8,7 +8,7 @@ import queue
 import numpy as np
 import pytest
 
-from cloud.calibration import (
+from cloud.engine.calibration import (
     FILE,
     Calibration,
     LayerCalibration,
@@ -17,7 +17,7 @@ from cloud.calibration import (
     read_calibrations,
     write_calibration,
 )
-from cloud.options import ServerOptions
+from cloud.front.limits import ServerOptions
 from tests.cloud.served import Served, classify
 from tests.cloud.tiny_codec import write_tiny_codec
 from thinwire.packet import Packet

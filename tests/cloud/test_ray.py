@@ -12,7 +12,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from benchmarks.ray_serve import kill_one_under_load, replica_actors
+from benchmarks.system.ray_serve import kill_one_under_load, replica_actors
 from tests.cloud.served import classify, refused
 from thinwire.v1 import inference_pb2 as pb
 from thinwire.v1 import inference_pb2_grpc

@@ -6,9 +6,9 @@ import queue
 
 import pytest
 
-from cloud.repeats import ENTRY_BYTES, Repeats
-from cloud.security import Security
-from cloud.server import ServerOptions
+from cloud.front.access import Security
+from cloud.front.repeats import ENTRY_BYTES, Repeats
+from cloud.front.server import ServerOptions
 from tests.cloud.served import classify, until
 from thinwire.errors import PacketError
 from thinwire.v1 import inference_pb2 as pb

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from cloud.decode import Decoder
-from cloud.options import ServerOptions
+from cloud.front.limits import ServerOptions
 from tests.cloud.served import Served, classify, jpeg, refused
 from thinwire.v1 import inference_pb2 as pb
 

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 import synthesis
+from cloud.engine.prepared import Prepared
 from cloud.errors import ClipMismatch, InferenceFailed
-from cloud.runner import Prepared, TorchRunner, check_clip
+from cloud.networks.runner import TorchRunner, check_clip
 from tests.cloud.tiny_codec import SHAPE, write_tiny_codec
 
 

@@ -16,15 +16,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cloud.engine.events import Seen
 from cloud.errors import BadConfiguration, InvalidRequest
-from cloud.events import Seen
+from cloud.front.access import Security
 from cloud.search import vectors as vectors_module
 from cloud.search.archive import Archive
 from cloud.search.frames import Filter, Frame
 from cloud.search.store import FrameStore
 from cloud.search.vectors import Vectors
 from cloud.search.when import moment, span
-from cloud.security import Security
 from cloud.watch.options import WatchOptions, WebOptions
 from tests.cloud.served import classify, jpeg, refused, until
 from thinwire.v1 import inference_pb2 as pb

@@ -11,11 +11,11 @@ from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
-import cloud.security
-from cloud.admission import RateLimiter
+import cloud.front.access
 from cloud.errors import BadConfiguration, RateLimited
-from cloud.security import Security, Tokens
-from cloud.server import background_server
+from cloud.front.access import Security, Tokens
+from cloud.front.admission import RateLimiter
+from cloud.front.server import background_server
 from tests.cloud.certificates import authority, signed
 from tests.cloud.served import classify, refused
 from thinwire.v1 import inference_pb2 as pb
@@ -128,7 +128,7 @@ def test_calls_need_a_token_of_the_file_and_health_needs_none(serve, tmp_path, m
 
 
 def test_tokens_change_with_their_file_unless_the_new_one_is_no_good(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(cloud.security, "LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr(cloud.front.access, "LOOK_EVERY_S", 0.0)
     file = tmp_path / "tokens"
     file.write_text(TOKEN)
     tokens = Tokens(file)

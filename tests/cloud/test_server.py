@@ -18,9 +18,9 @@ from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
-from cloud.head import HeadCache
-from cloud.requests import EngineLimits
-from cloud.server import ServerOptions
+from cloud.engine.items import EngineLimits
+from cloud.engine.text_heads import HeadCache
+from cloud.front.server import ServerOptions
 from tests.cloud.served import Served, classify, jpeg, refused, until
 from thinwire.packet import MAX_PACKET_BYTES, Packet
 from thinwire.v1 import inference_pb2 as pb

@@ -9,11 +9,11 @@ import logging
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from cloud.batching import BatchLimits
+from cloud.engine.batching import BatchLimits
+from cloud.engine.events import Observer
+from cloud.engine.items import EngineLimits
 from cloud.errors import BadConfiguration
-from cloud.events import Observer
-from cloud.requests import EngineLimits
-from cloud.security import Security
+from cloud.front.access import Security
 from cloud.watch.live import LATEST, Live
 from cloud.watch.logs import set_up_logs
 from cloud.watch.metrics import JPEG_BITS_PER_PIXEL

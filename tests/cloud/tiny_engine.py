@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from cloud.assemble import open_engine
-from cloud.calibration import Calibration, LayerCalibration, write_calibration
-from cloud.engine import Engine
+from cloud.engine.calibration import Calibration, LayerCalibration, write_calibration
+from cloud.engine.engine import Engine
+from cloud.networks.assemble import open_engine
 from tests.cloud.tiny_clip import write_tiny_clip
 from thinwire.bundle import Bundle
 

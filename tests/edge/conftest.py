@@ -4,8 +4,8 @@ import socket
 
 import pytest
 
-from edge.client import Client
 from edge.encoder import Encoder
+from edge.line.client import Client
 from tests.edge.canned import Canned, serve
 
 

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from edge.cli import main
-from edge.terminal import cells
+from edge.commands.terminal import cells
 from tests.edge.canned import after, refuse
 from tests.edge.odd_images import bad_images, good_images
 from tests.tiny_bundle import make_tiny_bundle, photo
@@ -344,7 +344,7 @@ def test_inspect_tells_what_is_in_a_packet(packet, tiny_bundle, capsys, monkeypa
         "1-2",
     ):
         assert word in out
-    monkeypatch.setattr("edge.files.shipped_bundles", lambda: {"tiny": tiny_bundle.path})
+    monkeypatch.setattr("edge.commands.packet_files.shipped_bundles", lambda: {"tiny": tiny_bundle.path})
     assert main(["inspect", str(packet), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert (facts["bundle"], facts["rate"], facts["version"]) == ("tiny", "mid", 1)

@@ -23,7 +23,7 @@ from edge.errors import (
     ServerUnreachable,
     reason_of,
 )
-from edge.uplink import Line
+from edge.line.uplink import Line
 from tests.edge.canned import Canned, after, answer, refuse, serve
 from tests.tiny_bundle import make_tiny_bundle, photo, synthetic_views
 from thinwire.errors import ImageError, LabelError, RateError, UnknownBundle

@@ -9,8 +9,8 @@ import threading
 import numpy as np
 import pytest
 
-from edge.fallback import Fallback, ImageVectors, read_safetensors
-from edge.uplink import Line, Uplink
+from edge.field.fallback import Fallback, ImageVectors, read_safetensors
+from edge.line.uplink import Line, Uplink
 from tests.tiny_bundle import CHANNELS, encoder_onnx, photo, synthetic_views
 from thinwire.bundle import write_bundle
 from thinwire.errors import BundleError
@@ -110,7 +110,7 @@ def test_label_vectors_are_fetched_once_and_outlive_the_process(canned, embeddin
 
 
 def test_the_temperature_is_taken_from_the_servers_answers(canned, embedding_bundle, vectors, tmp_path):
-    from edge.result import Prediction
+    from edge.line.result import Prediction
 
     fallback = Fallback(ImageVectors(embedding_bundle), QUESTION, tmp_path, print)
     with Uplink(Line(canned.address)) as uplink:
@@ -142,7 +142,7 @@ def test_frames_get_a_device_answer_while_the_link_is_down_and_the_clouds_later(
     from tests.edge.canned import answer_frame, keep_silent
     from tests.edge.test_run import until
 
-    monkeypatch.setattr("edge.run.DOWN_AFTER_S", 0.3)
+    monkeypatch.setattr("edge.field.run.DOWN_AFTER_S", 0.3)
     folder, out = tmp_path / "photos", tmp_path / "out.jsonl"
     folder.mkdir()
     photo(folder, "0.jpg")

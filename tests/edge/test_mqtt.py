@@ -10,11 +10,11 @@ import threading
 import pytest
 
 from edge.errors import ConnectionOptionsError, OutputError
-from edge.spool import Spool
+from edge.field.spool import Spool
 
 pytest.importorskip("paho.mqtt")
 
-from edge.mqtt import MqttSink
+from edge.field.mqtt import MqttSink
 
 
 class Broker:
@@ -101,7 +101,7 @@ def fill(spool: Spool, *numbers: int) -> None:
 
 
 def test_results_are_confirmed_before_they_leave_the_spool(broker, tmp_path, monkeypatch):
-    monkeypatch.setattr("edge.mqtt.CONFIRM_TIMEOUT_S", 0.5)
+    monkeypatch.setattr("edge.field.mqtt.CONFIRM_TIMEOUT_S", 0.5)
     with Spool(tmp_path / "s.db") as spool:
         sink = MqttSink(f"mqtt://127.0.0.1:{broker.port}/site/7/answers")
         spool.set_sinks([sink.name])

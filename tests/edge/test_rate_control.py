@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from edge.errors import ConnectionOptionsError
-from edge.rate_control import Budget, Cap, LinkMeter, RateControl
-from edge.spool import Spool
+from edge.field.rate_control import Budget, Cap, LinkMeter, RateControl
+from edge.field.spool import Spool
 
 SIZES = [300, 600, 1350]
 DEADLINE_S = 2.0

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from edge.errors import OutputError, SpoolBusy, SpoolDiskFull, SpoolError, SpoolFull, SpoolReadOnly
-from edge.sinks import Delivery, FileSink, StreamSink, WebhookSink
-from edge.spool import ROW_BYTES, Spool
-from edge.spool_file import look
+from edge.field.sinks import Delivery, FileSink, StreamSink, WebhookSink
+from edge.field.spool import ROW_BYTES, Spool
+from edge.field.spool_file import look
 from tests.tiny_disk import mounted_disk
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -104,7 +104,7 @@ def test_a_reopened_spool_holds_the_same(tmp_path):
 
 KILLED = """
 import sys
-from edge.spool import Spool
+from edge.field.spool import Spool
 spool = Spool(sys.argv[1])
 number = 0
 while True:

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 import synthesis
-from cloud.assemble import open_engine
-from cloud.clip import load_clip
 from cloud.errors import ClipMismatch
-from cloud.server import background_server
+from cloud.front.server import background_server
+from cloud.networks.assemble import open_engine
+from cloud.networks.clip import load_clip
 from edge import Client
 from edge.encoder import Encoder
 from export import bundles

@@ -1,0 +1,4 @@
+"""Accuracy against bytes: evaluation, operating points, comparisons, adapters, progressive answers.
+
+Never imports the report or a command.
+"""

@@ -1,0 +1,113 @@
+"""The operating points of a rate-accuracy run: every rate of a bundle, every size x quality of a peer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.codecs import peers as codecs
+from benchmarks.codecs.peers import Peer
+from thinwire.bundle import Bundle
+
+if TYPE_CHECKING:
+    from synthesis.adapter import Adapter
+
+REFERENCE, FAMILY, PEER = "reference", "family", "peer"
+UNCOMPRESSED = "uncompressed"
+TOP_K = 5
+NAMES = {"jpeg": "JPEG", "webp": "WebP", "avif": "AVIF", "jxl": "JPEG XL", "jpeg2000": "JPEG 2000"}
+
+
+@dataclass(frozen=True, eq=False)
+class Point:
+    """One way of sending. `parameters` say all that its bytes depend on; they are part of the stored point's key."""
+
+    kind: str
+    codec: str
+    rate: str | None
+    parameters: dict[str, object]
+    peer: Peer | None = None
+    bundle: Bundle | None = None
+    adapter: Adapter | None = None  # in the server's image tower
+
+
+@dataclass(frozen=True)
+class PeerGrid:
+    """How finely peers are searched. `sides`: of a view of 224 pixels; `every`: each n-th value of a dial's ladder."""
+
+    sides: tuple[int, ...] = codecs.SIDES
+    every: int = 1
+
+
+FULL_GRID = PeerGrid()
+QUICK_GRID = PeerGrid(sides=(224, 112, 56), every=3)
+
+
+def reference_point(height: int, width: int) -> Point:
+    """The uncompressed view as a raw PNG."""
+    return Point(REFERENCE, UNCOMPRESSED, None, {"height": height, "width": width, "encoder": "PNG"})
+
+
+def family_points(bundle: Bundle, codec: str, adapter: Adapter | None = None) -> list[Point]:
+    """One point for each rate; with an adapter, for each that it is for."""
+    own = bundle_parameters(bundle)
+    return [
+        Point(
+            FAMILY,
+            codec,
+            rate,
+            {
+                "layers": layers,
+                "output": bundle.card.cloud["output"],
+                "view": list(bundle.input_size),
+                **own,
+                **({} if adapter is None else {"adapter": adapter.digest}),
+            },
+            bundle=bundle,
+            adapter=adapter,
+        )
+        for rate, layers in bundle.rates.items()
+        if adapter is None or layers in adapter.layers
+    ]
+
+
+def peer_points(peer: Peer, height: int, width: int, grid: PeerGrid = FULL_GRID) -> list[Point]:
+    """Every size x setting of a codec, for views of height x width."""
+    return [
+        Point(
+            PEER,
+            peer.name,
+            f"{w}x{h} {peer.dial} {value:g}" if h != w else f"{w}px {peer.dial} {value:g}",
+            {"side": min(h, w), "height": h, "width": w, peer.dial: value, "encoder": peer.version()},
+            peer=peer,
+        )
+        for h, w in codecs.sides(height, width, grid.sides)
+        for value in peer.ladder[:: grid.every]
+    ]
+
+
+def codec_names(bundles: Sequence[Bundle]) -> list[str]:
+    """Names of bundles, told apart where two share one."""
+    names = [bundle.name for bundle in bundles]
+    return [
+        name if names.count(name) == 1 else f"{name}@{bundle.path.resolve().parent.name}/{bundle.path.resolve().name}"
+        for name, bundle in zip(names, bundles)
+    ]
+
+
+def bundle_parameters(bundle: Bundle) -> dict[str, Any]:
+    """What a bundle's figures depend on. The model id leaves encoder and decoder weights out: their hashes are here."""
+    sections = (bundle.card.edge, bundle.card.cloud)
+    files = {file: entry["sha256"] for section in sections for file, entry in section["files"].items()}
+    return {"model_id": bundle.model_id.hex(), "encoder": bundle.encoder_path().name, "files": files}
+
+
+def codec_title(codec: str) -> str:
+    """A codec as people write it; a version (codec@version) stays behind it.
+
+    >>> codec_title("jxl@1a2b3c")
+    'JPEG XL@1a2b3c'
+    """
+    name, at, version = codec.partition("@")
+    return NAMES.get(name, name) + at + version

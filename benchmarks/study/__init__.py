@@ -1,0 +1,4 @@
+"""The experiments of a study, one module each; `experiments` lists them.
+
+Never imports the report: an experiment leaves points, a section shows them.
+"""

@@ -1,0 +1,56 @@
+"""The last stage: embeddings of a batch → each item's answer. One matrix product for all items that share a head."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from cloud.engine.items import Answer, Item, Timing, top_margin, top_predictions
+from cloud.engine.prepared import Embedded
+from cloud.errors import InferenceFailed
+
+
+def answers_of(batch: Sequence[Item], result: Embedded) -> Iterator[tuple[Item, Answer | Exception]]:
+    """Every item of `batch` once, with its answer or what went wrong with it alone."""
+    finite = np.isfinite(result.embeddings).all(axis=1)
+    groups: dict[int, list[int]] = {}
+    for row, item in enumerate(batch):
+        if not finite[row]:
+            yield item, InferenceFailed("this input gives vectors that are not finite")
+        else:
+            groups.setdefault(id(item.head), []).append(row)
+    for rows in groups.values():
+        yield from _one_head([batch[row] for row in rows], result.embeddings[rows], result, len(batch))
+
+
+def _one_head(
+    items: list[Item], embeddings: np.ndarray, result: Embedded, batch_size: int
+) -> Iterator[tuple[Item, Answer | Exception]]:
+    start = time.monotonic()
+    head = items[0].head
+    tops, margins = [()] * len(items), [None] * len(items)
+    if head:
+        try:
+            tops = top_predictions(head, embeddings, [item.top_k for item in items])
+            margins = [
+                None if item.temperature is None else top_margin(head, embedding, item.temperature)
+                for item, embedding in zip(items, embeddings, strict=True)
+            ]
+        except Exception as error:
+            for item in items:
+                yield item, error
+            return
+    now = time.monotonic()
+    for item, embedding, predictions, margin in zip(items, embeddings, tops, margins, strict=True):
+        timing = Timing(
+            queue_ms=item.queue_s * 1000,
+            decode_ms=item.decode_s * 1000,
+            synthesis_ms=result.synthesis_ms,
+            clip_ms=result.clip_ms,
+            head_ms=(item.head_s + now - start) * 1000,
+            total_ms=(now - item.accepted) * 1000,
+            batch_size=batch_size,
+        )
+        yield item, Answer(embedding, predictions, timing, item.prepared.bundle, item.prepared.n_layers, margin)

@@ -1,0 +1,395 @@
+"""The transport-free engine: submit an input, get a future. Decoding on CPU threads, networks on one device thread.
+
+    submit ─► decode threads: parse, range-decode, find the head ─► DeadlineQueue ─► device thread: synthesis, CLIP
+           (text thread: builds heads that no cache holds) ──────┤                     ─► finish thread: head, top-k
+           (load thread: CLIPs and nets that are not in memory) ─┘
+
+The device takes whatever waits when it is free, so batches grow with load and a lone request waits for nobody. While it
+works, the decode threads prepare the next batch. A packet that finds the engine idle goes straight to the device
+thread, which also finishes it: every change of threads costs a wake-up, and there is nothing to overlap. So do all
+packets with `decode_threads` 0, for a CPU whose few cores all run the networks: their threads wait for each other after
+every operation, so a core taken away for a moment stops them all. Each item keeps the models it was accepted with:
+`use` puts others in their place for what comes later.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from typing import Self
+
+import numpy as np
+
+from cloud.engine.answers import answers_of
+from cloud.engine.batching import BatchLimits, DeadlineQueue
+from cloud.engine.events import Observers
+from cloud.engine.head_builds import HeadBuilds
+from cloud.engine.intake import Intake
+from cloud.engine.items import Answer, EngineLimits, Item, Kind
+from cloud.engine.ledger import Ledger
+from cloud.engine.models import Models
+from cloud.engine.one_shot_executor import OneShotExecutor
+from cloud.engine.prepared import Embedded, Runner
+from cloud.engine.text_heads import HeadCache
+from cloud.errors import InvalidRequest, ShuttingDown
+from thinwire.errors import LabelError
+
+SWEEP_EVERY_S = 0.005  # a thousand refusals a second need not look a thousand times for places
+
+
+class Engine:
+    """Answers inputs with CLIP embeddings and zero-shot labels.
+
+    Guarantees: every accepted submission's future is resolved (answer, typed error or cancelled), also by `close`; a
+    failing input fails alone; nothing is computed for callers that have given up; memory is bounded by `EngineLimits`.
+    Thread-safe. Use as a context manager or call `close`.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        models: Models,
+        limits: EngineLimits | None = None,
+        *,
+        log_errors: bool = True,
+        prepare_thread: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`prepare_thread` runs first on each thread that runs networks."""
+        self.limits = limits or EngineLimits()
+        self.observers = Observers()
+        self._models = models
+        self._runner = runner
+        self._batch = self.limits.batch or BatchLimits()
+        self._ledger = Ledger(self.limits, self.observers, log_errors=log_errors)
+        self._queue: DeadlineQueue[Item] = DeadlineQueue(self._claim)
+        # With none for packets there is one for image files
+        self._decoders = ThreadPoolExecutor(self.limits.decode_threads or 1, "thinwire-decode")
+        self._prepare_thread = prepare_thread
+        self._texts = OneShotExecutor("thinwire-text", prepare_thread)
+        self._loader = OneShotExecutor("thinwire-load", prepare_thread)
+        self._finisher = ThreadPoolExecutor(1, "thinwire-finish")
+        self._swept = 0.0
+        self._builds = HeadBuilds(self._ledger, self._texts, self.limits.pending_head_builds, self._enqueue)
+        self._device = threading.Thread(target=self._device_loop, name="thinwire-device", daemon=True)
+        self._device.start()
+
+    # ---------------------------------------------------------------- the caller's side
+
+    def submit(
+        self,
+        *,
+        packet: bytes | None = None,
+        image_file: bytes | None = None,
+        labels: Sequence[str] = (),
+        templates: Sequence[str] = ("a photo of a {}.",),
+        top_k: int = 5,
+        deadline: float | None = None,
+        clip: str = "",
+        temperature: float | None = None,
+    ) -> Future[Answer]:
+        """Accepts one packet, or one image file (JPEG, PNG, WebP, ...), and returns at once.
+
+        `labels` and `templates` must have passed `thinwire.labels`; without labels the answer is the embedding alone.
+        `temperature` asks for `Answer.margin`. `deadline` is a `time.monotonic()` value; `clip` one of
+        `models.names()`, "" for the default. Raises `QueueFull`, `ShuttingDown`, or `UnknownClip` here; everything else
+        (a bad packet, an unknown bundle, a passed deadline) arrives through the future. Cancelling the future drops the
+        work.
+        """
+        if (packet is None) == (image_file is None):
+            raise InvalidRequest("give exactly one of packet and image_file")
+        self._check_prompts(labels, templates)
+        item = self._item(Kind.LOOK, packet, image_file, labels, templates, top_k, deadline, clip, temperature)
+        self._accept(item)
+        self._find_clip(item)
+        return item.future
+
+    def submit_texts(
+        self, texts: Sequence[str], *, templates: Sequence[str] = (), deadline: float | None = None, clip: str = ""
+    ) -> Future[np.ndarray]:
+        """Texts → future of unit vectors float32 (N, D). Same bounds, errors and cancelling as `submit`.
+
+        With templates each text is put into all of them and averaged, as labels are (and cached like them).
+        """
+        self._check_prompts(texts, templates)
+        item = self._item(Kind.TEXTS, None, None, texts, templates, 0, deadline, clip)
+        self._accept(item)
+        self._find_clip(item)
+        return item.future
+
+    def submit_picture(self, packet: bytes, *, deadline: float | None = None) -> Future[np.ndarray]:
+        """A packet → future of its picture uint8 RGB (H, W, 3). Same bounds, errors and cancelling as `submit`.
+
+        Fails with `CannotDecode` for packets that hold no picture.
+        """
+        item = self._item(Kind.PICTURE, packet, None, (), (), 0, deadline, "")
+        self._accept(item)
+        self._find_clip(item)
+        return item.future
+
+    def use(self, models: Models) -> None:
+        """From now on `models` answer; what was accepted before keeps the models it was accepted with."""
+        self._models = models
+
+    @property
+    def models(self) -> Models:
+        return self._models
+
+    @property
+    def intake(self) -> Intake:
+        """The default CLIP's."""
+        return self._models.intake
+
+    @property
+    def heads(self) -> HeadCache:
+        """The default CLIP's."""
+        return self._models.clip_of(self._models.default).heads
+
+    def close(self, timeout_s: float | None = None) -> bool:
+        """Refuses new work, finishes what was accepted, stops the threads. Says whether all was answered in time."""
+        left = self._ledger.close(timeout_s)
+        for item in left:
+            self._ledger.fail(item, ShuttingDown("the service stopped before this could be answered"))
+        self._queue.sweep(lambda _: True)
+        self._queue.close()
+        drained = not left
+        self._decoders.shutdown(wait=drained, cancel_futures=True)
+        self._texts.shutdown(wait=drained, cancel_futures=True)
+        self._loader.shutdown(wait=drained, cancel_futures=True)
+        if drained:
+            self._device.join()
+        self._finisher.shutdown(wait=drained)
+        return drained
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    @property
+    def load(self) -> tuple[int, int]:
+        """(items, input bytes) accepted and not yet answered."""
+        return len(self._ledger.items), self._ledger.bytes
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How submissions ended, and device batches, since the start."""
+        return self._ledger.counts
+
+    # ---------------------------------------------------------------- accepting
+
+    def _item(self, kind, packet, image_file, labels, templates, top_k, deadline, clip, temperature=None) -> Item:
+        models = self._models
+        now = time.monotonic()
+        input_bytes = len(packet or image_file or b"")
+        return Item(
+            kind=kind,
+            packet=packet,
+            image_file=image_file,
+            labels=tuple(labels),
+            templates=tuple(templates),
+            top_k=top_k,
+            temperature=temperature,
+            due=now + self.limits.default_deadline_s if deadline is None else deadline,
+            input_bytes=input_bytes,
+            size_bytes=input_bytes + sum(map(len, labels)),
+            accepted=now,
+            future=Future(),
+            models=models,
+            clip=models.name_of(clip),
+        )
+
+    def check_room(self) -> None:
+        """Raises `QueueFull` where any submission would: for callers that would do work before they submit."""
+        if self._ledger.is_full():
+            self._sweep()
+            if self._ledger.is_full():
+                raise self._ledger.refuse()
+
+    def _accept(self, item: Item) -> None:
+        if self._ledger.is_full(item.size_bytes):
+            self._sweep()
+        self._ledger.accept(item)
+
+    def _sweep(self) -> None:
+        """Work whose caller has gone may still hold places: look before refusing anyone, if not just now."""
+        now = time.monotonic()
+        if now - self._swept < SWEEP_EVERY_S:
+            return
+        self._swept = now
+        for gone in self._queue.sweep(lambda other: other.future.cancelled() or other.due <= now):
+            self._ledger.wanted(gone)
+
+    def _check_prompts(self, labels: Sequence[str], templates: Sequence[str]) -> None:
+        prompts = len(labels) * len(templates)
+        if prompts > self.limits.max_prompts:
+            raise LabelError(
+                f"{len(labels)} labels x {len(templates)} templates are {prompts} prompts, this server takes at most "
+                f"{self.limits.max_prompts}: send fewer labels or a smaller prompt set"
+            )
+
+    # ---------------------------------------------------------------- stages
+
+    def _start(self, pool: Executor, stage: Callable[[Item], None], item: Item) -> None:
+        try:
+            pool.submit(self._ledger.guard, stage, item)
+        except RuntimeError:  # `close` gave up waiting between accepting and here
+            self._ledger.fail(item, ShuttingDown("the service is stopping"))
+
+    def _find_clip(self, item: Item) -> None:
+        item.loaded_clip = item.models.clip_of(item.clip)
+        if item.loaded_clip is None:
+            self._start(self._loader, self._load_clip, item)
+        else:
+            self._with_clip(item)
+
+    def _load_clip(self, item: Item) -> None:
+        item.loaded_clip = item.models.load_clip_of(item.clip)
+        self._with_clip(item)
+
+    def _with_clip(self, item: Item) -> None:
+        if item.kind is Kind.TEXTS:
+            self._start(self._texts, self._encode_texts, item)
+        elif item.kind is Kind.LOOK and item.packet is not None and self._device_decodes():
+            self._queue.put(item, item.due, 0)
+        else:
+            self._start(self._decoders, self._prepare, item)
+
+    def _device_decodes(self) -> bool:
+        """Whether the device thread decodes the packet that has just been accepted: see the module."""
+        return self.limits.decode_threads == 0 or len(self._ledger.items) == 1
+
+    def _prepare(self, item: Item) -> None:
+        if self._is_ready(item):
+            self._enqueue(item)
+
+    def _is_ready(self, item: Item) -> bool:
+        """Decodes `item`. False where another thread has to do something before the device can."""
+        start = time.monotonic()
+        item.queue_s += start - item.accepted
+        prepared = item.loaded_clip.intake.prepare(item.packet, item.image_file)
+        item.packet = item.image_file = None  # bytes no longer needed
+        item.ready = time.monotonic()
+        item.decode_s = item.ready - start
+        item.prepared = item.models.attach(item.loaded_clip, prepared)
+        if item.prepared is None:
+            item.prepared = prepared
+            self._start(self._loader, self._load_and_attach, item)
+            return False
+        return self._has_head(item)
+
+    def _load_and_attach(self, item: Item) -> None:
+        item.prepared = item.models.load_and_attach(item.loaded_clip, item.prepared)
+        if self._has_head(item):
+            self._enqueue(item)
+
+    def _has_head(self, item: Item) -> bool:
+        if item.kind is Kind.PICTURE:
+            self._start(self._texts, self._make_picture, item)
+            return False
+        if item.labels:
+            item.head = item.loaded_clip.heads.lookup(item.labels, item.templates)
+            if item.head is None:
+                self._builds.wait_for(item)
+                return False
+        return True
+
+    def _encode_texts(self, item: Item) -> None:
+        if not self._ledger.claim(item):
+            return
+        heads = item.loaded_clip.heads
+        if item.templates:
+            self._ledger.resolve(item, heads.load(item.labels, item.templates).classes)
+        else:
+            self._ledger.resolve(item, heads.clip.encode_texts(item.labels))
+
+    def _make_picture(self, item: Item) -> None:
+        if not self._ledger.claim(item):
+            return
+        self._ledger.resolve(item, self._runner.picture(item.prepared))
+
+    def _enqueue(self, item: Item) -> None:
+        self._note_ready(item)
+        self._queue.put(item, item.due, item.prepared.array.nbytes)
+
+    @staticmethod
+    def _note_ready(item: Item) -> None:
+        now = time.monotonic()
+        item.head_s, item.ready = now - item.ready, now
+
+    def _claim(self, item: Item) -> bool:
+        """Whether the device thread is to work on it. Until it is prepared it can still be cancelled."""
+        return self._ledger.wanted(item) if item.prepared is None else self._ledger.claim(item)
+
+    def _device_loop(self) -> None:
+        self._prepare_thread()
+        while (batch := self._queue.take(self._batch)) is not None:
+            start = time.monotonic()
+            ready = [item for item in batch if item.prepared is not None]
+            ready += self._decode([item for item in batch if item.prepared is None])
+            for group in _by_clip(ready):
+                now = time.monotonic()
+                for item in group:
+                    item.queue_s += now - item.ready
+                self._run(group)
+            if ready:
+                self._ledger.took(time.monotonic() - start, len(ready))
+
+    def _decode(self, raw: list[Item]) -> list[Item]:
+        """Decodes packets on this thread; returns those that the device may start on."""
+        ready, room_bytes = [], self._batch.bytes
+        for item in raw:
+            if not self._ledger.guard(self._is_ready, item):
+                continue
+            if ready and item.prepared.array.nbytes > room_bytes:
+                self._enqueue(item)  # only now is its size known
+            elif self._ledger.claim(item):
+                room_bytes -= item.prepared.array.nbytes
+                self._note_ready(item)
+                ready.append(item)
+        return ready
+
+    def _run(self, batch: list[Item]) -> None:
+        """Runs `batch`; when that fails, its halves, down to the one item at fault."""
+        try:
+            result = self._runner.run([item.prepared for item in batch])
+            if len(result.embeddings) != len(batch):
+                raise RuntimeError(f"{len(batch)} inputs gave {len(result.embeddings)} vectors")
+        except Exception as error:
+            result = None
+            if len(batch) == 1:
+                self._ledger.fail(batch[0], error)
+        if result is None:  # outside the handler: the exception holds the failed batch's tensors
+            if len(batch) > 1:
+                self._run(batch[: len(batch) // 2])
+                self._run(batch[len(batch) // 2 :])
+            return
+        self._ledger.ran(len(batch))
+        self.observers.ran(len(batch), result)
+        if self.limits.decode_threads == 0 or not len(self._queue):
+            self._finish(batch, result)
+            return
+        with contextlib.suppress(RuntimeError):  # `close` gave up on this batch and has failed its items already
+            self._finisher.submit(self._finish, batch, result)
+
+    def _finish(self, batch: list[Item], result: Embedded) -> None:
+        try:
+            for item, outcome in answers_of(batch, result):
+                if isinstance(outcome, Answer):
+                    self._ledger.resolve(item, outcome)
+                else:
+                    self._ledger.fail(item, outcome)
+        except Exception as error:  # the thread lives on, and nobody waits for ever
+            for item in batch:
+                self._ledger.fail(item, error)
+
+
+def _by_clip(batch: list[Item]) -> list[list[Item]]:
+    """The batch in as many parts as it has CLIPs (by generation): a device run serves one."""
+    groups: dict[int, list[Item]] = {}
+    for item in batch:
+        groups.setdefault(id(item.loaded_clip.heads), []).append(item)
+    return list(groups.values())

@@ -1,0 +1,102 @@
+"""What the engine and its front tell whoever watches: five moments, one interface, nobody's failure but their own."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cloud.engine.items import Answer, Item
+    from cloud.engine.prepared import Embedded
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """One image that a client got its final answer to. Exactly one of `packet` and `image_file` is set.
+
+    at: seconds since 1970. device_id: see `cloud.front.admission.device_of`. labels: what was asked, () for Embed.
+    """
+
+    at: float
+    device_id: str
+    packet: bytes | None
+    image_file: bytes | None
+    labels: tuple[str, ...]
+    answer: Answer
+    clip: str  # the CLIP's name, as in replies
+    clip_id: str  # its name and a hash of its weights: vectors of two ids never meet
+
+    @property
+    def input_bytes(self) -> int:
+        return len(self.packet or self.image_file or b"")
+
+
+class Observer:
+    """Override what you want to hear of. Methods are called on the engine's threads or the front's event loop: they
+    must be thread-safe, take microseconds, and keep no reference to `Item`s (they hold arrays)."""
+
+    def refused(self, reason: str) -> None:
+        """The engine did not accept a submission; `reason` as in ErrorInfo (QUEUE_FULL, SHUTTING_DOWN)."""
+
+    def settled(self, item: Item, outcome: str, value: object) -> None:
+        """An accepted item left the engine: "answered" (value: Answer or array), "failed" or "expired" (value: the
+        error), "cancelled" (value: None)."""
+
+    def ran(self, batch_size: int, result: Embedded) -> None:
+        """The device ran a batch."""
+
+    def answered(self, seen: Seen) -> None:
+        """A client got the final answer to an image. Called within the RPC's own context."""
+
+    def rpc(self, method: str, code: str, seconds: float) -> None:
+        """An RPC ended with gRPC status `code` ("OK", "NOT_FOUND", ...). Streams: `seconds` is their whole life."""
+
+
+class Observers(Observer):
+    """Passes every moment on to all that were added. What one of them raises is logged once and harms nobody."""
+
+    def __init__(self) -> None:
+        self._all: tuple[Observer, ...] = ()
+        self._complained: set[tuple[int, str]] = set()
+
+    def add(self, *observers: Observer) -> None:
+        self._all = (*self._all, *observers)
+
+    @property
+    def all(self) -> tuple[Observer, ...]:
+        return self._all
+
+    def replace(self, observers: Iterable[Observer]) -> None:
+        """These and no others, from now on."""
+        self._all = tuple(observers)
+
+    def __bool__(self) -> bool:
+        return bool(self._all)
+
+    def refused(self, reason: str) -> None:
+        self._tell("refused", reason)
+
+    def settled(self, item: Item, outcome: str, value: object) -> None:
+        self._tell("settled", item, outcome, value)
+
+    def ran(self, batch_size: int, result: Embedded) -> None:
+        self._tell("ran", batch_size, result)
+
+    def answered(self, seen: Seen) -> None:
+        self._tell("answered", seen)
+
+    def rpc(self, method: str, code: str, seconds: float) -> None:
+        self._tell("rpc", method, code, seconds)
+
+    def _tell(self, moment: str, *what: object) -> None:
+        for observer in self._all:
+            try:
+                getattr(observer, moment)(*what)
+            except Exception as error:
+                if (key := (id(observer), moment)) not in self._complained:
+                    self._complained.add(key)
+                    log.error("%s failed at %r; further failures stay silent", observer, moment, exc_info=error)

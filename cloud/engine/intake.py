@@ -1,0 +1,49 @@
+"""The CPU side: bytes from strangers → checked arrays for the device. Runs on several threads at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from cloud.engine.prepared import Prepared
+from thinwire.errors import ThinwireError, UnknownModel
+from thinwire.imaging import canonical_view, open_image
+from thinwire.packet import Packet
+
+if TYPE_CHECKING:
+    from thinwire.bundle import Bundle
+
+
+class Intake:
+    """Knows which bundles packets may name, and the view that CLIP wants of whole image files.
+
+    `refused` maps model ids of bundles that this server knows but cannot serve to the error that says why.
+    """
+
+    def __init__(
+        self,
+        bundles: Sequence[Bundle],
+        view_height: int = 224,
+        view_width: int = 224,
+        refused: dict[bytes, ThinwireError] | None = None,
+    ) -> None:
+        self.bundles = {bundle.model_id: bundle for bundle in bundles}
+        self.refused = refused or {}
+        self._view = (view_height, view_width)
+
+    def prepare(self, packet: bytes | None, image_file: bytes | None) -> Prepared:
+        """One input → its array. Raises `PacketError`, `UnknownModel`, `ClipMismatch` or `ImageError`."""
+        if packet is None:
+            return Prepared(canonical_view(open_image(image_file), *self._view))
+        parsed = Packet.from_bytes(packet)
+        if parsed.model_id in self.refused:
+            error = self.refused[parsed.model_id]
+            raise type(error)(str(error))  # a fresh one: exceptions collect tracebacks of every raise
+        bundle = self.bundles.get(parsed.model_id)
+        if bundle is None:
+            known = ", ".join(f"{b.name} ({b.model_id.hex()})" for b in self.bundles.values()) or "none"
+            raise UnknownModel(
+                f"the packet was made with model {parsed.model_id.hex()}, which this server does not have "
+                f"(it has: {known}); encode with one of these, or start the server with the right --bundle"
+            )
+        return Prepared(bundle.decode(parsed), bundle.name, len(parsed.layers), parsed.model_id)

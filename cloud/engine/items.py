@@ -1,0 +1,128 @@
+"""What goes through the engine: limits, one accepted item with its bookkeeping, and the answer that comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cloud.engine.batching import BatchLimits
+from cloud.engine.prepared import Prepared
+from cloud.engine.text_heads import Head
+
+if TYPE_CHECKING:
+    from cloud.engine.models import LoadedClip, Models
+
+
+@dataclass(frozen=True)
+class EngineLimits:
+    """How much the engine holds at once. What goes beyond is refused with `QueueFull` rather than kept waiting."""
+
+    queue_items: int = 256  # accepted and unanswered
+    queue_bytes: int = 64 << 20  # input bytes of these
+    batch: BatchLimits | None = None  # None: what suits the device
+    decode_threads: int | None = None  # 0: packets are decoded where the networks run; None: what suits the device
+    pending_head_builds: int = 16
+    max_prompts: int = 200_000  # labels x templates of one request
+    # Longest wait that a new request may have before it; two batches are always taken. None: bounds by count and bytes
+    # alone, which on a slow device means that those accepted wait long.
+    max_wait_s: float | None = None
+    default_deadline_s: float = 60.0  # for callers that give none
+
+
+@dataclass(frozen=True)
+class Prediction:
+    label: str
+    index: int  # among the labels given
+    probability: float  # softmax over the request's labels
+    similarity: float  # cosine of image and class vector
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Where the milliseconds of one reply went. Batch stages count in full for every item of the batch."""
+
+    queue_ms: float  # waiting for a decode thread and for the device
+    decode_ms: float  # parse and range-decode, or decoding an image file
+    synthesis_ms: float
+    clip_ms: float
+    head_ms: float  # waiting for the text head (a cache hit: near 0) and applying it
+    total_ms: float
+    batch_size: int
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """embedding: float32 (D,) unit vector; predictions: best first, empty where no labels were given.
+
+    margin: best minus second-best probability at the temperature asked for; None where none was.
+    """
+
+    embedding: np.ndarray
+    predictions: tuple[Prediction, ...]
+    timing: Timing
+    bundle: str | None  # None for an image file
+    layers: int
+    margin: float | None = None
+
+
+class Kind(Enum):
+    """What a submission asks for."""
+
+    LOOK = "an embedding, and labels where some were given"
+    TEXTS = "vectors of texts"
+    PICTURE = "the picture that a packet holds"
+
+
+@dataclass(eq=False)
+class Item:
+    kind: Kind
+    packet: bytes | None
+    image_file: bytes | None
+    labels: tuple[str, ...]
+    templates: tuple[str, ...]
+    top_k: int
+    temperature: float | None
+    due: float  # monotonic seconds
+    input_bytes: int  # of the packet or image file
+    size_bytes: int  # of everything it holds
+    accepted: float
+    future: Future
+    models: Models
+    clip: str
+    loaded_clip: LoadedClip | None = None
+    prepared: Prepared | None = None
+    head: Head | None = None
+    ready: float = 0.0
+    queue_s: float = 0.0
+    decode_s: float = 0.0
+    head_s: float = 0.0
+
+
+def top_predictions(head: Head, embeddings: np.ndarray, counts: Sequence[int]) -> list[tuple[Prediction, ...]]:
+    """Unit vectors (B, D) and a count for each → that many labels each, best first; equal ones in the order given."""
+    similarities = head.similarities(embeddings)  # (B, L)
+    probabilities = head.probabilities(similarities)
+    out = []
+    for row, count in enumerate(counts):
+        order = np.argsort(-similarities[row], kind="stable")[:count]
+        out.append(
+            tuple(
+                Prediction(head.labels[i], int(i), float(probabilities[row, i]), float(similarities[row, i]))
+                for i in order
+            )
+        )
+    return out
+
+
+def top_margin(head: Head, embedding: np.ndarray, temperature: float) -> float:
+    """Unit vector (D,) → p1 - p2 of the two best labels under softmax(logits / temperature), 0 to 1."""
+    logits = head.logit_scale * head.similarities(embedding[None])[0].astype(np.float64) / temperature
+    if len(logits) < 2:
+        return 1.0
+    odds = np.sort(np.exp(logits - logits.max()))
+    return float((odds[-1] - odds[-2]) / odds.sum())

@@ -1,0 +1,73 @@
+"""One task at a time on a thread that ends when none is left, and its OpenMP threads with it.
+
+torch's CPU operations run on OpenMP threads that each calling thread has of its own and keeps while it lives. As soon
+as these are more than there are cores, libgomp no longer lets them wait awake between two operations (its
+`gomp_throttled_spin_count_var`), and a lone image takes CLIP 27 ms instead of 12. So one thread alone keeps such
+threads, the engine's device thread; whoever else runs a network does it here.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class OneShotExecutor(Executor):
+    """Runs what is submitted in order, one at a time. `initializer` runs first on each new thread."""
+
+    def __init__(self, name: str, initializer: Callable[[], None] = lambda: None) -> None:
+        self._name, self._initializer = name, initializer
+        self._waiting: deque[tuple[Future, Callable[[], object]]] = deque()
+        self._thread: threading.Thread | None = None
+        self._closed = False
+        self._lock = threading.Lock()
+
+    def submit(self, fn: Callable[..., T], /, *args: object, **kwargs: object) -> Future[T]:
+        """Raises `RuntimeError` after `shutdown`."""
+        future: Future[T] = Future()
+        with self._lock:
+            if self._closed:
+                raise RuntimeError(f"{self._name} has been shut down")
+            self._waiting.append((future, lambda: fn(*args, **kwargs)))
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name=self._name)
+                self._thread.start()
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        with self._lock:
+            self._closed, thread = True, self._thread
+            if cancel_futures:
+                for future, _ in self._waiting:
+                    future.cancel()
+        if wait and thread is not None:
+            thread.join()
+
+    def _run(self) -> None:
+        self._initializer()
+        while True:
+            with self._lock:
+                if not self._waiting:
+                    self._thread = None
+                    return
+                future, work = self._waiting.popleft()
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                result = work()
+            except BaseException as error:
+                future.set_exception(error)
+            else:
+                future.set_result(result)
+            del future, work  # nothing of a task outlives it
+
+
+def on_one_shot_thread(fn: Callable[[], T]) -> T:
+    """What `fn()` returns or raises, from a thread of its own."""
+    with OneShotExecutor("thinwire-once") as thread:
+        return thread.submit(fn).result()

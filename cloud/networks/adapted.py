@@ -1,0 +1,58 @@
+"""CLIPs whose image tower learned a codec's pictures: which packets they see, and how they are made.
+
+An adapter (`synthesis.adapter`, written by `thinwire-export adapt`) changes the image tower alone: texts, label vectors
+and their caches stay those of the CLIP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from synthesis.adapter import Adapter, load_adapter
+from thinwire.errors import AdapterError
+
+if TYPE_CHECKING:
+    from cloud.networks.clip import Clip
+    from thinwire.bundle import Bundle
+
+
+def load_adapters(folders: Sequence[str | Path], bundles: Sequence[Bundle]) -> list[Adapter]:
+    """Every adapter in `folders`, checked against the bundles that are served.
+
+    Raises `AdapterError` where a folder holds none, its bundle is not served or has another decoder, or two adapters
+    are for one bundle and rate.
+    """
+    served = {bundle.model_id: bundle for bundle in bundles}
+    adapters = [load_adapter(folder) for folder in folders]
+    taken: dict[tuple[bytes, int], Adapter] = {}
+    for adapter in adapters:
+        bundle = served.get(adapter.model_id)
+        if bundle is None:
+            names = ", ".join(f"{each.name} ({each.model_id.hex()})" for each in bundles) or "none"
+            raise AdapterError(
+                f"adapter {adapter.path} is for bundle {adapter.bundle!r} ({adapter.model_id.hex()}), this server has "
+                f"{names}: serve that bundle, or leave the adapter out"
+            )
+        adapter.check_bundle(bundle)
+        for rate, layers in adapter.rates.items():
+            other = taken.setdefault((adapter.model_id, layers), adapter)
+            if other is not adapter:
+                raise AdapterError(f"adapters {other.path} and {adapter.path} are both for {bundle.name} at {rate}")
+    return adapters
+
+
+def adapted_clip(clip: Clip, adapter: Adapter) -> Clip:
+    """`clip` (float32, as `load_clip` gives it) with the adapter in a copy of its image tower; texts stay as they are.
+
+    Raises `AdapterError` for another CLIP than the adapter was trained on, or when the merged tower cannot answer.
+    """
+    import torch
+
+    adapter.check_clip(clip.id)
+    merged = clip.with_visual(adapter.merged_into(clip.model.visual))
+    canary = merged.encode_images(torch.full((1, 3, clip.image_height, clip.image_width), 0.5, device=clip.device))
+    if not canary.isfinite().all():
+        raise AdapterError(f"adapter {adapter.path} makes the tower of {clip.id} give no numbers: train it again")
+    return merged

@@ -1,0 +1,211 @@
+"""What a server can answer with: CLIPs by name and bundles by id, loaded when first needed, replaced as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cloud.engine.calibration import Calibration, read_calibrations
+from cloud.engine.intake import Intake
+from cloud.engine.models import LoadedClip, known_name
+from cloud.engine.prepared import Prepared
+from cloud.engine.text_heads import HeadCache
+from cloud.errors import BadConfiguration, ClipMismatch
+from cloud.networks.adapted import adapted_clip
+from cloud.networks.batchnorm_folding import folded
+from cloud.networks.clip import SHIPPED, load_clip, shipped_clip_path
+from cloud.networks.model_cache import Shelf
+from cloud.networks.precision import in_precision
+from cloud.networks.runner import TorchRunner, check_clip, module_bytes
+from thinwire.errors import ThinwireError
+
+if TYPE_CHECKING:
+    from cloud.networks.clip import Clip
+    from synthesis.adapter import Adapter
+    from thinwire.bundle import Bundle
+
+
+class LoadedModels:
+    """CLIPs and bundles that share one shelf: the default CLIP is always there, everything else while memory lasts.
+
+    clips: as for `load_clip`; the first is the default. A bundle that decodes into another CLIP's vectors is an error
+    where `strict`, else it is refused packet by packet for that CLIP. `adapters` are of the default CLIP's image tower:
+    packets of their bundles and rates get the adapted one, which the first of them loads. `shelf` may be shared by
+    successive sets: what did not change on disk is not loaded again.
+
+    Raises, when made, what loading the default CLIP and every bundle's canary raise, and `AdapterError` for an adapter
+    of another CLIP.
+    """
+
+    def __init__(
+        self,
+        runner: TorchRunner,
+        shelf: Shelf,
+        clips: Sequence[str],
+        bundles: Sequence[Bundle],
+        device: str,
+        cache_dir: Path | None = None,
+        precision: str = "auto",
+        adapters: Sequence[Adapter] = (),
+        clip_backend: str = "auto",
+        *,
+        strict: bool = True,
+    ) -> None:
+        self._runner, self._shelf, self._device, self._cache_dir = runner, shelf, device, cache_dir
+        self._precision, self._clip_backend = precision, clip_backend
+        self._specs = _by_name(clips)
+        self._bundles = {bundle.model_id: bundle for bundle in bundles}
+        self._signatures = {name: clip_signature(spec) for name, spec in self._specs.items()}
+        self._by_clip_id: dict[str, tuple[Intake, dict[bytes, Calibration]]] = {}  # by CLIP id
+        self.default = next(iter(self._specs))
+        self._first = self._make_clip(self.default)
+        self.adapters = tuple(adapters)
+        for adapter in adapters:
+            adapter.check_clip(self._first.heads.clip.id)
+        self._adapter_of = {(each.model_id, layers): each for each in adapters for layers in each.layers}
+        self.intake = self._first.intake
+        if strict and self.intake.refused:
+            error = next(iter(self.intake.refused.values()))
+            raise type(error)(str(error))
+        for bundle in self.intake.bundles.values():  # canaries: no set of models serves before each has answered once
+            self._net(bundle, self._first.heads.clip)
+
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._specs)
+
+    def name_of(self, wanted: str) -> str:
+        return known_name(wanted, self.names())
+
+    def clip_of(self, name: str) -> LoadedClip | None:
+        if name == self.default:
+            return self._first
+        heads = self._shelf.find(self._clip_key(name))
+        return None if heads is None else self._loaded_clip(heads)
+
+    def load_clip_of(self, name: str) -> LoadedClip:
+        """Raises `ClipUnavailable`, or what a first run of the image tower raises."""
+        return self._first if name == self.default else self._make_clip(name)
+
+    def attach(self, loaded_clip: LoadedClip, item: Prepared) -> Prepared | None:
+        clip = loaded_clip.heads.clip
+        if not item.model_id:
+            return replace(item, clip=clip)
+        net = self._shelf.find(_net_key(self._bundles[item.model_id], clip))
+        adapter = self._adapter(item, clip)
+        tower = clip if adapter is None else self._shelf.find(self._tower_key(adapter))
+        return None if net is None or tower is None else replace(item, net=net, clip=tower)
+
+    def load_and_attach(self, loaded_clip: LoadedClip, item: Prepared) -> Prepared:
+        """Raises `BundleError`, `ClipMismatch`, `InferenceFailed` or `AdapterError`: net or tower cannot be had."""
+        clip = loaded_clip.heads.clip
+        net = self._net(self._bundles[item.model_id], clip)
+        adapter = self._adapter(item, clip)
+        return replace(item, net=net, clip=clip if adapter is None else self._tower(adapter))
+
+    def net_is_loaded(self, bundle: Bundle) -> bool:
+        return self._shelf.find(_net_key(bundle, self._first.heads.clip)) is not None
+
+    def drop_others(self) -> None:
+        """Lets go of what earlier sets on the same shelf loaded and this one does not use."""
+        clips = set(map(self._clip_key, self._specs))
+        decoders = {_decoder_key(bundle) for bundle in self._bundles.values()}
+        towers = set(map(self._tower_key, self.adapters))
+        self._shelf.keep_only(lambda key: key in clips | towers or (key[0] == "net" and key[1] in decoders))
+
+    def _clip_key(self, name: str) -> Hashable:
+        return ("clip", self._specs[name], self._signatures[name])
+
+    def _make_clip(self, name: str) -> LoadedClip:
+        def make() -> tuple[HeadCache, int]:
+            clip = as_served(load_clip(self._specs[name], self._device), self._precision, self._clip_backend)
+            return HeadCache(clip, self._cache_dir), module_bytes(clip.model)
+
+        return self._loaded_clip(self._shelf.load(self._clip_key(name), make))
+
+    def _adapter(self, item: Prepared, clip: Clip) -> Adapter | None:
+        adapter = self._adapter_of.get((item.model_id, item.n_layers))
+        return adapter if adapter is not None and clip.matches(adapter.clip) else None
+
+    def _tower_key(self, adapter: Adapter) -> Hashable:
+        return ("tower", adapter.digest, adapter.scale, self._clip_key(self.default))
+
+    def _tower(self, adapter: Adapter) -> Clip:
+        """The default CLIP with the adapter in its image tower. Weights are read from disk again: those in use may be
+        in half precision or recorded, and differences are to be added to what they were learned on."""
+
+        def make() -> tuple[Clip, int]:
+            adapted = adapted_clip(load_clip(self._specs[self.default], self._device), adapter)
+            clip = as_served(adapted, self._precision, self._clip_backend)
+            return clip, module_bytes(clip.model.visual)
+
+        return self._shelf.load(self._tower_key(adapter), make)
+
+    def _loaded_clip(self, heads: HeadCache) -> LoadedClip:
+        clip = heads.clip
+        if clip.id not in self._by_clip_id:  # two threads may both make it: they make the same
+            refused: dict[bytes, ThinwireError] = {}
+            for bundle in self._bundles.values():
+                try:
+                    check_clip(bundle, clip)
+                except ClipMismatch as error:
+                    refused[bundle.model_id] = error
+            fitting = [bundle for bundle in self._bundles.values() if bundle.model_id not in refused]
+            intake = Intake(fitting, clip.image_height, clip.image_width, refused)
+            self._by_clip_id[clip.id] = (intake, read_calibrations(fitting, clip.id))
+        return LoadedClip(heads, *self._by_clip_id[clip.id])
+
+    def _net(self, bundle: Bundle, clip: Clip) -> object:
+        def make() -> tuple[object, int]:
+            net = self._runner.load_net(bundle, clip)
+            return net, net.nbytes
+
+        return self._shelf.load(_net_key(bundle, clip), make)
+
+
+def as_served(clip: Clip, precision: str = "auto", backend: str = "auto") -> Clip:
+    """`clip` as `load_clip` gives it → with its image tower as quick as it can be here: folded, in `precision` (see
+    `cloud.networks.precision.in_precision`), recorded as CUDA graphs, in `backend` (see
+    `cloud.networks.onnx_tower.in_backend`)."""
+    from cloud.networks.onnx_tower import in_backend
+
+    clip = in_precision(folded(clip), precision)
+    if clip.device.startswith("cuda"):
+        from cloud.networks.cuda_graphs import with_graphs
+
+        clip = with_graphs(clip)
+    return in_backend(clip, backend)
+
+
+def _by_name(specs: Sequence[str]) -> dict[str, str]:
+    """What requests call a CLIP → how it is loaded. A folder goes by its last name: its path is nobody's business."""
+    named: dict[str, str] = {}
+    for spec in specs:
+        name = Path(spec).resolve().name if spec != SHIPPED and Path(spec).is_dir() else spec
+        if named.setdefault(name, spec) != spec:
+            raise BadConfiguration(f"--clip {spec} and --clip {named[name]} have one name {name!r}: rename a folder")
+    return named
+
+
+def clip_signature(spec: str) -> Hashable:
+    """What tells whether the files behind `spec` changed since; hub models (by tag) count as fixed."""
+    path = shipped_clip_path() if spec == SHIPPED else Path(spec if Path(spec).is_dir() else spec.partition(":")[2])
+    if path.is_dir():
+        return tuple(sorted(_file_state(file) for file in path.iterdir() if file.is_file()))
+    return _file_state(path) if path.is_file() else ()
+
+
+def _file_state(path: Path) -> tuple[str, int, int]:
+    state = path.stat()
+    return str(path), state.st_mtime_ns, state.st_size
+
+
+def _decoder_key(bundle: Bundle) -> Hashable:
+    """Model id and the decoder's content: a decoder trained further keeps the id and is another net all the same."""
+    hashes = sorted((name, entry["sha256"]) for name, entry in bundle.card.cloud["files"].items())
+    return bundle.model_id, tuple(hashes), str(sorted(bundle.card.cloud["synthesis"].items()))
+
+
+def _net_key(bundle: Bundle, clip: Clip) -> Hashable:
+    return ("net", _decoder_key(bundle), clip.id)

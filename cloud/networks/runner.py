@@ -1,0 +1,202 @@
+"""The device side: stacked symbols → synthesis → CLIP → embeddings. Runs on one thread and knows no requests."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cloud.engine.prepared import Embedded, Prepared
+from cloud.errors import CannotDecode, ClipMismatch, InferenceFailed
+from cloud.networks.clip import Clip
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from thinwire.bundle import Bundle
+
+Loader = Callable[["Bundle", str], "nn.Module"]  # `synthesis.load`, or a test's stand-in
+
+
+@dataclass(frozen=True, eq=False)
+class Net:
+    """A bundle's synthesis net on the device. `gives_vectors`: CLIP vectors and no pixels."""
+
+    module: nn.Module
+    gives_vectors: bool
+
+    @property
+    def nbytes(self) -> int:
+        return module_bytes(self.module)
+
+
+class TorchRunner:
+    """Synthesis nets in front of a CLIP, on one torch device.
+
+    `bundles` are loaded for `clip` now and stay; other nets and CLIPs come with the items that use them (`load_net`).
+    Runs exclude each other, so that a canary beside the device thread harms nobody. `run` raises whatever torch raises;
+    the engine isolates the culprit.
+    """
+
+    def __init__(self, clip: Clip | None, bundles: Sequence[Bundle] = (), load: Loader | None = None) -> None:
+        """Loads every bundle's decoder and sends a canary through it, so that a broken one fails now and by name.
+
+        Raises `ClipMismatch` for a bundle that decodes into another CLIP's space, `BundleError` for missing weights.
+        """
+        self.clip = clip
+        self._load = load
+        self._lock = threading.Lock()
+        self._nets = {bundle.model_id: self.load_net(bundle, clip) for bundle in bundles}
+
+    def load_net(self, bundle: Bundle, clip: Clip) -> Net:
+        """The bundle's net on the device, after a canary went through it and through `clip`.
+
+        Raises `ClipMismatch`, `BundleError`, or `InferenceFailed` where the canary dies.
+        """
+        if (load := self._load) is None:
+            from synthesis import load
+        check_clip(bundle, clip)
+        net = Net(load(bundle, clip.device), bundle.card.cloud["output"] == "embedding")
+        item = Prepared(np.zeros(bundle.latent_shape, np.int32), bundle.name, len(bundle.card.wire["layers"]))
+        try:
+            got = self.run([replace(item, model_id=bundle.model_id, net=net, clip=clip)]).embeddings
+        except Exception as error:
+            raise InferenceFailed(f"bundle {bundle.name!r} failed its canary run: {error}") from error
+        if got.shape != (1, clip.embed_dim) or not np.isfinite(got).all():
+            raise ClipMismatch(
+                f"bundle {bundle.name!r} gives vectors of {got.shape[1]} values (finite: {np.isfinite(got).all()}), "
+                f"CLIP {clip.name!r} has {clip.embed_dim}: serve it with the CLIP it was trained for"
+            )
+        return net
+
+    def picture(self, item: Prepared) -> np.ndarray:
+        """One decoded packet → uint8 RGB (H, W, 3). Raises `CannotDecode` for a bundle that gives vectors."""
+        import torch
+
+        net = item.net or self._nets[item.model_id]
+        if net.gives_vectors:
+            raise CannotDecode(f"bundle {item.bundle!r} decodes into CLIP vectors: its packets hold no picture")
+        with self._lock, torch.inference_mode():
+            pixels = self._synthesise(net, [item], (item.clip or self.clip).device)[0]  # (3, H, W) in [0, 1]
+            return pixels.mul(255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+
+    def run(self, batch: Sequence[Prepared]) -> Embedded:
+        """A mixed batch (several bundles, layer counts, image files) of one CLIP → embeddings in its order.
+
+        One synthesis call per bundle, then one call of each image tower; embeddings from bundles skip CLIP.
+        """
+        import torch
+
+        clip = batch[0].clip or self.clip
+        with self._lock, torch.inference_mode():
+            clock = _Clock(clip.device)
+            groups: dict[object, list[int]] = {}
+            for index, item in enumerate(batch):
+                groups.setdefault((id(item.net), item.model_id) if item.model_id else item.array.shape, []).append(
+                    index
+                )
+            images: dict[int, tuple[Clip, list, list[int]]] = {}  # by image tower: its pictures and their rows
+            vectors, vector_rows = [], []
+            for rows in groups.values():
+                items = [batch[row] for row in rows]
+                if not items[0].model_id:
+                    pixels = _upload([item.array for item in items], torch.uint8, clip.device)  # (n, H, W, 3)
+                    out, is_vector = pixels.permute(0, 3, 1, 2).float().div_(255), False
+                else:
+                    net = items[0].net or self._nets[items[0].model_id]
+                    out, is_vector = self._synthesise(net, items, clip.device), net.gives_vectors
+                if is_vector:
+                    vectors.append(torch.nn.functional.normalize(out, dim=-1))
+                    vector_rows += rows
+                    continue
+                out = clip.fit(out)
+                towers = [item.clip or self.clip for item in items]
+                for tower in dict.fromkeys(towers):  # Clip compares by identity
+                    places = [place for place, each in enumerate(towers) if each is tower]
+                    _, parts, tower_rows = images.setdefault(id(tower), (tower, [], []))
+                    parts.append(out if len(places) == len(rows) else out[places])
+                    tower_rows += [rows[place] for place in places]
+            clock.mark()
+            for tower, parts, tower_rows in images.values():
+                vectors.append(tower.encode_images(torch.cat(parts) if len(parts) > 1 else parts[0]))
+                vector_rows += tower_rows
+            clock.mark()
+            stacked = (torch.cat(vectors) if len(vectors) > 1 else vectors[0]).cpu().numpy()
+            synthesis_ms, clip_ms = clock.intervals_ms()
+        embeddings = np.empty_like(stacked)
+        embeddings[vector_rows] = stacked
+        return Embedded(embeddings, synthesis_ms, clip_ms)
+
+    @staticmethod
+    def _synthesise(net: Net, items: Sequence[Prepared], device: str) -> torch.Tensor:
+        """Packets of one bundle → float32 (n, 3, H, W) in [0, 1], or (n, D)."""
+        import torch
+
+        symbols = _upload([item.array for item in items], torch.int32, device).float()  # (n, C, h, w)
+        counts = torch.tensor([item.n_layers for item in items], device=device)
+        return net.module(symbols.contiguous(memory_format=torch.channels_last), counts).float()
+
+
+def _upload(arrays: list[np.ndarray], dtype: torch.dtype, device: str) -> torch.Tensor:
+    import torch
+
+    stacked = torch.from_numpy(np.stack(arrays)).to(dtype)
+    if device == "cpu":
+        return stacked
+    return stacked.pin_memory().to(device, non_blocking=True)
+
+
+def module_bytes(module: nn.Module) -> int:
+    """Bytes of its parameters and buffers; nets that live in another runtime, also as parts, state their `nbytes`."""
+    if (nbytes := getattr(module, "nbytes", None)) is not None:
+        return nbytes
+    elsewhere = sum(getattr(part, "nbytes", 0) for part in module.modules())
+    return elsewhere + sum(each.numel() * each.element_size() for each in (*module.parameters(), *module.buffers()))
+
+
+def check_clip(bundle: Bundle, clip: Clip) -> None:
+    """Raises `ClipMismatch` when `bundle` decodes into the embedding space of another CLIP.
+
+    Bundles that decode to pixels serve any CLIP; the one named in their card is only the one they were tuned for.
+    """
+    wanted = bundle.card.cloud.get("clip")
+    if bundle.card.cloud["output"] == "embedding" and wanted and not clip.matches(wanted):
+        name, hash_sign, _ = wanted.partition("#")
+        fix = f"serve it with --clip {name}"
+        if hash_sign and name == clip.name:
+            fix = f"the name is the same, the weights are not: make the bundle again from this {name}"
+        raise ClipMismatch(
+            f"bundle {bundle.name!r} decodes into the embedding space of CLIP {wanted!r}, this server runs "
+            f"{clip.id if hash_sign else clip.name!r}: {fix}"
+        )
+
+
+class _Clock:
+    """Times stages without stopping a CUDA stream: events there, the wall clock on the CPU."""
+
+    def __init__(self, device: str) -> None:
+        self._cuda = device.startswith("cuda")
+        self._marks: list = []
+        self.mark()
+
+    def mark(self) -> None:
+        if not self._cuda:
+            self._marks.append(time.perf_counter())
+            return
+        import torch
+
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        self._marks.append(event)
+
+    def intervals_ms(self) -> list[float]:
+        """Between successive marks; on CUDA only after the results were copied back (which waits for the stream)."""
+        pairs = zip(self._marks, self._marks[1:], strict=False)
+        if self._cuda:
+            return [first.elapsed_time(second) for first, second in pairs]
+        return [(second - first) * 1000 for first, second in pairs]

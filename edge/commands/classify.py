@@ -1,0 +1,187 @@
+"""`thinwire-edge classify`: images in, a table or JSON lines out."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from edge.commands.terminal import Progress, shown, table
+from edge.defaults import CANNOT_RUN, OK, SOME_FAILED
+from edge.errors import ConnectionOptionsError, NothingToDo, ServerUnreachable, reason_of
+from edge.line.client import Client, Outcome
+from edge.line.image_files import Source, find_images
+from thinwire.errors import LabelError
+from thinwire.labels import parse_labels, read_labels, validate_labels
+
+
+class Tally:
+    """Counts of a run so far."""
+
+    def __init__(self) -> None:
+        self.answered = self.failed = self.packet_bytes = self.file_bytes = 0
+        self.server_lost = False
+        self.labels_saved_bytes = 0
+
+    def add(self, outcome: Outcome) -> None:
+        if outcome.result is None:
+            self.failed += 1
+            self.server_lost |= isinstance(outcome.error, ServerUnreachable)
+            return
+        self.answered += 1
+        self.packet_bytes += outcome.result.packet_bytes
+        self.file_bytes += file_bytes(Path(outcome.image)) or 0
+
+    def text(self, total: int) -> str:
+        """One line for people."""
+        words = [f"{_count(total, 'image')}, {self.answered} answered"]
+        if self.failed:
+            words.append(f"{self.failed} failed")
+        if total > self.answered + self.failed:
+            words.append(f"{total - self.answered - self.failed} not tried")
+        if not self.answered:
+            return ", ".join(words)
+        sent = f"{_count(self.packet_bytes, 'byte')} sent, {self.packet_bytes / self.answered:,.1f} each"
+        files = (
+            f"their files have {_count(self.file_bytes, 'byte')}, {self.file_bytes / self.packet_bytes:,.0f}x as many"
+        )
+        saved = f"; {_count(self.labels_saved_bytes, 'byte')} of labels saved" if self.labels_saved_bytes else ""
+        return f"{', '.join(words)}; {sent}; {files}{saved}"
+
+
+def run(args: argparse.Namespace) -> int:
+    """Returns the exit code. Raises `ThinwireError` for what keeps the whole run from starting."""
+    labels = labels_of(args)
+    sources = find_images(args.images)
+    if not sources:
+        raise NothingToDo(f"no image files in {', '.join(args.images)}: name files, or folders that hold some")
+    tally, answers = Tally(), []
+    with _client(args) as client:
+        client.check()
+        try:
+            with Progress(len(sources), sys.stderr, "classifying") as progress:
+                for outcome in _outcomes(client, sources, labels, args, tally):
+                    tally.add(outcome)
+                    if args.json:
+                        print(json.dumps(_record(client, outcome, args.rate or client.rate)), flush=True)
+                    elif outcome.ok:
+                        answers.append(outcome)
+                    if outcome.error is not None:
+                        progress.say(f"thinwire-edge: {_named(outcome)}")
+                    progress.advance()
+        finally:  # what was answered before Ctrl-C has been paid for: show it
+            tally.labels_saved_bytes = client.handles.counts.saved_bytes
+            if answers:
+                print(_table(answers))
+            print(tally.text(len(sources)), file=sys.stderr if args.json else sys.stdout)
+    if tally.server_lost:
+        return CANNOT_RUN
+    return SOME_FAILED if tally.failed else OK
+
+
+def labels_of(args: argparse.Namespace) -> tuple[str, ...]:
+    """Labels of --labels and --labels-file. Raises `LabelError`."""
+    if args.labels is None and args.labels_file is None:
+        raise LabelError(
+            'no labels: say what the images may show, for instance --labels "cat,dog" (or --labels-file F)'
+        )
+    named = parse_labels(args.labels) if args.labels is not None else ()
+    listed = read_labels(args.labels_file) if args.labels_file is not None else ()
+    return validate_labels([*named, *listed])
+
+
+def token_of(args: argparse.Namespace) -> str | None:
+    """The token in --token-file. Raises `ConnectionOptionsError`."""
+    if args.token_file is None:
+        return None
+    try:
+        return Path(args.token_file).read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConnectionOptionsError(f"{args.token_file}: the token cannot be read ({error})") from error
+
+
+def _client(args: argparse.Namespace) -> Client:
+    return Client(
+        args.server,
+        args.bundle,
+        rate=args.rate,
+        threads=args.threads,
+        precision=args.precision,
+        provider=args.provider,
+        timeout_s=args.timeout,
+        tls=args.tls,
+        root_certificate=args.tls_ca,
+        token=token_of(args),
+        client_certificate=args.tls_cert,
+        client_key=args.tls_key,
+        device_id=args.device_id,
+    )
+
+
+def _outcomes(
+    client: Client, sources: Sequence[Source], labels: tuple[str, ...], args: argparse.Namespace, tally: Tally
+) -> Iterator[Outcome]:
+    # Once the server is gone, every further image would wait for the same nothing; what is on its way is waited for
+    paths = (source.path for source in itertools.takewhile(lambda _: not tally.server_lost, sources))
+    return client.classify_many(paths, labels, args.top_k, args.prompt_set, in_flight=args.in_flight)
+
+
+def _record(client: Client, outcome: Outcome, rate: str) -> dict[str, Any]:
+    """One JSON line. Numbers are rounded to what they mean: microseconds and parts in a million."""
+    record: dict[str, Any] = {"image": os.fspath(outcome.image), "ok": outcome.ok}
+    if outcome.result is None:
+        return {**record, "error": {"reason": reason_of(outcome.error), "message": str(outcome.error)}}
+    answer = _rounded(outcome.result.to_dict())
+    where = {"file_bytes": file_bytes(Path(outcome.image)), "rate": rate, "bundle": client.bundle.name}
+    return {**record, **answer, **where, "model_id": client.bundle.model_id.hex()}
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return round(value, 6)
+    if isinstance(value, dict):
+        return {key: round(each, 3) if key.endswith("_ms") else _rounded(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_rounded(each) for each in value]
+    return value
+
+
+def _table(outcomes: Sequence[Outcome]) -> str:
+    heads = ("image", "label", "probability", "bytes", "edge ms", "round trip ms")
+    rows = []
+    for outcome in outcomes:
+        result = outcome.result
+        rows.append(
+            (
+                [shown(outcome.image)],
+                [shown(each.label) for each in result.predictions],
+                [f"{100 * each.probability:.1f} %" for each in result.predictions],
+                [f"{result.packet_bytes:,}"],
+                [f"{result.edge_ms:.1f}"],
+                [f"{result.round_trip_ms:.1f}"],
+            )
+        )
+    return table(heads, rows, 2, sys.stdout)
+
+
+def _named(outcome: Outcome) -> str:
+    """The error, with the image's name unless it begins with it."""
+    name, message = os.fspath(outcome.image), str(outcome.error)
+    return message if message.startswith(name) else f"{name}: {message}"
+
+
+def file_bytes(path: Path) -> int | None:
+    """Size of a file; None where it has gone."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"

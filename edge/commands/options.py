@@ -1,0 +1,85 @@
+"""Options that several commands of `thinwire-edge` share."""
+
+from __future__ import annotations
+
+import argparse
+
+from edge.defaults import DEFAULT_BUNDLE, DEFAULT_SERVER, DEFAULT_TIMEOUT_S
+
+
+def command(commands, name: str, brief: str, description: str, epilog: str) -> argparse.ArgumentParser:
+    """A command with its help, examples as written."""
+    return commands.add_parser(
+        name,
+        help=brief,
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def add_question_options(sub: argparse.ArgumentParser) -> None:
+    """What is asked of each image."""
+    from thinwire.prompts import PROMPT_SETS
+
+    sub.add_argument("--labels", metavar='"A,B,C"', help="what the images may show, split at commas")
+    sub.add_argument("--labels-file", metavar="FILE", help="labels from a text file, one a line (adds to --labels)")
+    sub.add_argument("--top-k", type=positive, default=3, metavar="K", help="labels to show for each image (3)")
+    sub.add_argument(
+        "--prompt-set", default="7", choices=list(PROMPT_SETS), help="how many prompt templates to use (7)"
+    )
+
+
+def add_line_options(sub: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Where the server is and how it is talked to (`edge.line.uplink.Line`)."""
+    line = sub.add_argument_group("the line to the server")
+    line.add_argument("--server", default=DEFAULT_SERVER, metavar="HOST:PORT", help=f"server ({DEFAULT_SERVER})")
+    line.add_argument(
+        "--timeout",
+        type=seconds,
+        default=DEFAULT_TIMEOUT_S,
+        metavar="S",
+        help=f"seconds that the answer for one image may take ({DEFAULT_TIMEOUT_S:g})",
+    )
+    line.add_argument("--tls", action="store_true", help="encrypt; trust the public certificate authorities")
+    line.add_argument("--tls-ca", metavar="PEM", help="encrypt; trust the authority in this file instead")
+    line.add_argument("--tls-cert", metavar="PEM", help="certificate that shows the server who we are (mTLS)")
+    line.add_argument("--tls-key", metavar="PEM", help="its private key")
+    line.add_argument("--token-file", metavar="FILE", help="file that holds a token for the server")
+    line.add_argument("--device-id", metavar="NAME", help="the name under which the server keeps this device's frames")
+    return line
+
+
+def add_codec_options(sub: argparse.ArgumentParser) -> None:
+    """Which encoder, and how it runs."""
+    group = sub.add_argument_group("the encoder")
+    group.add_argument(
+        "--bundle",
+        default=DEFAULT_BUNDLE,
+        metavar="NAME|PATH",
+        help=f"codec: a shipped bundle or a bundle's folder ({DEFAULT_BUNDLE})",
+    )
+    group.add_argument("--rate", metavar="low|mid|high", help="how much to send of an image (mid); run: also auto")
+    group.add_argument("--threads", type=positive, default=1, metavar="N", help="CPU threads of the encoder (1)")
+    group.add_argument("--precision", default="auto", choices=["auto", "fp32", "int8"], help="encoder weights (auto)")
+    group.add_argument(
+        "--provider", default="cpu", choices=["cpu", "cuda", "tensorrt"], help="ONNX Runtime provider (cpu)"
+    )
+
+
+def positive(text: str) -> int:
+    """A whole number from 1."""
+    if not text.isdecimal() or not 1 <= int(text) < 1 << 31:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+    return int(text)
+
+
+def seconds(text: str) -> float:
+    """A number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1e6:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value

@@ -1,0 +1,389 @@
+"""The courier: takes frames from the spool to the cloud over one stream, and their answers back into the spool.
+
+Guarantees and requirements
+- A frame leaves the spool only with a final result. Whatever is unanswered when a stream ends is sent again on the next
+  one, with the same `frame_id` (the first 8 bytes of its key) under the same `thinwire-spool`: the idempotency key by
+  which the server gives the answer it gave before. A second answer to a frame changes nothing.
+- At most `window` frames are on their way. A frame that is not answered within `timeout_s` ends the connection, and a
+  new one is made: on a line that is silently dead nothing else helps.
+- Refusals that another try cannot change (BAD_PACKET, TOO_LARGE, ...) become the frame's final result. Others are tried
+  again after the pause that the server asks for, or after a growing one with jitter. A server that does not hold the
+  bundle, refuses the token or speaks another version is told about once, and asked again every minute.
+- Labels cross once per stream, not with each frame; from the second stream on as a handle (`edge.line.label_handles`).
+- With a `confidence`, a frame begins with its first layer, and the server asks for further ones (`need_more`) where
+  they may change the answer. They are sent while the rate control, the cap and the budget agree; else the answer so far
+  is the frame's result. A server without a calibration for the bundle gets frames as usual.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import random
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+
+from edge.errors import Refused, ServerTimeout
+from edge.field.fallback import Fallback, fetch_in_background
+from edge.field.in_flight import Again, Counts, Flight, frame_id, read
+from edge.field.rate_control import FRAMING_BYTES, Budget, Cap, LinkMeter, RateControl
+from edge.field.result_lines import answered, lost
+from edge.field.spool import Spool, Waiting
+from edge.line.client import check_server
+from edge.line.label_handles import UNKNOWN, LabelHandles
+from edge.line.progressive import more_layers
+from edge.line.uplink import Line, Uplink, typed_error
+from thinwire.bundle import Bundle
+from thinwire.errors import ThinwireError
+from thinwire.packet import Packet
+from thinwire.v1 import inference_pb2 as pb
+
+PAUSE_S = (0.2, 5.0)  # first and longest pause before the next attempt, before jitter
+CONNECT_S = 2.0
+SLOW_PAUSE_S = 60.0  # where an operator must act first
+FRAME_PAUSE_S = 1.0  # for a frame that may be tried again and has no pause named
+FINAL_CODES = frozenset((3, 9, 11, 15))  # INVALID_ARGUMENT, FAILED_PRECONDITION, OUT_OF_RANGE, DATA_LOSS
+RETRIES_OF_INTERNAL = 3
+EXPIRE_EVERY_S = 5.0
+OPERATOR_REASONS = frozenset(("UNAUTHENTICATED", "PERMISSION_DENIED", "UNIMPLEMENTED", "UNKNOWN_MODEL"))
+
+
+@dataclass
+class Courier:
+    """See the module. Runs on its own thread between `start` and `close`; `wake` tells it of a new frame.
+
+    line: where to; window: frames on their way at a time; rate: how many layers; cap, budget: see `rate_control`.
+    say: gets one line when the link goes, comes back, or an operator must act. on_result: called after each result.
+    fallback: gets its label vectors when the link works. confidence: how sure an answer must be (0: as the server
+    likes) that further layers would not change it; None: layers go at once.
+    """
+
+    line: Line
+    spool: Spool
+    bundle: Bundle
+    rate: RateControl
+    cap: Cap
+    budget: Budget
+    window: int = 16
+    say: Callable[[str], None] = lambda text: None
+    on_result: Callable[[], None] = lambda: None
+    fallback: Fallback | None = None
+    confidence: float | None = None
+    counts: Counts = field(default_factory=Counts)
+
+    def __post_init__(self) -> None:
+        self.meter = LinkMeter()
+        self._uplink = Uplink(self.line)
+        self._events: queue.SimpleQueue[tuple[int, str, Any]] = queue.SimpleQueue()
+        self._flying: dict[bytes, Flight] = {}
+        self._again: dict[bytes, Again] = {}
+        self._handles = LabelHandles()
+        self._asked: int | None = None  # the question that the stream knows
+        self._session = 0
+        self._checked = self._progressive = False
+        self._stopping = False
+        self._down_since: float | None = None
+        self._oldest_sent: float | None = None  # of the frames on their way
+        self._told: str | None = None
+        self._budget_told = self._broke = False
+        self._expired_at = 0.0
+        self.fault: BaseException | None = None  # a defect that ended the thread
+        self._thread = threading.Thread(target=self._guarded, name="thinwire-courier", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def wake(self) -> None:
+        self._events.put((0, "wake", None))
+
+    def close(self, timeout_s: float = 10.0) -> None:
+        """Ends the stream; frames on their way stay in the spool."""
+        self._stopping = True
+        self.wake()
+        self._thread.join(timeout_s)
+        self._uplink.close()
+
+    def down_s(self) -> float:
+        """How long frames have gone without an answer; 0 while the link works, or nothing is asked of it."""
+        starts = [each for each in (self._down_since, self._oldest_sent) if each is not None]
+        return max(0.0, time.monotonic() - min(starts)) if starts else 0.0
+
+    # ---------------------------------------------------------------- connections
+
+    def _guarded(self) -> None:
+        try:
+            self._run()
+        except BaseException as error:
+            self.fault = error
+
+    def _run(self) -> None:
+        pause = 0.0
+        while not self._stopping:
+            before = self.counts.answered + self.counts.failed
+            try:
+                self._expire()
+                if self.spool.waiting_frames == 0:
+                    self._wait(EXPIRE_EVERY_S)  # no frame, no connection
+                    continue
+                # Frames given to a channel that has no connection would be counted against the budget, and not be sent
+                self._uplink.connect(CONNECT_S)
+                if not self._checked:
+                    self._check()
+                self._register()
+                self._stream()
+                continue
+            except ThinwireError as error:
+                if self._stopping:
+                    return
+                progress = self.counts.answered + self.counts.failed > before
+                pause = 0.0 if progress else min(PAUSE_S[1], max(PAUSE_S[0], 2 * pause))
+                self._trouble(error)
+                slow = isinstance(error, Refused) and error.server_reason in OPERATOR_REASONS
+                if slow:
+                    self._checked = False
+                # Full jitter: a thousand devices behind one mast must not come back in step
+                self._pause(SLOW_PAUSE_S if slow else PAUSE_S[0] / 4 + random.uniform(0, pause))
+
+    def _check(self) -> None:
+        info = self._uplink.info()
+        check_server(info, self.bundle, self.line.server)
+        held = next(each for each in info.bundles if each.model_id == self.bundle.model_id)
+        self._progressive = self.confidence is not None and held.progressive
+        self._checked = True
+        if self.fallback is not None and not self.fallback.ready:
+            fetch_in_background(self.fallback, self._uplink, self.say)
+
+    def _register(self) -> None:
+        """Labels that would cross for the second time are registered instead. Raises when nobody answers."""
+        for frame in self.spool.waiting(1):
+            wanted = self._handles.registration(self._question(frame.question))
+            size = 0 if wanted is None else wanted.ByteSize() + FRAMING_BYTES
+            if wanted is None or not self.budget.allows(size):
+                return
+            self.budget.spent(size)
+            self.cap.spent(size)
+            self.counts.sent_bytes += size
+            try:
+                self._handles.registered(wanted, self._uplink.register(wanted))
+            except Refused as error:
+                self._handles.refused(wanted, error)
+
+    def _question(self, number: int) -> pb.ClassifyRequest:
+        question = self.spool.question(number)
+        return pb.ClassifyRequest(labels=question["labels"], top_k=question["top_k"], prompt_set=question["prompt_set"])
+
+    def _trouble(self, error: ThinwireError) -> None:
+        if self._broke:  # a silent line: leave its connection behind
+            self._broke = False
+            self._uplink.close()
+            self._uplink = Uplink(self.line)
+        if self.spool.waiting_frames == 0:
+            return  # nobody waits for anything: no trouble
+        if self._down_since is None:
+            self._down_since = time.monotonic()
+        if type(error).__name__ != self._told:
+            self._told = type(error).__name__
+            self.say(f"{error}; frames wait in the spool")
+
+    def _wait(self, seconds: float) -> None:
+        """Until a new frame comes, at most."""
+        with contextlib.suppress(queue.Empty):
+            self._events.get(timeout=seconds)
+
+    def _pause(self, seconds: float) -> None:
+        """Whole, whatever comes: a burst of frames must not become a burst of attempts."""
+        end = time.monotonic() + seconds
+        while not self._stopping and (left := end - time.monotonic()) > 0:
+            self._wait(left)
+
+    def _stream(self) -> None:
+        """Sends and receives until the stream ends. Raises what ended it."""
+        self._session += 1
+        number = self._session
+        outgoing: queue.SimpleQueue[pb.ClassifyStreamRequest | None] = queue.SimpleQueue()
+        call = self._uplink.stream(iter(outgoing.get, None), (("thinwire-spool", self.spool.device),))
+        threading.Thread(target=read, args=(call, number, self._events), daemon=True).start()
+        self.counts.connections += 1
+        self._asked = None
+        try:
+            while not self._stopping:
+                wait_s = self._fill(outgoing)
+                self._oldest_sent = min((each.sent_at for each in self._flying.values()), default=None)
+                try:
+                    session, kind, body = self._events.get(timeout=wait_s)
+                except queue.Empty:
+                    self._check_for_silence()
+                    continue
+                if kind == "wake" or session != number:
+                    continue
+                if kind == "end":
+                    raise (
+                        typed_error(body, self.line)
+                        if isinstance(body, grpc.RpcError)
+                        else Refused(f"{self.line.server} ended the stream", "UNAVAILABLE")
+                    )
+                self._heard()
+                self._take(body, outgoing)
+        finally:
+            call.cancel()
+            outgoing.put(None)
+            self.meter.lost()
+            self._flying.clear()
+            if self._down_since is None:
+                self._down_since = self._oldest_sent
+            self._oldest_sent = None
+
+    def _heard(self) -> None:
+        if self._told is not None:
+            self.say(f"{self.line.server} answers again after {self.down_s():.0f} s")
+        self._down_since = self._told = None
+
+    def _check_for_silence(self) -> None:
+        self._expire()
+        now = time.monotonic()
+        if any(now - each.sent_at >= self.line.timeout_s for each in self._flying.values()):
+            self._broke = True
+            raise ServerTimeout(f"{self.line.server} has not answered for {self.line.timeout_s:g} s: connecting anew")
+
+    def _expire(self) -> None:
+        if time.monotonic() - self._expired_at > EXPIRE_EVERY_S:
+            self._expired_at = time.monotonic()
+            if self.spool.expire():
+                self.on_result()
+
+    # ---------------------------------------------------------------- frames
+
+    def _fill(self, outgoing: queue.SimpleQueue) -> float:
+        """Sends what may be sent now; returns how long to wait at most."""
+        now = time.monotonic()
+        wait_s = EXPIRE_EVERY_S
+        if self._flying:
+            oldest = min(each.sent_at for each in self._flying.values())
+            wait_s = min(wait_s, max(0.01, oldest + self.line.timeout_s - now))
+        for key in [key for key, again in self._again.items() if again.due <= now and not again.failures]:
+            if not self._again[key].whole:
+                del self._again[key]
+        held = {key for key, again in self._again.items() if again.due > now}
+        room = self.window - len(self._flying)
+        if room <= 0:
+            return wait_s
+        frames = self.spool.waiting(room + 1, without=held | self._flying.keys(), fresh_s=self.rate.deadline_s)
+        for place, frame in enumerate(frames[:room]):
+            if (cap_s := self.cap.wait_s()) > 0:
+                return min(wait_s, cap_s)
+            try:
+                request, layers = self._request(frame, len(frames) - place - 1)
+            except ThinwireError as error:  # the packet was damaged on disk
+                self._final(frame, lost(frame.key, frame.source, frame.captured_at, error.reason, str(error)))
+                continue
+            size = request.ByteSize() + FRAMING_BYTES
+            if not self.budget.allows(size):
+                if not self._budget_told:
+                    self._budget_told = True
+                    self.say("the day's byte budget is spent: frames wait in the spool until midnight UTC")
+                return min(wait_s, self.budget.resumes_in_s())
+            self._asked = frame.question
+            self._handles.sent(request.request)
+            self.counts.labels_saved_bytes = self._handles.counts.saved_bytes
+            self._flying[frame.key] = Flight(frame, time.monotonic(), len(request.request.image.packet), layers)
+            self.counts.sent_frames += 1
+            self._send(frame.key, request, size, outgoing)
+        if held:
+            wait_s = min(wait_s, max(0.01, min(self._again[key].due for key in held) - now))
+        return wait_s
+
+    def _send(self, key: bytes, request: pb.ClassifyStreamRequest, size: int, outgoing: queue.SimpleQueue) -> None:
+        self._budget_told = False
+        self.budget.spent(size)
+        self.cap.spent(size)
+        self.meter.sent(key, size)
+        self.counts.sent_bytes += size
+        outgoing.put(request)
+
+    def _layers(self, packet: Packet, frame: Waiting, backlog: int) -> int:
+        sizes = [len(packet.prefix(count + 1)) + FRAMING_BYTES for count in range(len(packet.layers))]
+        age_s = max(0.0, time.time() - frame.accepted_at)
+        return self.rate.layers(sizes, age_s, backlog, self.meter, self.cap.s_per_byte, self.budget.frame_bytes())
+
+    def _request(self, frame: Waiting, backlog: int) -> tuple[pb.ClassifyStreamRequest, int]:
+        packet = Packet.from_bytes(frame.packet)
+        layers = self._layers(packet, frame, backlog)
+        message = pb.ClassifyStreamRequest()
+        again = self._again.get(frame.key)
+        if self._progressive and layers > 1 and not (again and again.whole):
+            message.progressive.max_layers, message.progressive.confidence = layers, self.confidence
+            layers = 1
+        if frame.question != self._asked:
+            message.request.CopyFrom(self._handles.shortened(self._question(frame.question)))
+        message.request.image.packet = packet.prefix(layers).to_bytes()
+        message.request.frame_id = frame_id(frame.key)
+        return message, layers
+
+    def _take(self, response: pb.ClassifyStreamResponse, outgoing: queue.SimpleQueue) -> None:
+        key = next((key for key in self._flying if frame_id(key) == response.frame_id), None)
+        if key is None:
+            return  # a second answer
+        flying = self._flying[key]
+        kind = response.WhichOneof("outcome")
+        reply = response.need_more.so_far if kind == "need_more" else response.result
+        took_s = self.meter.answered(key, reply.timing.total_ms / 1000)
+        frame = flying.frame
+        if kind == "need_more" and self._extend(flying, response.need_more.layer, outgoing):
+            return
+        del self._flying[key]
+        if kind in ("result", "need_more"):
+            late_s = max(0.0, time.time() - frame.accepted_at)
+            self.counts.answered += 1
+            self.counts.in_time += late_s <= self.rate.deadline_s
+            if self.fallback is not None:
+                self.fallback.learn(reply.predictions)
+            where = (frame.key, frame.source, frame.captured_at)
+            self._final(frame, answered(*where, reply, flying.layers, flying.packet_bytes, took_s, late_s))
+            return
+        error = response.error
+        again = self._again.setdefault(key, Again())
+        internal = error.code == grpc.StatusCode.INTERNAL.value[0]
+        again.failures += internal
+        again.whole |= flying.extended  # the server has let go of the first layers: all go again
+        if (error.code in FINAL_CODES and not flying.extended) or again.failures > RETRIES_OF_INTERNAL:
+            self.counts.failed += 1
+            self._final(frame, lost(key, frame.source, frame.captured_at, error.reason, error.message))
+            return
+        if error.reason == UNKNOWN:  # the server was started anew: this stream gets labels, the next a new handle
+            if self._handles.forget_all():
+                self._asked = None
+            return
+        pause_s = error.retry_after_ms / 1000 or FRAME_PAUSE_S * random.uniform(0.5, 1.5)
+        if error.reason in OPERATOR_REASONS:
+            pause_s = SLOW_PAUSE_S
+            if self._told != error.reason:
+                self._told = error.reason
+                self.say(f"{self.line.server}: {error.message}; frames wait in the spool")
+        again.due = time.monotonic() + pause_s
+
+    def _extend(self, flying: Flight, wanted: int, outgoing: queue.SimpleQueue) -> bool:
+        """Sends the layers up to `wanted` if that fits the link, the cap and the budget; says whether it did."""
+        packet = Packet.from_bytes(flying.frame.packet)
+        backlog = self.spool.waiting_frames - len(self._flying)
+        fits = flying.layers < wanted <= self._layers(packet, flying.frame, min(backlog, self.window))
+        if not fits or self.cap.wait_s() > 0:
+            return False
+        more = more_layers(packet, flying.layers, wanted, frame_id(flying.frame.key))
+        request = pb.ClassifyStreamRequest(more=more)
+        size = request.ByteSize() + FRAMING_BYTES
+        if not self.budget.allows(size):
+            return False
+        flying.packet_bytes += more.ByteSize()
+        flying.layers, flying.extended, flying.sent_at = wanted, True, time.monotonic()
+        self._send(flying.frame.key, request, size, outgoing)
+        return True
+
+    def _final(self, frame: Waiting, result: dict[str, Any]) -> None:
+        self._again.pop(frame.key, None)
+        self.spool.finish(frame.key, result)
+        self.on_result()

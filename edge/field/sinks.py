@@ -1,0 +1,246 @@
+"""Where results go: JSONL and CSV files, a webhook, stdout (MQTT: `edge.field.mqtt`). Each result once, whatever dies.
+
+A result enters the spool's outbox in the transaction that takes its frame out. A file sink then appends lines, fsyncs
+the file, and only then tells the spool how far it is. A process killed between the two leaves lines behind that the
+spool does not know of; the next one finds them by comparing the file's tail with what it is about to write, byte by
+byte, and goes on after them: exactly once. A webhook cannot be asked what it holds: a repeat is possible after a crash
+or a lost reply, and carries the same `Idempotency-Key`. stdout is at least once too.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TextIO
+
+from edge.errors import ConnectionOptionsError, OutputError
+from edge.field.spool import Spool
+from thinwire.errors import ThinwireError
+
+CSV_FIELDS = ("key", "final", "ok", "source", "captured_at", "label", "probability", "similarity", "answered_by")
+CSV_FIELDS += ("layers", "packet_bytes", "error")
+WEBHOOK_TIMEOUT_S = 10.0
+PAUSE_S = (0.5, 60.0)  # first and longest pause after an output failed
+
+
+class Sink(Protocol):
+    """name: tells outputs apart in the spool, the same after a restart."""
+
+    name: str
+
+    def deliver(self, spool: Spool) -> int:
+        """Writes what the spool has for it and confirms it; returns how many results. Raises `OutputError`."""
+
+
+class FileSink:
+    """Appends to a file: one JSON object a line, or CSV with a header line when the name ends in .csv.
+
+    Guarantees: exactly once per result, also across kill -9 and power cuts; the file may be moved away (logrotate)
+    while running. Requirement: nobody else appends to it.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.name = f"file:{self.path.absolute()}"
+        self._csv = self.path.suffix.lower() == ".csv"
+        self._aligned = False
+        self._skip: set[tuple[str, bool]] = set()
+
+    def deliver(self, spool: Spool) -> int:
+        rows, state = spool.undelivered(self.name)
+        if not rows:
+            return 0
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with open(self.path, "a+b") as file:
+                rows_left = rows if self._aligned else rows[self._align(file, rows, state) :]
+                self._aligned = False  # until the spool knows: from here on, lines may be in the file that it does not
+                if self._csv and os.fstat(file.fileno()).st_size == 0:
+                    file.write(_csv_row(dict(zip(CSV_FIELDS, CSV_FIELDS))))
+                for _, line in rows_left:
+                    if not self._skip or _identity(json.loads(line)) not in self._skip:
+                        file.write(self._render(line))
+                file.flush()
+                os.fsync(file.fileno())
+                end = os.fstat(file.fileno())
+        except OSError as error:
+            raise OutputError(f"{self.path}: results cannot be written ({error.strerror or error})") from error
+        spool.delivered(self.name, rows[-1][0], {"inode": end.st_ino, "offset": end.st_size})
+        self._aligned = True
+        return len(rows)
+
+    def _render(self, line: str) -> bytes:
+        return _csv_row(_flat(json.loads(line))) if self._csv else line.encode() + b"\n"
+
+    def _align(self, file: io.BufferedRandom, rows: Sequence[tuple[int, str]], state: dict[str, Any]) -> int:
+        """Makes the file end with a whole line; returns how many of `rows` it holds already."""
+        held = os.fstat(file.fileno())
+        if state.get("inode") != held.st_ino or state["offset"] > held.st_size:
+            file.seek(0)
+            self._skip = _identities(file, self._csv)  # a new spool beside an old file, or the other way round
+            start, done = held.st_size, 0
+            file.seek(max(0, held.st_size - 1))
+            torn = file.read(1) not in (b"", b"\n")
+        else:
+            file.seek(state["offset"])
+            tail = file.read()
+            start, done, torn = state["offset"], 0, False
+            for _, line in rows:
+                expected = self._render(line)
+                if not tail.startswith(expected):
+                    if expected.startswith(tail):
+                        file.truncate(start)  # the line that was being written
+                    else:
+                        torn = not tail.endswith(b"\n")
+                    break
+                start, done, tail = start + len(expected), done + 1, tail[len(expected) :]
+        if torn:
+            file.write(b"\n")
+        return done
+
+
+class StreamSink:
+    """JSON lines on an open text stream (stdout): at least once."""
+
+    name = "stdout"
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stdout
+
+    def deliver(self, spool: Spool) -> int:
+        rows, _ = spool.undelivered(self.name)
+        if rows:
+            self._stream.writelines(line + "\n" for _, line in rows)
+            self._stream.flush()
+            spool.delivered(self.name, rows[-1][0], {})
+        return len(rows)
+
+
+class WebhookSink:
+    """POSTs each result as JSON; 2xx confirms it. At least once, with `Idempotency-Key: KEY-final` or `KEY-early`.
+
+    Redirects count as failures. Raises `ConnectionOptionsError` for an address that is none.
+    """
+
+    def __init__(self, url: str, timeout_s: float = WEBHOOK_TIMEOUT_S) -> None:
+        if not url.startswith(("http://", "https://")):
+            raise ConnectionOptionsError(f"{url!r} is no web address: write http://HOST/PATH or https://HOST/PATH")
+        self.url, self.name, self._timeout_s = url, f"webhook:{url}", timeout_s
+        self._opener = urllib.request.build_opener(_NoRedirect)
+
+    def deliver(self, spool: Spool) -> int:
+        rows, _ = spool.undelivered(self.name, limit=32)
+        for number, line in rows:
+            key, final = _identity(json.loads(line))
+            request = urllib.request.Request(self.url, line.encode(), method="POST")
+            request.add_header("Content-Type", "application/json")
+            request.add_header("Idempotency-Key", f"{key}-{'final' if final else 'early'}")
+            try:
+                with self._opener.open(request, timeout=self._timeout_s) as reply:
+                    reply.read(1)
+            except (OSError, ValueError) as error:  # URLError is an OSError; a bad reply line is a ValueError
+                raise OutputError(f"{self.url}: takes no results ({error})") from error
+            spool.delivered(self.name, number, {})
+        return len(rows)
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *_: object) -> None:
+        return None  # becomes an HTTPError; following would turn the POST into a GET
+
+
+class Delivery:
+    """Carries results from the spool to its sinks on one thread; a sink that fails is tried again with growing pauses.
+
+    say: told once when a sink begins to fail, and when it works again.
+    """
+
+    def __init__(self, spool: Spool, sinks: Sequence[Sink], say: Callable[[str], None]) -> None:
+        self._spool, self._sinks, self._say = spool, sinks, say
+        self._wake, self._ending = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._guarded, name="thinwire-results", daemon=True)
+        self.fault: BaseException | None = None  # a defect that ended the thread
+        spool.set_sinks([sink.name for sink in sinks])
+        self._thread.start()
+
+    def wake(self) -> None:
+        """There may be something new."""
+        self._wake.set()
+
+    def close(self, timeout_s: float = 15.0) -> None:
+        """Writes what there is, once more, and ends."""
+        self._ending.set()
+        self._wake.set()
+        self._thread.join(timeout_s)
+
+    def _guarded(self) -> None:
+        try:
+            self._run()
+        except BaseException as error:
+            self.fault = error
+
+    def _run(self) -> None:
+        due = dict.fromkeys(range(len(self._sinks)), 0.0)
+        pause = dict.fromkeys(due, 0.0)
+        while True:
+            ending = self._ending.is_set()
+            self._wake.clear()
+            for place, sink in enumerate(self._sinks):
+                if time.monotonic() < due[place] and not ending:
+                    continue
+                try:
+                    while sink.deliver(self._spool):
+                        pass
+                except ThinwireError as error:
+                    if not pause[place]:
+                        self._say(f"{error}; results wait in the spool")
+                    pause[place] = min(PAUSE_S[1], max(PAUSE_S[0], 2 * pause[place]))
+                    due[place] = time.monotonic() + pause[place]
+                else:
+                    if pause[place]:
+                        self._say(f"{sink.name}: takes results again")
+                    pause[place] = due[place] = 0.0
+            if ending:
+                return
+            waits = [due[place] - time.monotonic() for place in due if pause[place]]
+            self._wake.wait(max(0.0, min(waits)) if waits else None)
+
+
+def _identity(record: dict[str, Any]) -> tuple[str, bool]:
+    return record["key"], record["final"]
+
+
+def _identities(file: io.BufferedRandom, is_csv: bool) -> set[tuple[str, bool]]:
+    """(key, final) of every result in a file; other lines are passed over."""
+    found = set()
+    for line in file:
+        try:
+            if is_csv:
+                key, final = next(csv.reader([line.decode()]))[:2]
+                found.add((key, final == "true"))
+            else:
+                found.add(_identity(json.loads(line)))
+        except (ValueError, LookupError, TypeError, StopIteration, csv.Error):
+            continue
+    return found
+
+
+def _flat(record: dict[str, Any]) -> dict[str, Any]:
+    best = (record.get("predictions") or [{}])[0]
+    flat = {**record, **best, "error": (record.get("error") or {}).get("reason")}
+    return {name: str(value).lower() if isinstance(value, bool) else value for name, value in flat.items()}
+
+
+def _csv_row(values: dict[str, Any]) -> bytes:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow([values.get(name) for name in CSV_FIELDS])
+    return text.getvalue().encode()
