@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +22,7 @@ from benchmarks.rig.server_process import ServiceFailed, serving
 from benchmarks.stats.paired import hits, mean_per_class_recall, relative_top1
 from edge.errors import Refused, ServerUnreachable
 from edge.line.client import Prediction, Result, ServerTiming
+from tests.waiting import until
 from thinwire.errors import RateError
 from thinwire.imaging import canonical_view
 
@@ -187,11 +187,7 @@ def test_service_address_draining_and_stop(tmp_path: Path):
     mark = tmp_path / "mark"
     with serving([sys.executable, "-c", STOPS_ON_TERM, str(mark)], timeout_s=30) as address:
         assert address == "127.0.0.1:4711"
-        for _ in range(200):
-            if mark.exists() and mark.read_text() == "drained":
-                break
-            time.sleep(0.05)
-        assert mark.read_text() == "drained"
+        until(lambda: mark.exists() and mark.read_text() == "drained")
     assert mark.read_text() == "stopped"
 
 
@@ -224,7 +220,5 @@ def test_a_killed_benchmark_takes_its_server_along(tmp_path):
     mark = tmp_path / "pid"
     done = subprocess.run([sys.executable, "-c", KILLED, str(mark)], env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert done.returncode == -signal.SIGKILL
-    pid, ends = int(mark.read_text()), time.monotonic() + 30
-    while Path(f"/proc/{pid}").exists():
-        assert time.monotonic() < ends, "the server outlived the benchmark that started it"
-        time.sleep(0.02)
+    server = Path("/proc") / mark.read_text().strip()
+    until(lambda: not server.exists(), 30, "the server ends with the benchmark that started it")

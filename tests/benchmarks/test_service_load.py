@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from types import SimpleNamespace
 
@@ -14,6 +15,7 @@ from cloud.engine.items import EngineLimits
 from tests.cloud.served import Served
 from tests.cloud.tiny_clip import write_tiny_clip
 from tests.cloud.tiny_codec import write_tiny_codec
+from tests.waiting import until_async
 from thinwire.packet import Packet
 
 
@@ -51,11 +53,8 @@ async def test_refusals_are_counted_as_such_and_lateness_from_the_schedule(parts
         await load.one(0)
         served.runner.gate.clear()  # the device stands still: one request is held, the others are refused
         opened = load.open(100, 0.3, np.random.default_rng(0))
-        import asyncio
-
         task = asyncio.ensure_future(opened)
-        while not served.engine.counts["rejected"]:
-            await asyncio.sleep(0.01)
+        await until_async(lambda: served.engine.counts["rejected"])
         await asyncio.sleep(0.4)
         served.runner.gate.set()
         outcomes = await task

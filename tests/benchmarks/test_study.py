@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -29,6 +28,7 @@ from benchmarks.study import experiments
 from benchmarks.study import timing as timing_study
 from benchmarks.study.timing import TimingPlan
 from benchmarks.timing.throughput import Rounds
+from tests.waiting import until
 
 ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM = Path("/usr/bin/chromium")
@@ -155,11 +155,8 @@ def test_sigkill_at_any_moment_loses_one_point(words, tmp_path):
     command += ["--only", "rate-accuracy"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        ends = time.monotonic() + 120
-        while len(point_paths(out, "rate-accuracy")) < 5:
-            assert process.poll() is None
-            assert time.monotonic() < ends
-            time.sleep(0.01)
+        until(lambda: len(point_paths(out, "rate-accuracy")) >= 5 or process.poll() is not None, 120)
+        assert process.poll() is None
         process.send_signal(signal.SIGKILL)
     kept = {path.name: path.read_bytes() for path in point_paths(out, "rate-accuracy")}
     assert len(read_points(out, "rate-accuracy")) == len(kept) >= 5  # all of them whole

@@ -6,7 +6,6 @@ import contextlib
 import io
 import json
 import threading
-import time
 import urllib.error
 import urllib.request
 
@@ -117,11 +116,3 @@ def jpeg(size=(300, 200), seed=3, **save) -> bytes:
     rng = np.random.default_rng(seed)
     Image.fromarray(rng.integers(0, 255, (*size[::-1], 3), dtype=np.uint8)).save(out, "JPEG", **save)
     return out.getvalue()
-
-
-def until(condition, seconds=5.0):
-    """Waits for something that another thread is about to do."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(0.002)

@@ -16,6 +16,7 @@ from cloud.engine.prepared import Embedded, Prepared
 from cloud.engine.text_heads import HeadCache
 from cloud.errors import DeadlinePassed, InferenceFailed, InvalidRequest, QueueFull, ShuttingDown
 from tests.cloud.fixed_models import FixedModels
+from tests.waiting import until
 from thinwire.errors import LabelError, MalformedPacket
 
 LABELS = ("cat", "dog", "car")
@@ -82,13 +83,6 @@ def make(request, runner, tiny_clip):
     runner.gate.set()
     for engine in engines:
         engine.close(5)
-
-
-def until(condition, seconds=5.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(0.002)
 
 
 def test_an_answer_holds_vector_ranking_and_its_own_timing(make, tiny_clip):
@@ -171,10 +165,8 @@ def test_a_full_queue_refuses_at_once_and_says_when_to_return(make, runner):
     engine = make(queue_items=4)
     runner.hold(engine)
     futures = [engine.submit(packet=b"x") for _ in range(3)]
-    start = time.monotonic()
-    with pytest.raises(QueueFull) as caught:
+    with pytest.raises(QueueFull) as caught:  # now, while the device stands still
         engine.submit(packet=b"one too many")
-    assert time.monotonic() - start < 0.05
     assert 0 < caught.value.retry_after_ms <= 5000
     runner.gate.set()
     wait(futures, 5)

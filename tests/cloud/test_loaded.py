@@ -16,9 +16,10 @@ from cloud.errors import BadConfiguration, ClipUnavailable, UnknownClip
 from cloud.front.server import background_server
 from cloud.networks.assemble import open_engine
 from cloud.networks.model_cache import Shelf
-from tests.cloud.served import classify, until
+from tests.cloud.served import classify
 from tests.cloud.tiny_clip import write_tiny_clip
 from tests.cloud.tiny_codec import write_tiny_codec
+from tests.waiting import until
 from thinwire.errors import AlteredFile
 from thinwire.packet import Packet
 from thinwire.v1 import inference_pb2 as pb

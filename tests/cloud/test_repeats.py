@@ -9,7 +9,8 @@ import pytest
 from cloud.front.access import Security
 from cloud.front.repeats import ENTRY_BYTES, Repeats
 from cloud.front.server import ServerOptions
-from tests.cloud.served import classify, until
+from tests.cloud.served import classify
+from tests.waiting import until
 from thinwire.errors import PacketError
 from thinwire.v1 import inference_pb2 as pb
 

@@ -26,7 +26,8 @@ from cloud.search.store import FrameStore
 from cloud.search.vectors import Vectors
 from cloud.search.when import moment, span
 from cloud.watch.options import WatchOptions, WebOptions
-from tests.cloud.served import classify, jpeg, refused, until
+from tests.cloud.served import classify, jpeg, refused
+from tests.waiting import until
 from thinwire.v1 import inference_pb2 as pb
 from thinwire.v1 import search_pb2
 

@@ -18,7 +18,8 @@ from cloud.watch.live import LATEST, Live
 from cloud.watch.logs import set_up_logs
 from cloud.watch.metrics import JPEG_BITS_PER_PIXEL
 from cloud.watch.options import WatchOptions, WebOptions
-from tests.cloud.served import LABELS, classify, jpeg, refused, until
+from tests.cloud.served import LABELS, classify, jpeg, refused
+from tests.waiting import until
 from thinwire.v1 import inference_pb2 as pb
 
 WEB = WatchOptions(web=WebOptions())

@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import grpc
@@ -16,6 +15,7 @@ import pytest
 
 from tests.cloud.tiny_clip import write_tiny_clip
 from tests.cloud.tiny_codec import write_tiny_codec
+from tests.waiting import until
 from thinwire.packet import Packet
 from thinwire.v1 import inference_pb2 as pb
 from thinwire.v1 import inference_pb2_grpc
@@ -58,11 +58,9 @@ def service(tmp_path_factory):
     with log.open("w") as stderr:
         process = subprocess.Popen(list(map(str, command)), stderr=stderr, env=environment, cwd=folder)
     try:
-        end = time.monotonic() + 200
-        while "listening on" not in (told := log.read_text()):
-            assert process.poll() is None, told
-            assert time.monotonic() < end, told
-            time.sleep(0.05)
+        until(lambda: "listening on" in log.read_text() or process.poll() is not None, 200, "the service listens")
+        told = log.read_text()
+        assert process.poll() is None, told
         address = re.search(r"^listening on (\S+)$", told, re.M)[1]
         http = re.search(r"on http://(\S+)", told)[1]
         packet = Packet(codec.model_id, tuple(codec.coder.encode(np.zeros(codec.latent_shape, np.int32))))
@@ -113,7 +111,4 @@ def test_a_section_s_commands_run(service, number):
     for words in SHOWN.get(number, []):
         assert words in shown or (words == "cat" and "dog" in shown), f"{words!r} is not in:\n{shown}"
     if number == 10:
-        end = time.monotonic() + 120
-        while "reloaded: tiny-codec" not in log.read_text():
-            assert time.monotonic() < end
-            time.sleep(0.05)
+        until(lambda: "reloaded: tiny-codec" in log.read_text(), 120)

@@ -19,6 +19,7 @@ from edge.commands.terminal import cells
 from tests.edge.canned import after, refuse
 from tests.edge.odd_images import bad_images, good_images
 from tests.tiny_bundle import make_tiny_bundle, photo
+from tests.waiting import until
 from thinwire.packet import Packet
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -249,9 +250,7 @@ def test_ctrl_c_shows_what_was_answered(canned, tiny_bundle, tmp_path):
     running = subprocess.Popen(
         **process("classify", tmp_path, *words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, **heeds
     )
-    end = time.monotonic() + 20
-    while len(canned.requests) < 3 and time.monotonic() < end:
-        time.sleep(0.05)
+    until(lambda: len(canned.requests) >= 3)
     time.sleep(0.3)
     running.send_signal(signal.SIGINT)
     out, err = running.communicate(timeout=20)

@@ -140,7 +140,7 @@ def test_frames_get_a_device_answer_while_the_link_is_down_and_the_clouds_later(
 ):
     from edge.cli import main
     from tests.edge.canned import answer_frame, keep_silent
-    from tests.edge.test_run import until
+    from tests.waiting import until
 
     monkeypatch.setattr("edge.field.run.DOWN_AFTER_S", 0.3)
     folder, out = tmp_path / "photos", tmp_path / "out.jsonl"

@@ -21,6 +21,7 @@ from PIL import Image
 from edge.cli import main
 from tests.edge.canned import Canned, answer_frame, cut, fail_frame, keep_silent, need_more, serve
 from tests.tiny_bundle import make_tiny_bundle, photo, synthetic_views
+from tests.waiting import until
 from thinwire.packet import Packet
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,14 +62,6 @@ def started(*args: object, **more) -> subprocess.Popen:
     command = [sys.executable, "-m", "edge.cli", "run", *map(str, args)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(command, env=env, text=True, **pipes | more)
-
-
-def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > end:
-            raise AssertionError("it did not happen in time")
-        time.sleep(0.02)
 
 
 def summary(capsys) -> dict:

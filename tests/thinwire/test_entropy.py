@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import constriction
@@ -189,23 +188,6 @@ def test_contexts_save_bytes():
     assert size["checkerboard"] < 0.97 * size["none"]
 
 
-@both
-def test_a_whole_latent_takes_about_a_millisecond(context):
-    shape, spans = (48, 14, 14), ((0, 12), (12, 24), (24, 48))
-    coder = SymbolCoder(count_tables(smooth_symbols(60, shape), spans, context, -15, 15), shape, spans, context)
-    symbols = smooth_symbols(1, shape, seed=1)[0]
-    payloads = coder.encode(symbols)
-    spent = []
-    for _ in range(15):
-        start = time.perf_counter()
-        coder.encode(symbols)
-        middle = time.perf_counter()
-        coder.decode(payloads)
-        spent.append((middle - start, time.perf_counter() - middle))
-    best = np.min(spent, axis=0) * 1e3
-    assert (best < 5).all(), f"encode, decode: {best} ms"  # about 0.5 and 0.8 here; slack for a loaded machine
-
-
 def test_vectors_are_latents_of_one_cell():
     shape, spans = (512, 1, 1), ((0, 128), (128, 512))
     for context in contexts.CONTEXTS:
@@ -268,10 +250,8 @@ def test_garbage_is_an_error_or_in_range(context, payloads):
 @both
 @pytest.mark.parametrize("path", HOSTILE, ids=lambda path: path.stem)
 def test_hostile_payloads(context, path):
-    start = time.perf_counter()
     with pytest.raises(BadPayload):
         CODERS[context].decode([path.read_bytes()])
-    assert time.perf_counter() - start < 1
 
 
 @both
