@@ -111,3 +111,13 @@ class BadConfiguration(ThinwireError):
     """A setting, or a file that it names, cannot be used; the message names it and where it came from."""
 
     reason: ClassVar[str] = "BAD_CONFIGURATION"
+
+
+class StoreFailed(ThinwireError):
+    """Kept frames cannot be read or written; answers go on. The message says what is wrong with the disk."""
+
+    reason: ClassVar[str] = "STORE_FAILED"
+
+
+class StoreDamaged(StoreFailed):
+    """What the frame store's file holds is no sound database."""

@@ -8,20 +8,22 @@ import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from cloud.engine.events import Observer
-from cloud.errors import InvalidRequest
+from cloud.errors import InvalidRequest, StoreDamaged, StoreFailed
 from cloud.search.frames import Filter, Found, Frame
 from cloud.search.store import FrameStore
+from cloud.search.store_file import set_aside
 from cloud.search.vectors import Vectors
 
 if TYPE_CHECKING:
     from cloud.engine.events import Seen
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 MAX_PENDING = 4096
 WRITE_EVERY_S = 0.25  # one transaction for what came meanwhile
@@ -41,7 +43,7 @@ class Archive(Observer):
         max_age_s: float | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """Raises `BadConfiguration`, as `FrameStore` does."""
+        """Raises `BadConfiguration` or `StoreFailed`, as `FrameStore` does."""
         self.store = FrameStore(path)
         self.dropped = 0
         self._max_bytes, self._max_age_s, self._clock = max_bytes, max_age_s, clock
@@ -51,8 +53,8 @@ class Archive(Observer):
         self._writing = threading.Lock()  # held by whoever changes store and vectors
         self._wake = threading.Event()
         self._closing = False
-        for frame_id, frame in self.store.every():
-            self._remember(frame_id, frame)
+        self._trouble = ""  # what the log says already
+        self._mended(self._load)
         self._tidied = float("-inf")
         self._thread = threading.Thread(target=self._write_loop, name="thinwire-archive", daemon=True)
         self._thread.start()
@@ -66,15 +68,55 @@ class Archive(Observer):
         self._pending.append(seen)
 
     def flush(self) -> None:
-        """Writes what waits, now."""
+        """Writes what waits, now. What the disk does not take is dropped, counted and logged; nothing is raised."""
         with self._writing:
             batch = [self._pending.popleft() for _ in range(len(self._pending))]
-            if batch:
-                frames = [_frame_of(seen) for seen in batch]
-                for frame_id, frame in zip(self.store.add(frames), frames, strict=True):
-                    self._remember(frame_id, frame)
-            if self._clock() - self._tidied >= TIDY_EVERY_S or self._is_too_large():
-                self._tidy()
+            try:
+                self._keep([_frame_of(seen) for seen in batch])
+                if self._clock() - self._tidied >= TIDY_EVERY_S or self._is_too_large():
+                    self._tidy()
+            except StoreFailed as error:  # answers go on, and so do later attempts
+                if str(error) != self._trouble:
+                    log.error("frames could not be kept: %s; they are dropped and counted until this is mended", error)
+                self._trouble = str(error)
+                return
+            if self._trouble:
+                log.warning("frames are kept again in %s; %d were dropped", self.store.path, self.dropped)
+                self._trouble = ""
+
+    def _keep(self, frames: list[Frame]) -> None:
+        """Raises `StoreFailed` where none of them was kept."""
+        if not frames:
+            return
+        try:
+            ids = self._mended(lambda: self.store.add(frames))
+        except StoreFailed:
+            self.dropped += len(frames)
+            raise
+        except Exception as error:  # one that SQLite does not take must not cost the others
+            if len(frames) == 1:
+                self.dropped += 1
+                log.error("a frame could not be kept in %s: %s", self.store.path, error)
+                return
+            self._keep(frames[: len(frames) // 2])
+            self._keep(frames[len(frames) // 2 :])
+            return
+        for frame_id, frame in zip(ids, frames, strict=True):
+            self._remember(frame_id, frame)
+
+    def _mended(self, action: Callable[[], T]) -> T:
+        """What `action` returns; where the file turns out to be damaged, once more on what can be read of it."""
+        try:
+            return action()
+        except StoreDamaged as error:
+            self.store.repair(error)
+            self._load()
+            return action()
+
+    def _load(self) -> None:
+        self._vectors.clear()
+        for frame_id, frame in self.store.every():
+            self._remember(frame_id, frame)
 
     def close(self) -> None:
         """Writes what waits and lets go of the file."""
@@ -88,9 +130,8 @@ class Archive(Observer):
             closing = self._wake.wait(WRITE_EVERY_S)
             try:
                 self.flush()
-            except Exception as error:  # a full disk, say: answers go on, and so do later attempts
-                self.dropped += 1
-                log.error("frames could not be kept in %s: %s", self.store.path, error)
+            except Exception:  # the thread lives on
+                log.exception("frames could not be kept in %s", self.store.path)
             if closing:
                 return
 
@@ -111,13 +152,17 @@ class Archive(Observer):
         self._tidied = self._clock()
         surplus = self.store.bytes - int(self._max_bytes * (1 - HEADROOM)) if self._is_too_large() else 0
         before_ms = int((self._clock() - self._max_age_s) * 1000) if self._max_age_s is not None else 0
-        if ids := self.store.oldest(surplus, before_ms):
+        if ids := self._mended(lambda: self.store.oldest(surplus, before_ms)):
             self._forget(np.array(ids, np.int64))
+        for damaged in set_aside(self.store.path):
+            if self._max_age_s is not None and damaged.stat().st_mtime < before_ms / 1000:
+                damaged.unlink(missing_ok=True)
 
     def _forget(self, ids: np.ndarray) -> int:
+        count = self._mended(lambda: self.store.delete(ids.tolist()))
         for vectors in self._vectors.values():
             vectors.remove(ids)
-        return self.store.delete(ids.tolist())
+        return count
 
     def delete(self, wanted: Filter, *, everything: bool = False) -> int:
         """Deletes what `wanted` lets through and says how many. Raises `InvalidRequest` for an empty filter without
@@ -128,6 +173,8 @@ class Archive(Observer):
         with self._writing:
             ids = [vectors.matching(wanted) for vectors in self._vectors.values()]
             count = self._forget(np.concatenate(ids)) if ids else 0
+            for damaged in set_aside(self.store.path):  # nobody can tell what it still holds
+                damaged.unlink(missing_ok=True)
             if everything:
                 self._devices.clear()
         log.warning("%d frames were deleted", count)
@@ -141,11 +188,18 @@ class Archive(Observer):
         if vectors is None:
             return []
         ranked = vectors.nearest(vector, wanted, count)
-        frames = self.store.get(frame_id for frame_id, _ in ranked)
+        frames = self._read(lambda: self.store.get(frame_id for frame_id, _ in ranked))
         return [Found(each, cosine, frames[each]) for each, cosine in ranked if each in frames]
 
     def frame(self, frame_id: int) -> Frame | None:
-        return self.store.get([frame_id]).get(frame_id)
+        return self._read(lambda: self.store.get([frame_id])).get(frame_id)
+
+    def _read(self, action: Callable[[], T]) -> T:
+        try:
+            return action()
+        except StoreDamaged:
+            with self._writing:
+                return self._mended(action)
 
     def devices(self, most: int = 200) -> list[str]:
         """Those that sent last, by name."""

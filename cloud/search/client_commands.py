@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def filter_of(args: argparse.Namespace, now: datetime):
-    """The options of "which frames" → `FrameFilter`. Raises `InvalidRequest`."""
+    """The options of "which frames" → `FrameFilter`. `now`: as for `cloud.search.when`. Raises `InvalidRequest`."""
     from cloud.search.when import moment, span
     from thinwire.v1 import search_pb2
 
@@ -106,7 +106,7 @@ def _search_request(args: argparse.Namespace):
     if sum(each is not None for each in (args.text, args.image, args.like)) != 1:
         raise InvalidRequest('ask by exactly one: a text ("red truck"), --image FILE, or --like ID')
     request = search_pb2.SearchFramesRequest(
-        filter=filter_of(args, datetime.now().astimezone()),
+        filter=filter_of(args, datetime.now()),
         top_k=args.count,
         clip=args.clip,
         with_packets=args.pictures is not None,
@@ -125,7 +125,7 @@ def _search_request(args: argparse.Namespace):
 def _forget_request(args: argparse.Namespace):
     from thinwire.v1 import search_pb2
 
-    return search_pb2.DeleteFramesRequest(filter=filter_of(args, datetime.now().astimezone()), all=args.all)
+    return search_pb2.DeleteFramesRequest(filter=filter_of(args, datetime.now()), all=args.all)
 
 
 def _kept_request(args: argparse.Namespace):

@@ -137,16 +137,16 @@ function offer(store) {
   }
 }
 
-// [from, to] in seconds since 1970, by the clock of the one who asks; night: 20:00 to 06:00
+// [from, to] in seconds since 1970, by the clock of the one who asks; night: 20:00 to 06:00. Days are the calendar's:
+// they last 23 or 25 hours when the clock changes.
 function span(name) {
-  const now = new Date(), midnight = new Date(now);
-  midnight.setHours(0, 0, 0, 0);
-  const [second, today, day] = [now / 1000, midnight / 1000, 86400];
+  const now = new Date(), second = now / 1000;
+  const at = (days, hours) => new Date(now.getFullYear(), now.getMonth(), now.getDate() + days, hours) / 1000;
   if (name === "hour") return [second - 3600, second];
-  if (name === "today") return [today, second];
-  if (name === "yesterday") return [today - day, today];
-  if (name === "week") return [second - 7 * day, second];
-  if (name === "night") return [today - 4 * 3600, Math.min(second, today + 6 * 3600)];
+  if (name === "today") return [at(0, 0), second];
+  if (name === "yesterday") return [at(-1, 0), at(0, 0)];
+  if (name === "week") return [second - 7 * 86400, second];
+  if (name === "night") return [at(-1, 20), Math.min(second, at(0, 6))];
   return [null, null];
 }
 
