@@ -48,7 +48,7 @@ class Decoder:
             raise CannotDecode(f"bundle {bundle.name!r} decodes into CLIP vectors: its packets hold no picture")
         symbols = torch.from_numpy(bundle.decode(packet)).float()[None]  # (1, C, h, w)
         with torch.inference_mode():
-            image = self._net(bundle)(symbols, torch.tensor([len(packet.layers)]))[0]  # (3, H, W) in [0, 1]
+            image = self._net(bundle)(symbols, torch.tensor([bundle.level(packet)]))[0]  # (3, H, W) in [0, 1]
         return image.mul(255).round().to(torch.uint8).permute(1, 2, 0).numpy()
 
     def _net(self, bundle: Bundle) -> nn.Module:

@@ -1,14 +1,16 @@
-"""The light encoder: image → canonical view → integer symbols → packet, by ONNX Runtime and the shared range coder."""
+"""The light encoder: image → canonical view → symbols → packet.
+
+Symbols come from a network in ONNX Runtime and go through the shared range coder; a bundle of the family `still` needs
+neither: Pillow's AV1 encoder takes the view as it is, and ONNX Runtime is never loaded.
+"""
 
 from __future__ import annotations
 
 import os
 import time
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
-import onnxruntime as ort
 from PIL import Image
 
 from edge.errors import EncoderError
@@ -17,7 +19,7 @@ from thinwire.errors import ImageError
 from thinwire.imaging import open_image, upright_rgb
 from thinwire.packet import Packet
 
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+PROVIDERS = ("cpu", "cuda", "tensorrt")
 MAX_THREADS = 256
 
 ImageLike = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
@@ -28,8 +30,8 @@ ImageLike = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
 class Encoded:
     """A packet and the milliseconds that it cost.
 
-    encode_ms in ONNX Runtime, code_ms in the range coder; decode_image_ms (reading and decoding the image file) and
-    preprocess_ms (making the view) are 0 where a view was given.
+    encode_ms in ONNX Runtime, code_ms in the range coder or the AV1 encoder; decode_image_ms (reading and decoding the
+    image file) and preprocess_ms (making the view) are 0 where a view was given.
     """
 
     packet: Packet
@@ -40,14 +42,16 @@ class Encoded:
 
 
 class Encoder:
-    """One bundle's encoder in one ONNX Runtime session.
+    """One bundle's encoder: a network in one ONNX Runtime session, or Pillow's AV1 encoder for a `still`.
 
     threads: CPU threads of one encode, 1 or more. precision: `fp32`, `int8`, or `auto` (what the bundle's card
-    recommends). provider: `cpu`, `cuda` or `tensorrt` (the latter two need onnxruntime-gpu).
+    recommends). provider: `cpu`, `cuda` or `tensorrt` (the latter two need onnxruntime-gpu). A `still` runs on one
+    thread of the CPU, whatever these say.
 
     Guarantees: the provider asked for is the one that runs, never a silent fallback; symbols have the card's shape and
     range; may be shared by threads. Requirements: views as `Bundle.view` makes them. Raises `EncoderError` when the
-    session cannot be made or breaks the card, `MissingFile` when the bundle has no encoder of that precision.
+    session cannot be made or breaks the card, `MissingFile` when the bundle has no encoder of that precision,
+    `ForeignEncoder` when this Pillow cannot write the frames of a `still`.
     """
 
     def __init__(self, bundle: Bundle, threads: int = 1, precision: str = "auto", provider: str = "cpu") -> None:
@@ -57,39 +61,34 @@ class Encoder:
             raise EncoderError(f"the encoder runs on 1 to {MAX_THREADS} threads, not {threads}")
         self.bundle = bundle
         self.height, self.width = bundle.input_size
-        self.low, self.high = bundle.card.wire["latent"]["low"], bundle.card.wire["latent"]["high"]
-        self.path = bundle.encoder_path(precision)
-        self._session = _open_session(self.path, threads, PROVIDERS[provider])
-        _check_signature(self._session, self.path)
+        self._analysis = _planes
+        self.runs = "Pillow's AV1"  # what encodes, for people
+        if bundle.has_encoder:
+            from edge.onnx_analysis import OnnxAnalysis
+
+            self._analysis = OnnxAnalysis(bundle, threads, precision, provider)
+            self.runs = self._analysis.path.name
         # Warm-up: the first run plans its memory, and shows a net that does not fit its card before any image is lost
-        self.symbols(np.zeros((self.height, self.width, 3), np.uint8))
+        blank = np.zeros((self.height, self.width, 3), np.uint8)
+        symbols = self.symbols(blank)
+        if not bundle.has_encoder:
+            for level in bundle.rates.values():
+                bundle.coder.encode(symbols, level)
 
     def symbols(self, view: np.ndarray) -> np.ndarray:
-        """uint8 (H, W, 3) RGB view → int32 (C, h, w) in the card's [low, high]. Raises `EncoderError`."""
+        """uint8 (H, W, 3) RGB view → int32 (C, h, w) in the card's [low, high]; of a still, uint8 (3, H, W).
+
+        Raises `EncoderError`.
+        """
         if not isinstance(view, np.ndarray) or view.dtype != np.uint8 or view.shape != (self.height, self.width, 3):
             got = f"{view.dtype} {view.shape}" if isinstance(view, np.ndarray) else type(view).__name__
             raise EncoderError(
                 f"a view is uint8 ({self.height}, {self.width}, 3), got {got}: make it with bundle.view()"
             )
-        try:
-            (symbols,) = self._session.run(["symbols"], {"image": np.ascontiguousarray(view[None])})  # (1, H, W, 3)
-        except Exception as error:  # ONNX Runtime's classes share no base below Exception
-            raise EncoderError(f"{self.path}: the encoder failed ({_first_line(error)}): export it again") from error
-        wanted = (1, *self.bundle.latent_shape)  # (1, C, h, w)
-        if symbols.dtype != np.int32 or symbols.shape != wanted:
-            raise EncoderError(
-                f"{self.path}: gave {symbols.dtype} {symbols.shape}, its card says int32 {wanted}: export it again"
-            )
-        lowest, highest = int(symbols.min()), int(symbols.max())
-        if lowest < self.low or highest > self.high:
-            raise EncoderError(
-                f"{self.path}: gave symbols {lowest}..{highest}, its card says {self.low}..{self.high}: "
-                "export the bundle again"
-            )
-        return symbols[0]
+        return self._analysis(view)
 
     def layers_of(self, rate: str) -> int:
-        """Number of layers that a rate sends. Raises `RateError` naming the rates that exist."""
+        """Number of layers that a rate sends, or its rung. Raises `RateError` naming the rates that exist."""
         return self.bundle.n_layers(rate)
 
     def encode(self, view: np.ndarray, rate: str) -> Encoded:
@@ -115,6 +114,11 @@ class Encoder:
         )
 
 
+def _planes(view: np.ndarray) -> np.ndarray:
+    """uint8 (H, W, 3) → uint8 (3, H, W): a still's symbols are its pixels."""
+    return view.transpose(2, 0, 1)
+
+
 def default_rate(bundle: Bundle) -> str:
     """ "mid" where the bundle has it, else the middle one of its rates."""
     names = list(bundle.rates)
@@ -132,42 +136,3 @@ def read_image(image: ImageLike) -> Image.Image | np.ndarray:
     raise ImageError(
         f"an image is a path, a file's bytes, a Pillow image or a uint8 (H, W, 3) array, not {type(image).__name__}"
     )
-
-
-def _open_session(path: os.PathLike[str], threads: int, provider: str) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 4  # its errors come back as exceptions; its log would only repeat them on stderr
-    # Threads that spin between frames would eat a small device's other cores and its battery
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a missing provider is our error below, not two warnings
-            session = ort.InferenceSession(os.fspath(path), options, providers=[provider])
-    except Exception as error:  # ONNX Runtime's classes share no base below Exception
-        raise EncoderError(f"{path}: ONNX Runtime {ort.__version__} cannot load it ({_first_line(error)})") from error
-    # The list of available providers tells what was compiled in; only the session knows what runs
-    running = session.get_providers()
-    if not running or running[0] != provider:
-        fix = (
-            ""
-            if provider == PROVIDERS["cpu"]
-            else ": install thinwire[edge-gpu] in place of thinwire[edge], or use cpu"
-        )
-        raise EncoderError(f"asked for {provider}, but ONNX Runtime runs on {', '.join(running)}{fix}")
-    return session
-
-
-def _check_signature(session: ort.InferenceSession, path: os.PathLike[str]) -> None:
-    takes = [(each.name, each.type) for each in session.get_inputs()]
-    gives = [each.name for each in session.get_outputs()]
-    if takes != [("image", "tensor(uint8)")] or "symbols" not in gives:
-        raise EncoderError(
-            f"{path}: takes {takes} and gives {gives}; a thinwire encoder takes uint8 'image' and gives 'symbols'"
-        )
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

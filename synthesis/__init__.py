@@ -26,12 +26,15 @@ def build(spec: dict[str, Any]) -> nn.Module:
     from synthesis.linear import LinearSynthesis
     from synthesis.pixels import PixelSynthesis
     from synthesis.semantic import SemanticSynthesis
+    from synthesis.still import RestoreSynthesis, StillSynthesis
 
     archs = {
         "pixels": PixelSynthesis,
         "linear": LinearSynthesis,
         "embedding": EmbeddingSynthesis,
         "semantic": SemanticSynthesis,
+        "still": StillSynthesis,
+        "restore": RestoreSynthesis,
     }
     kwargs = {key: value for key, value in spec.items() if key != "arch"}
     if spec.get("arch") not in archs:
@@ -53,6 +56,8 @@ def load(bundle: Bundle, device: str | torch.device = "cpu") -> nn.Module:
     from safetensors.torch import load_file
 
     net = build(bundle.card.cloud["synthesis"])
+    if not net.state_dict():  # nothing was trained
+        return net.eval().to(device)
     weights = {name: value.float() for name, value in load_file(bundle.decoder_path).items()}
     try:
         net.load_state_dict(weights, strict=True)

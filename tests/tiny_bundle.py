@@ -145,3 +145,27 @@ def photo(folder: Path, name: str = "photo.jpg", size: tuple[int, int] = (96, 80
     path = Path(folder) / name
     Image.fromarray(synthetic_views(1, side, seed)[0]).crop((0, 0, *size)).save(path)
     return path
+
+
+def make_tiny_still(folder: str | os.PathLike[str], size: int = 64, name: str = "tiny-still") -> Bundle:
+    """Writes a bundle of the family `still` for views of size x size pixels, and loads it: two rungs, no network."""
+    from thinwire.bare_av1 import form_of
+    from thinwire.still import Rung
+
+    leads = ("", "1c478785dc9a69a6162a")
+    rungs = [
+        Rung(form_of(side, side, speed=8), quality, 8, "iq", bytes.fromhex(lead))
+        for side, quality, lead in zip((size // 2, size), (20, 30), leads)
+    ]
+    return write_bundle(
+        folder,
+        name=name,
+        wire={
+            "family": "still",
+            "input": {"height": size, "width": size, "resize": "shortest-crop", "filter": "bicubic"},
+            "stills": [rung.card() for rung in rungs],
+            "rates": [{"name": "low", "still": 1}, {"name": "high", "still": 2}],
+        },
+        cloud={"output": "pixels", "synthesis": {"arch": "still"}, "clip": None},
+        about={"training": {"note": "test only"}, "metrics": {}},
+    )

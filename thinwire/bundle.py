@@ -5,6 +5,8 @@
     encoder.onnx [, encoder.int8.onnx]    edge: uint8 (B, H, W, 3) view → int32 (B, C, h, w) symbols
     decoder.safetensors                   cloud: weights of the net that the card's `cloud.synthesis` describes
 
+The family `still` has neither tables nor an encoder's file: its edge is `thinwire.still` alone.
+
 A bundle loads with the files that are there: an edge need not carry the decoder, a cloud not the encoder. Asking for
 the path of a file that is not there raises `MissingFile`; nothing ever falls back to something else.
 """
@@ -38,6 +40,8 @@ from thinwire.errors import (
 )
 from thinwire.imaging import canonical_view
 from thinwire.packet import MODEL_ID_BYTES, Packet
+from thinwire.still import FAMILY as STILL
+from thinwire.still import Rung, StillCoder
 from thinwire.tables import Tables
 
 CARD, TABLES, DECODER = "card.json", "tables.npz", "decoder.safetensors"
@@ -52,13 +56,14 @@ class Bundle:
     """A loaded bundle. Its files had the hashes that the card states when it was loaded.
 
     path: its folder; card: see `thinwire.card.Card`; model_id: the 4 bytes that its packets carry; coder: its entropy
-    coder; rates: name → number of layers, from low to high. Immutable; may be used by several threads.
+    coder; rates: name → number of layers (of a still: number of its rung), from low to high. Immutable; may be used by
+    several threads.
     """
 
     path: Path
     card: Card
     model_id: bytes
-    coder: SymbolCoder
+    coder: SymbolCoder | StillCoder
     rates: dict[str, int]
 
     @property
@@ -71,6 +76,11 @@ class Bundle:
         return self.card.wire["input"]["height"], self.card.wire["input"]["width"]
 
     @property
+    def has_encoder(self) -> bool:
+        """Whether the edge runs a network; a `still` is made by Pillow alone."""
+        return self.card.wire["family"] != STILL
+
+    @property
     def latent_shape(self) -> tuple[int, int, int]:
         """(C, h, w) of the symbols."""
         return self.coder.shape
@@ -80,20 +90,24 @@ class Bundle:
         return canonical_view(image, *self.input_size)
 
     def n_layers(self, rate: str) -> int:
-        """Layers that `rate` sends. Raises `RateError` for a name that the bundle does not have."""
+        """Layers that `rate` sends; of a still, its rung. Raises `RateError` for a name that the bundle lacks."""
         try:
             return self.rates[rate]
         except KeyError:
             raise RateError(f"bundle {self.name!r} has no rate {rate!r}: use one of {', '.join(self.rates)}") from None
 
     def encode(self, symbols: np.ndarray, rate: str) -> Packet:
-        """int (C, h, w) symbols → the packet of a rate. Raises `RateError`, `SymbolError` or `PacketTooLarge`."""
+        """Symbols (C, h, w) → the packet of a rate. Raises `RateError`, `SymbolError` or `PacketTooLarge`.
+
+        Of a still: planes uint8 (3, H, W) of the view; raises `ForeignEncoder` too.
+        """
         return Packet(self.model_id, tuple(self.coder.encode(symbols, self.n_layers(rate))))
 
     def decode(self, packet: Packet) -> np.ndarray:
-        """A packet of this model → int32 (C, h, w), zeros in absent layers.
+        """A packet of this model → int32 (C, h, w), zeros in absent layers; of a still, uint8 (3, H, W).
 
-        Raises `UnknownModel` when another model made it, `BadPayload` or `MalformedPacket` when it cannot be read.
+        Raises `UnknownModel` when another model made it, `BadPayload`, `DamagedFrame` or `MalformedPacket` when it
+        cannot be read.
         """
         if packet.model_id != self.model_id:
             raise UnknownModel(
@@ -102,12 +116,18 @@ class Bundle:
             )
         return self.coder.decode(packet.layers)
 
+    def level(self, packet: Packet) -> int:
+        """Which of the bundle's rates a packet is of: its number of layers, or its rung. Raises as `decode`."""
+        return self.coder.level(packet.layers)
+
     def encoder_path(self, precision: str = "auto") -> Path:
         """The ONNX encoder: "fp32", "int8", or "auto" (what the card's `edge.precision` names, else fp32)."""
         if precision == "auto":
             precision = self.card.edge.get("precision", "fp32")
         if precision not in ENCODERS:
             raise BundleError(f"precision {precision!r} is unknown: use auto, {' or '.join(ENCODERS)}")
+        if not self.has_encoder:
+            raise MissingFile(f"bundle {self.name!r} has no encoder network: Pillow makes its stills")
         return self._file("edge", ENCODERS[precision])
 
     @property
@@ -136,17 +156,11 @@ def load_bundle(source: str | os.PathLike[str]) -> Bundle:
         for file, entry in section["files"].items():
             if (folder / file).exists():
                 _check_hash(folder / file, entry["sha256"])
-    if not (folder / TABLES).is_file():
-        raise MissingFile(f"{folder / TABLES}: file is missing; copy the whole bundle, or install thinwire again")
-    if (folder / TABLES).stat().st_size > MAX_TABLES_BYTES:
-        raise BadTables(f"{folder / TABLES}: is larger than {MAX_TABLES_BYTES >> 20} MiB")
-    _check_hash(folder / TABLES, card.wire["tables_sha256"])
-    try:
-        tables = Tables.from_bytes((folder / TABLES).read_bytes())
-        coder = _coder(card, tables)
-    except BadTables as error:
-        raise BadTables(f"{folder / TABLES}: {error}") from error
-    rates = {rate["name"]: rate["layers"] for rate in card.wire["rates"]}
+    if card.wire["family"] == STILL:
+        coder: SymbolCoder | StillCoder = _still_coder(card)
+    else:
+        coder = _read_coder(folder / TABLES, card)
+    rates = {rate["name"]: rate.get("still") or rate["layers"] for rate in card.wire["rates"]}
     return Bundle(folder, card, model_id(card.wire), coder, rates)
 
 
@@ -155,8 +169,8 @@ def write_bundle(
     *,
     name: str,
     wire: Mapping[str, Any],
-    tables: Tables,
-    encoder: str | os.PathLike[str] | bytes,
+    tables: Tables | None = None,
+    encoder: str | os.PathLike[str] | bytes | None = None,
     encoder_int8: str | os.PathLike[str] | bytes | None = None,
     decoder: str | os.PathLike[str] | bytes | None = None,
     edge: Mapping[str, Any] | None = None,
@@ -166,38 +180,34 @@ def write_bundle(
     """Writes a bundle, in the place of an older one, and loads it back.
 
     wire holds family, input, latent, layers, rates and context (see `thinwire.card`); the symbol range and the tables'
-    hash are filled in. encoder, encoder_int8 and decoder are files or their bytes. The folder appears whole or not at
-    all. Raises `BadCard` or `BadTables` when the parts do not fit each other, `BundleError` when `folder` holds other
-    things.
+    hash are filled in. encoder, encoder_int8 and decoder are files or their bytes. A still needs no tables and no
+    encoder, and its wire is complete. The folder appears whole or not at all. Raises `BadCard` or `BadTables` when the
+    parts do not fit each other, `BundleError` when `folder` holds other things.
     """
     folder = Path(folder)
     if folder.exists() and not (folder / CARD).is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise BundleError(f"{folder}: exists and is no bundle; name another folder")
-    packed = tables.to_bytes()
-    latent = {**wire["latent"], "low": int(tables.low), "high": int(tables.high)}
-    for key in ("low", "high"):
-        if wire["latent"].get(key, latent[key]) != latent[key]:
-            raise BadCard(f"latent.{key} is {wire['latent'][key]} in the card, {latent[key]} in the tables")
-    on_edge = {ENCODERS["fp32"]: _bytes(encoder)}
-    if encoder_int8 is not None:
-        on_edge[ENCODERS["int8"]] = _bytes(encoder_int8)
+    packed, wire = _complete(wire, tables, encoder)
+    named = {"fp32": encoder, "int8": encoder_int8}
+    on_edge = {ENCODERS[name]: _bytes(source) for name, source in named.items() if source is not None}
     in_cloud = {} if decoder is None else {DECODER: _bytes(decoder)}
     card = {
         "format": 1,
         "name": name,
-        "wire": {**wire, "latent": latent, "tables_sha256": hashlib.sha256(packed).hexdigest()},
+        "wire": wire,
         "edge": {**(edge or {}), "files": _entries(on_edge)},
         "cloud": {"output": "pixels", "synthesis": {}, "clip": None, **(cloud or {}), "files": _entries(in_cloud)},
         "about": dict(about or {}),
     }
     text = json.dumps(card, indent=1, ensure_ascii=False, allow_nan=False, default=_plain) + "\n"
     checked = check_card(json.loads(text), str(folder / CARD))
-    _coder(checked, tables)
+    if tables is not None:
+        _coder(checked, tables)
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         partial.chmod(0o755)
-        for file, data in {**on_edge, **in_cloud, TABLES: packed, CARD: text.encode()}.items():
+        for file, data in {**on_edge, **in_cloud, **packed, CARD: text.encode()}.items():
             (partial / file).write_bytes(data)
         load_bundle(partial)
         if folder.exists():
@@ -250,6 +260,39 @@ def _read_card(path: Path) -> Card:
     except (ValueError, RecursionError) as error:  # json and unicode errors are ValueErrors
         raise BadCard(f"{path}: is not JSON ({error})") from error
     return check_card(data, str(path))
+
+
+def _complete(wire: Mapping[str, Any], tables: Tables | None, encoder: object) -> tuple[dict[str, bytes], dict]:
+    """The tables as a file, where there are any, and `wire` with what is known of them."""
+    if wire.get("family") == STILL:
+        if tables is not None or encoder is not None:
+            raise BadCard("a still has neither tables nor an encoder")
+        return {}, dict(wire)
+    if tables is None or encoder is None:
+        raise BadCard(f"a bundle of family {wire.get('family')!r} needs tables and an encoder")
+    packed = tables.to_bytes()
+    latent = {**wire["latent"], "low": int(tables.low), "high": int(tables.high)}
+    for key in ("low", "high"):
+        if wire["latent"].get(key, latent[key]) != latent[key]:
+            raise BadCard(f"latent.{key} is {wire['latent'][key]} in the card, {latent[key]} in the tables")
+    return {TABLES: packed}, {**wire, "latent": latent, "tables_sha256": hashlib.sha256(packed).hexdigest()}
+
+
+def _read_coder(path: Path, card: Card) -> SymbolCoder:
+    if not path.is_file():
+        raise MissingFile(f"{path}: file is missing; copy the whole bundle, or install thinwire again")
+    if path.stat().st_size > MAX_TABLES_BYTES:
+        raise BadTables(f"{path}: is larger than {MAX_TABLES_BYTES >> 20} MiB")
+    _check_hash(path, card.wire["tables_sha256"])
+    try:
+        return _coder(card, Tables.from_bytes(path.read_bytes()))
+    except BadTables as error:
+        raise BadTables(f"{path}: {error}") from error
+
+
+def _still_coder(card: Card) -> StillCoder:
+    view = card.wire["input"]
+    return StillCoder([Rung.of_card(entry) for entry in card.wire["stills"]], (3, view["height"], view["width"]))
 
 
 def _coder(card: Card, tables: Tables) -> SymbolCoder:

@@ -10,6 +10,10 @@
         "clip": null | "name" | "name#fingerprint"},
      "about": {"training": {...}, "metrics": {...}}}
 
+The family `still` (`thinwire.still`) has pictures in place of symbols: its wire holds no latent, layers, context and
+tables, but "stills": [{"width", "height", "chroma", "cdef", "restoration", "quality", "speed", "tune", "lead": hex},
+...], and its rates are {"name": "low", "still": 1}; its edge has no files.
+
 Other keys are allowed in edge, cloud and about. In wire too: they are part of the model id.
 """
 
@@ -21,10 +25,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from thinwire.bare_av1 import MAX_SIDE as MAX_STILL_SIDE
 from thinwire.contexts import CONTEXTS
-from thinwire.errors import BadCard
+from thinwire.errors import BadCard, ImageError
 from thinwire.imaging import MAX_SIDE
 from thinwire.packet import MAX_LAYERS
+from thinwire.still import FAMILY as STILL
+from thinwire.still import MAX_LEAD_BYTES, MAX_RUNGS, Rung
 
 FORMAT = 1
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -108,6 +115,18 @@ class _Section:
             raise BadCard(f"{self.where}{key} must be a name of letters, digits, dot, dash, underscore; is {value!r}")
         return value
 
+    def flag(self, key: str) -> bool:
+        value = self.get(key)
+        if type(value) is not bool:
+            raise BadCard(f"{self.where}{key} must be true or false, is {value!r}")
+        return value
+
+    def hex(self, key: str, most: int) -> str:
+        value = self.get(key)
+        if not isinstance(value, str) or not re.fullmatch(r"(?:[0-9a-f]{2})*", value) or len(value) > 2 * most:
+            raise BadCard(f"{self.where}{key} must be at most {most} bytes in lowercase hex digits")
+        return value
+
     def digest(self, key: str) -> str:
         value = self.get(key)
         if not isinstance(value, str) or not _SHA256.fullmatch(value):
@@ -117,13 +136,26 @@ class _Section:
 
 def _check_wire(wire: _Section) -> None:
     wire.name("family")
-    wire.digest("tables_sha256")
-    wire.text("context", CONTEXTS)
     view = wire.section("input")
     view.whole("height", 1, MAX_SIDE)
     view.whole("width", 1, MAX_SIDE)
     view.text("resize", ("shortest-crop",))
     view.text("filter", ("bicubic",))
+    if wire.data["family"] == STILL:
+        _check_stills(wire)
+    else:
+        _check_symbols(wire)
+    try:
+        canonical_wire(wire.data)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise BadCard(f"wire has no canonical form: {error}") from error
+    if _holds_float(wire.data):
+        raise BadCard("wire must not hold fractional numbers: their text differs between writers, and so would the id")
+
+
+def _check_symbols(wire: _Section) -> None:
+    wire.digest("tables_sha256")
+    wire.text("context", CONTEXTS)
     latent = wire.section("latent")
     channels = latent.whole("channels", 1, 4096)
     for key in ("height", "width"):
@@ -141,20 +173,38 @@ def _check_wire(wire: _Section) -> None:
         position = span[1]
     if position != channels:
         raise BadCard(f"wire.layers end at channel {position}, wire.latent.channels is {channels}")
+    _check_rates(wire, "layers", len(layers))
+
+
+def _check_stills(wire: _Section) -> None:
+    stills = wire.sections("stills", MAX_RUNGS)
+    for still in stills:
+        still.whole("width", 1, MAX_STILL_SIDE)
+        still.whole("height", 1, MAX_STILL_SIDE)
+        still.text("chroma", ("4:2:0", "4:4:4", "4:0:0"))
+        still.flag("cdef")
+        still.flag("restoration")
+        still.whole("quality", 0, 99)
+        still.whole("speed", 0, 10)
+        still.text("tune", ("iq", "ssim", "psnr"))
+        still.hex("lead", MAX_LEAD_BYTES)
+        try:
+            Rung.of_card(still.data)
+        except ImageError as error:
+            raise BadCard(f"{still.where.rstrip('.')}: {error}") from error
+    _check_rates(wire, "still", len(stills))
+
+
+def _check_rates(wire: _Section, key: str, most: int) -> None:
+    """`key` is what a rate's number is called: 1 to `most`, rising from rate to rate."""
     previous, names = 0, set()
     for rate in wire.sections("rates", MAX_LAYERS):
         names.add(rate.name("name"))
-        if rate.whole("layers", 1, len(layers)) <= previous:
-            raise BadCard(f"{rate.where}layers: rates must rise")
-        previous = rate.data["layers"]
+        if rate.whole(key, 1, most) <= previous:
+            raise BadCard(f"{rate.where}{key}: rates must rise")
+        previous = rate.data[key]
     if len(names) != len(wire.data["rates"]):
         raise BadCard("wire.rates: two have one name")
-    try:
-        canonical_wire(wire.data)
-    except (ValueError, TypeError, RecursionError) as error:
-        raise BadCard(f"wire has no canonical form: {error}") from error
-    if _holds_float(wire.data):
-        raise BadCard("wire must not hold fractional numbers: their text differs between writers, and so would the id")
 
 
 def _holds_float(value: object) -> bool:

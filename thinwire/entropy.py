@@ -30,6 +30,8 @@ class SymbolCoder:
     Symbols that share a table are coded by one call: a layer costs at most (passes x tables) calls.
     """
 
+    exact = True  # what `decode` gives is what `encode` took
+
     def __init__(
         self, tables: Tables, shape: tuple[int, int, int], layers: Sequence[tuple[int, int]], context: str = "none"
     ) -> None:
@@ -50,6 +52,7 @@ class SymbolCoder:
                 f"tables have bucket edges of another context or layer count than {context!r}, {len(layers)}"
             )
         self.tables = tables
+        self.low, self.high = int(tables.low), int(tables.high)
         self.shape = (channels, height, width)
         self.layers = tuple((start, stop) for start, stop in layers)
         self.context = context
@@ -117,6 +120,10 @@ class SymbolCoder:
             if _seal(again) != payload:
                 raise BadPayload(f"layer {index + 1} holds bytes that no encoder writes: it was altered or cut")
         return symbols
+
+    def level(self, payloads: Sequence[bytes]) -> int:
+        """Which rate these payloads are of, as the decoder network is told: their number."""
+        return len(payloads)
 
     def ideal_bits(self, symbols: np.ndarray) -> list[float]:
         """What a perfect coder would spend on int (C, h, w): cross-entropy under the tables, bits for each layer."""

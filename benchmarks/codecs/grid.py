@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import PIL
+
 from benchmarks.codecs import peers as codecs
 from benchmarks.codecs.peers import Peer
 from thinwire.bundle import Bundle
@@ -100,7 +102,11 @@ def bundle_parameters(bundle: Bundle) -> dict[str, Any]:
     """What a bundle's figures depend on. The model id leaves encoder and decoder weights out: their hashes are here."""
     sections = (bundle.card.edge, bundle.card.cloud)
     files = {file: entry["sha256"] for section in sections for file, entry in section["files"].items()}
-    return {"model_id": bundle.model_id.hex(), "encoder": bundle.encoder_path().name, "files": files}
+    return {
+        "model_id": bundle.model_id.hex(),
+        "encoder": bundle.encoder_path().name if bundle.has_encoder else f"Pillow {PIL.__version__}",
+        "files": files,
+    }
 
 
 def codec_title(codec: str) -> str:

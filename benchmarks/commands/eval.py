@@ -99,7 +99,7 @@ def _eval(args: argparse.Namespace, words: list[str]) -> dict[str, object]:
             "name": bundle.name,
             "model_id": bundle.model_id.hex(),
             "view": [height, width],
-            "encoder": client.encoder.path.name,
+            "encoder": client.encoder.runs,
         },
         "wall_s": round(time.monotonic() - started, 1),
         **({} if adapter is None else {"adapter": {**adapter_gain.described(adapter), **gains}}),

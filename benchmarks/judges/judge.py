@@ -137,7 +137,7 @@ class Synthesis:
         parsed = [Packet.from_bytes(packet) for packet in packets]
         device = self._judge.clip.device
         symbols = torch.from_numpy(np.stack([self._bundle.decode(each) for each in parsed])).float().to(device)
-        layers = torch.tensor([len(each.layers) for each in parsed], device=device)
+        layers = torch.tensor([self._bundle.level(each) for each in parsed], device=device)
         with torch.inference_mode():
             out = self._net(symbols.contiguous(memory_format=torch.channels_last), layers).float()
             if not self.gives_pixels:

@@ -46,4 +46,4 @@ class Intake:
                 f"the packet was made with model {parsed.model_id.hex()}, which this server does not have "
                 f"(it has: {known}); encode with one of these, or start the server with the right --bundle"
             )
-        return Prepared(bundle.decode(parsed), bundle.name, len(parsed.layers), parsed.model_id)
+        return Prepared(bundle.decode(parsed), bundle.name, bundle.level(parsed), parsed.model_id)

@@ -106,8 +106,10 @@ def _in_onnx(bundle: Bundle, net: nn.Module, device: str, path: Path) -> OnnxNet
 
 def _probes(bundle: Bundle) -> tuple[torch.Tensor, torch.Tensor]:
     """Symbols float32 (PROBES, C, h, w) within the card's range, and layer counts from 1 up."""
-    latent, layers = bundle.card.wire["latent"], len(bundle.card.wire["layers"])
-    low, high = max(latent["low"], -8), min(latent["high"], 8)
+    layers = max(bundle.rates.values())
+    low, high = bundle.coder.low, bundle.coder.high
+    if bundle.has_encoder:  # most symbols are small
+        low, high = max(low, -8), min(high, 8)
     symbols = np.random.default_rng(0).integers(low, high + 1, (PROBES, *bundle.latent_shape))
     counts = torch.arange(PROBES, dtype=torch.int64) % layers + 1
     return torch.from_numpy(symbols.astype(np.float32)), counts

@@ -62,7 +62,7 @@ class TorchRunner:
             from synthesis import load
         check_clip(bundle, clip)
         net = Net(load(bundle, clip.device), bundle.card.cloud["output"] == "embedding")
-        item = Prepared(np.zeros(bundle.latent_shape, np.int32), bundle.name, len(bundle.card.wire["layers"]))
+        item = Prepared(np.zeros(bundle.latent_shape, np.int32), bundle.name, max(bundle.rates.values()))
         try:
             got = self.run([replace(item, model_id=bundle.model_id, net=net, clip=clip)]).embeddings
         except Exception as error:

@@ -41,6 +41,9 @@ def bench(args: argparse.Namespace) -> int:
             continue
         for name, values in times.items():
             values.append(getattr(encoded, name))
+        if not bundle.has_encoder:  # rates of a still are no prefixes: this one alone was coded
+            sizes[rate].append(len(encoded.packet))
+            continue
         for name, layers in bundle.rates.items():
             if layers <= len(encoded.packet.layers):
                 sizes[name].append(len(encoded.packet.prefix(layers)))
@@ -49,7 +52,7 @@ def bench(args: argparse.Namespace) -> int:
     used = _joules()
     report = {
         "bundle": bundle.name,
-        "encoder": encoder.path.name,
+        "encoder": encoder.runs,
         "threads": args.threads,
         "frames": args.frames,
         "failed": failed,

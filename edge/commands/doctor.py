@@ -101,8 +101,8 @@ class Doctor:
         return (
             OK,
             (
-                f"bundle {self._bundle.name} ({self._bundle.model_id.hex()}), {self._encoder.path.name}: "
-                f"{encoded.encode_ms:.1f} ms a frame"
+                f"bundle {self._bundle.name} ({self._bundle.model_id.hex()}), {self._encoder.runs}: "
+                f"{encoded.encode_ms + encoded.code_ms:.1f} ms a frame"
             ),
             "",
         )

@@ -171,14 +171,21 @@ def _packet_facts(path: Path, extra: str | None) -> tuple[dict[str, Any], list[s
         spans = [""] * len(sizes)
     else:
         symbols = bundle.decode(packet)  # raises when the payload is not what an encoder writes
-        facts["rate"] = next((name for name, layers in bundle.rates.items() if layers == len(sizes)), None)
+        level = bundle.level(packet)
+        facts["rate"] = next((name for name, number in bundle.rates.items() if number == level), None)
         facts["nonzero_symbols"] = int((symbols != 0).sum())
         facts["symbols"] = list(symbols.shape)
         shape = "x".join(map(str, symbols.shape))
         lines.append(f"  model     {packet.model_id.hex()}: bundle {bundle.name} ({bundle.path})")
         lines.append(f"  rate      {facts['rate'] or 'none by that number of layers'} (of {_rates(bundle)})")
-        lines.append(f"  symbols   {shape}, {facts['nonzero_symbols']} of {symbols.size} not zero; payload is sound")
-        spans = [_span(layer) for layer in bundle.card.wire["layers"]]
+        if bundle.has_encoder:
+            lines.append(
+                f"  symbols   {shape}, {facts['nonzero_symbols']} of {symbols.size} not zero; payload is sound"
+            )
+            spans = [_span(layer) for layer in bundle.card.wire["layers"]]
+        else:
+            lines.append(f"  frame     AV1, {_still(bundle.card.wire['stills'][level - 1])}; it decodes")
+            spans = [""]
     lines.append(f"  layers    {len(sizes)}")
     lines += [f"    {place + 1:>2}      {size} bytes{spans[place]}" for place, size in enumerate(sizes)]
     return facts, lines
@@ -221,9 +228,10 @@ def _bundle_facts(bundle: Bundle) -> tuple[dict[str, Any], list[str]]:
         "family": wire["family"],
         "input": list(bundle.input_size),
         "latent": list(bundle.latent_shape),
-        "range": [wire["latent"]["low"], wire["latent"]["high"]],
-        "context": wire["context"],
-        "layers": [layer["channels"] for layer in wire["layers"]],
+        "range": [bundle.coder.low, bundle.coder.high],
+        "context": wire.get("context"),
+        "layers": [layer["channels"] for layer in wire.get("layers", [])],
+        "stills": wire.get("stills", []),
         "rates": bundle.rates,
         "output": card.cloud["output"],
         "clip": card.cloud.get("clip"),
@@ -235,12 +243,9 @@ def _bundle_facts(bundle: Bundle) -> tuple[dict[str, Any], list[str]]:
         f"{bundle.path}: thinwire bundle {bundle.name!r}{' (ships with thinwire)' if facts['shipped'] else ''}",
         f"  model id  {facts['model_id']}, family {wire['family']}",
         f"  input     {width}x{height} pixels ({wire['input']['resize']}, {wire['input']['filter']})",
-        f"  symbols   {'x'.join(map(str, bundle.latent_shape))} (channels x rows x columns), "
-        f"{wire['latent']['low']}..{wire['latent']['high']}, context {wire['context']}",
         f"  rates     {_rates(bundle)}",
         f"  output    {card.cloud['output']}, tuned for CLIP {card.cloud.get('clip') or 'none in particular'}",
-        f"  layers    {len(wire['layers'])}",
-        *(f"    {place + 1:>2}    {_span(layer)}" for place, layer in enumerate(wire["layers"])),
+        *_content(bundle),
         "  files",
     ]
     for name, entry in files.items():
@@ -251,7 +256,26 @@ def _bundle_facts(bundle: Bundle) -> tuple[dict[str, Any], list[str]]:
     return facts, lines
 
 
+def _content(bundle: Bundle) -> list[str]:
+    """What a packet is made of: layers of symbols, or one still of several rungs."""
+    wire, shape = bundle.card.wire, "x".join(map(str, bundle.latent_shape))
+    if not bundle.has_encoder:
+        return ["  rungs", *(f"    {place + 1:>2}      {_still(each)}" for place, each in enumerate(wire["stills"]))]
+    return [
+        f"  symbols   {shape} (channels x rows x columns), {bundle.coder.low}..{bundle.coder.high}, "
+        f"context {wire['context']}",
+        f"  layers    {len(wire['layers'])}",
+        *(f"    {place + 1:>2}    {_span(layer)}" for place, layer in enumerate(wire["layers"])),
+    ]
+
+
+def _still(rung: dict[str, Any]) -> str:
+    return f"{rung['width']}x{rung['height']} pixels, quality {rung['quality']}, {rung['chroma']}"
+
+
 def _rates(bundle: Bundle) -> str:
+    if not bundle.has_encoder:
+        return ", ".join(f"{name} = rung {number}" for name, number in bundle.rates.items())
     return ", ".join(f"{name} = {layers} layer{'s' * (layers > 1)}" for name, layers in bundle.rates.items())
 
 
