@@ -7,7 +7,7 @@ ENV ?= $(or $(THINWIRE_ENV),$(HOME)/.cache/thinwire/env-$(KEY))
 PY := PYTHONPATH="$(CURDIR)" "$(ENV)/bin/python"
 .DEFAULT_GOAL := help
 
-.PHONY: help setup demo test lint format figures families study stubs edge-size edge-binary clean
+.PHONY: help setup demo test test-fast lint format figures families study stubs edge-size edge-binary clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -27,8 +27,11 @@ $(ENV)/.ready: $(LOCK)
 demo: setup ## server up, edge classifies real photographs, table and report
 	@$(PY) -m benchmarks.demo.run
 
-test: setup ## all tests
-	@$(PY) -m pytest -p no:cacheprovider -n 2 --dist loadscope
+test: setup ## all tests; lists what took over 10 s, which the marker `slow` is for
+	@$(PY) -m pytest -p no:cacheprovider -n 2 --dist loadscope --durations=30 --durations-min=10
+
+test-fast: setup ## the tests of the wire, the device and the service, without slow ones: for every save
+	@$(PY) -m pytest -p no:cacheprovider -n 2 --dist loadscope -m "not slow" tests/thinwire tests/edge tests/synthesis tests/cloud
 
 lint: setup ## ruff, import contracts, buf lint, stubs as generated
 	@$(PY) -m ruff check .

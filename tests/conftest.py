@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
+from tests.skips import SWITCH, SkipWatch
 from tests.tiny_bundle import make_tiny_bundle
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if os.environ.get(SWITCH) and not hasattr(config, "workerinput"):  # xdist's workers report to the main process
+        config.pluginmanager.register(SkipWatch())
 
 
 @pytest.fixture(scope="session")

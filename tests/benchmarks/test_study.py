@@ -30,6 +30,8 @@ from benchmarks.study.timing import TimingPlan
 from benchmarks.timing.throughput import Rounds
 from tests.waiting import until
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM = Path("/usr/bin/chromium")
 

@@ -201,6 +201,7 @@ def test_a_packet_between_the_rates_keeps_the_plain_tower(tiny_clip_dir, tiny_co
     np.testing.assert_allclose(got, wanted, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_shipped_adapter_brings_answers_nearer_to_those_of_the_originals():
     adapter = load_adapter("layered-clip-lite")
     bundle, clip = load_bundle(adapter.bundle), load_clip()

@@ -54,6 +54,7 @@ def process(tiny_clip_dir, tiny_codec, tmp_path):
     running.stderr.close()
 
 
+@pytest.mark.slow
 def test_it_serves_says_what_and_where_and_stops_in_good_order(process, make_packet, tmp_path):
     running, address, lines = process
     assert "tiny-random-clip on cpu" in "".join(lines)
@@ -77,6 +78,7 @@ def next_line(running, holding):
     pytest.fail(f"the server ended without {holding!r}")
 
 
+@pytest.mark.slow
 def test_sighup_reads_the_models_again_and_a_broken_one_changes_nothing(
     tiny_clip_dir, tiny_codec, make_packet, tmp_path
 ):
@@ -104,6 +106,7 @@ def test_sighup_reads_the_models_again_and_a_broken_one_changes_nothing(
         running.stderr.close()
 
 
+@pytest.mark.slow
 def test_sigterm_answers_what_is_under_way_and_exits_0(process, make_packet):
     """A request whose new label set keeps the text tower busy is accepted, then the signal comes."""
     running, address, _ = process
@@ -129,6 +132,7 @@ def test_sigterm_answers_what_is_under_way_and_exits_0(process, make_packet):
         assert running.wait(30) == 0
 
 
+@pytest.mark.slow
 def test_a_taken_port_is_an_error_not_half_the_traffic(process, tiny_clip_dir, tiny_codec):
     _, address, _ = process
     port = address.rpartition(":")[2]

@@ -18,6 +18,8 @@ from cloud.networks.onnx_synthesis import OnnxNet, load_onnx, loader
 from cloud.networks.runner import module_bytes
 from thinwire.bundle import load_bundle, shipped_bundles
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):

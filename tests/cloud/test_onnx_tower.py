@@ -18,6 +18,8 @@ from cloud.networks.precision import check_images, compare, lower
 from cloud.networks.runner import module_bytes
 from tests.cloud.tiny_clip import write_tiny_clip
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):

@@ -27,6 +27,7 @@ PATIENCE_MS = 120_000  # a busy machine is no failure
 LABELS = ["cat", "cup of coffee", "rocket", "astronaut", "coins", "motorcycle"]
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(not CHROMIUM.exists(), reason="needs Debian's chromium: apt-get install -y chromium"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
 ]

@@ -26,9 +26,10 @@ RUNBOOK = PAGE[PAGE.index("\n## Runbook\n") : PAGE.index("\n## Upgrade and rollb
 SECTIONS = re.split(r"^### ", RUNBOOK, flags=re.M)[1:]
 BLOCK = re.compile(r"^```sh runbook\n(.*?)^```$", re.M | re.S)
 
-pytestmark = pytest.mark.skipif(
-    not all(map(shutil.which, ("bash", "curl", "openssl"))), reason="needs bash, curl and openssl"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not all(map(shutil.which, ("bash", "curl", "openssl"))), reason="needs bash, curl and openssl"),
+]
 
 
 @pytest.fixture(scope="module")

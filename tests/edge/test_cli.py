@@ -378,6 +378,7 @@ def test_inspect_reads_a_bundle(tiny_bundle, capsys):
     assert facts["files"]["encoder.onnx"]["present"] is True
 
 
+@pytest.mark.slow
 def test_decode_makes_pictures_in_a_process_of_its_own(tiny_bundle_with_decoder, tmp_path, capfd, monkeypatch):
     bundle = tiny_bundle_with_decoder
     packets = tmp_path / "packets"

@@ -410,6 +410,7 @@ def test_a_video_gives_frames_at_the_rate_asked_for(words, tmp_path, out, capsys
     assert "bad.mp4" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_camera_that_is_unplugged_is_opened_again(words, tmp_path, out):
     """A network camera: MJPEG over TCP that ends in the middle of a picture, is gone for a while, and comes back."""
     import io

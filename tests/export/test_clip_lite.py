@@ -30,6 +30,8 @@ from export.teachers import lite0_input, load_lite0
 from tests.export.fake_wordnet import write_wordnet
 from tests.export.photographs import CAPTIONS, photograph
 
+pytestmark = pytest.mark.slow
+
 SENTENCES = ["a photo of a cat", "dog", "two people, a red car and a very long street in the evening sun " * 4, ""]
 
 

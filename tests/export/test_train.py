@@ -14,6 +14,8 @@ from export.photos import train_photos
 from export.rate import round_through
 from export.train import Trainer, crops, train
 
+pytestmark = pytest.mark.slow
+
 
 def log_of(folder):
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]

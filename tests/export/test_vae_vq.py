@@ -14,6 +14,8 @@ from export.families.vq import LEVELS
 from export.rate import FixedRate, PosteriorRate
 from tests.export.photographs import crops
 
+pytestmark = pytest.mark.slow
+
 
 def drawn(channels: int = 3, count: int = 32) -> torch.Tensor:
     return 2 * torch.randn(count, channels, 8, 8, generator=torch.Generator().manual_seed(1))
