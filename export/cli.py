@@ -13,7 +13,7 @@ EPILOG = """examples:
   thinwire-export train conv --preset cpu --minutes 40 --out runs/conv   # resumable: run it again to go on
   thinwire-export train linear           # a closed form, about a minute; --decoder learned trains a decoder for it
   thinwire-export bundle runs/conv --out bundles/conv
-  thinwire-export card bundles/conv results.json        # results.json: thinwire-bench eval ... --json results.json
+  thinwire-export card bundles/conv results.json        # results.json is what the benchmark `eval` wrote
   thinwire-export embedding --clip clip-lite --out bundles/embedding     # or NAME:TAG, NAME:/path, an open_clip folder
   thinwire-export adapt --bundle layered --rates tiny low --minutes 10   # CLIP learns to read a codec: an adapter
   thinwire-export clip-lite --out bundles/clip-lite                      # needs wordnet-base and the extra `export`

@@ -1,4 +1,7 @@
-"""README.md and docs/edge.md are true: examples run as they stand, commands parse, figures are the measured ones."""
+"""README.md and docs/edge.md are true: examples run as they stand, figures are the measured ones.
+
+Every other quoted command is fed to its parser: test_quoted_commands.py.
+"""
 
 from __future__ import annotations
 
@@ -66,24 +69,6 @@ def test_examples_run_as_written(language, code, address, desk):
 
 def test_there_are_examples():
     assert {language for language, _ in EXAMPLES} == {"sh", "python"}
-
-
-def commands() -> list[list[str]]:
-    lines = re.findall(r"^ {4}(thinwire-\S+ .*)$", README + ON_A_DEVICE, re.MULTILINE)
-    return [shlex.split(line, comments=True) for line in lines]
-
-
-@pytest.mark.parametrize("words", commands(), ids=" ".join)
-def test_commands_parse(words):
-    if words[0] == "thinwire-export":
-        from export.cli import build_parser as parser
-    elif words[0] == "thinwire-bench":
-        from benchmarks.cli import _parser as parser
-    elif words[0] == "thinwire-edge":
-        from edge.cli import _parser as parser
-    else:
-        from cloud.cli import _parser as parser
-    assert parser().parse_args(words[1:])
 
 
 def test_figures_are_the_measured_ones():

@@ -38,7 +38,7 @@ def add_commands(commands) -> None:
     parser.add_argument("--bundles", nargs="+", required=True, metavar="BUNDLE", help="shipped names or folders")
     parser.add_argument("--data", required=True, metavar="TAR|DIR", help="labelled images; see thinwire-bench eval")
     parser.add_argument("--budgets", nargs="+", type=float, default=BUDGETS, metavar="BYTES", help="mean bytes")
-    parser.add_argument("--json", required=True, metavar="OUT", help="where the JSON document goes")
+    parser.add_argument("--json", default="reports/compare.json", metavar="OUT", help="where the JSON document goes")
     parser.add_argument("--clip", default="clip-lite", help="CLIP that looks; see thinwire-cloud serve")
     parser.add_argument("--prompt-set", default="7", choices=list(PROMPT_SETS), help="prompt templates")
     parser.add_argument("--limit", type=int, metavar="N", help="use N images, drawn by --seed (default: all)")

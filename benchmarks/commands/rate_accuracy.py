@@ -27,7 +27,9 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--data", required=True, metavar="TAR|DIR", help="tar or folder with labels.csv, or class folders"
     )
-    parser.add_argument("--json", required=True, metavar="OUT", help="where the JSON document goes")
+    parser.add_argument(
+        "--json", default="reports/rate-accuracy.json", metavar="OUT", help="where the JSON document goes"
+    )
     parser.add_argument("--plot", metavar="OUT.png", help="also draw relative top-1 against bytes (.png, .svg, .pdf)")
     parser.add_argument("--adapter", metavar="PATH", help="its bundle also with this adapter in CLIP: its paired gain")
     parser.add_argument("--clip", default="clip-lite", help="CLIP of both server and peers; see thinwire-cloud serve")

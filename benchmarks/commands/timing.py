@@ -81,7 +81,7 @@ def _command(
     parser.add_argument(
         "--data", required=True, metavar="TAR|DIR", help="tar or folder with labels.csv, or class folders"
     )
-    parser.add_argument("--json", required=True, metavar="OUT", help="where the JSON document goes")
+    parser.add_argument("--json", default=f"reports/{name}.json", metavar="OUT", help="where the JSON document goes")
     parser.add_argument("--n", type=int, default=50, metavar="N", help="images, drawn by --seed")
     parser.add_argument("--clip", default="clip-lite", help="CLIP of the server; see thinwire-cloud serve")
     parser.add_argument("--prompt-set", default="7", choices=list(PROMPT_SETS), help="prompt templates")

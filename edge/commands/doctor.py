@@ -50,10 +50,25 @@ class Broken(Exception):
 
 
 class Doctor:
-    """Runs the steps in order; a step whose ground is missing is skipped. bundle: name or folder."""
+    """Runs the steps in order; a step whose ground is missing is skipped.
 
-    def __init__(self, line: Line, bundle: str, spool: str | None = None, precision: str = "auto") -> None:
-        self._line, self._bundle_name, self._spool, self._precision = line, bundle, spool, precision
+    bundle: name or folder. spool: file whose disk is checked too. precision, threads, provider: as for `Encoder`.
+    rate: of the test frame; None or "auto" for the bundle's default.
+    """
+
+    def __init__(
+        self,
+        line: Line,
+        bundle: str,
+        spool: str | None = None,
+        precision: str = "auto",
+        rate: str | None = None,
+        threads: int = 1,
+        provider: str = "cpu",
+    ) -> None:
+        self._line, self._bundle_name, self._spool = line, bundle, spool
+        self._precision, self._threads, self._provider = precision, threads, provider
+        self._asked_rate = None if rate == "auto" else rate
         self._host, _, port = line.server.rpartition(":")
         self._host, self._port = self._host.strip("[]"), int(port)
         self._bundle: Bundle | None = None
@@ -94,10 +109,13 @@ class Doctor:
                 tell(done[name])
         return list(done.values())
 
+    def _rate(self, bundle: Bundle) -> str:
+        return self._asked_rate or default_rate(bundle)
+
     def _check_encoder(self) -> tuple[str, str, str]:
         self._bundle = load_bundle(self._bundle_name)
-        self._encoder = Encoder(self._bundle, precision=self._precision)
-        encoded = self._encoder.encode(_test_view(self._bundle), default_rate(self._bundle))
+        self._encoder = Encoder(self._bundle, self._threads, self._precision, self._provider)
+        encoded = self._encoder.encode(_test_view(self._bundle), self._rate(self._bundle))
         return (
             OK,
             (
@@ -215,7 +233,7 @@ class Doctor:
 
     def _check_frame(self) -> tuple[str, str, str]:
         question = Question.check(["a test pattern", "something else"], 2, "1")
-        prepared = prepare(self._encoder, _test_view(self._bundle), default_rate(self._bundle), question)
+        prepared = prepare(self._encoder, _test_view(self._bundle), self._rate(self._bundle), question)
         started = time.perf_counter()
         reply = self._uplink.classify(prepared.request)
         round_trip_ms = 1000 * (time.perf_counter() - started)
@@ -258,7 +276,9 @@ def doctor(args: argparse.Namespace) -> int:
         if check.fix:
             print(f"{'':17}-> {check.fix}", flush=True)
 
-    checks = Doctor(line_of(args), args.bundle, args.spool, args.precision).run(tell)
+    checks = Doctor(line_of(args), args.bundle, args.spool, args.precision, args.rate, args.threads, args.provider).run(
+        tell
+    )
     healthy = all(check.status in (OK, WARNING) for check in checks)
     if args.json:
         print(json.dumps({"healthy": healthy, "checks": [vars(check) for check in checks]}))
