@@ -34,7 +34,7 @@ from benchmarks.results.store import MAX_MESSAGES
 from benchmarks.rig.link_proxy import LinkProxy
 from benchmarks.rig.wire_log import Exchange, match
 from benchmarks.timing.routes import EdgeHead, Way
-from edge.line.client import Client, Prepared, Question
+from edge.line.client import Client, PreparedRequest, Question
 from edge.line.result import Result
 from thinwire.errors import ThinwireError
 from thinwire.imaging import open_image
@@ -187,7 +187,7 @@ def _schedule(images: Sequence[bytes], due_s: Sequence[float] | None, began: flo
         yield data, due
 
 
-def _send(way: Way, client: Client, data: bytes, question: Question, call: Call) -> tuple[Prepared, Any] | None:
+def _send(way: Way, client: Client, data: bytes, question: Question, call: Call) -> tuple[PreparedRequest, Any] | None:
     try:
         prepared = way.prepare(client, data, question)
         call.edge_ms = prepared.edge_ms
@@ -204,7 +204,7 @@ def _send(way: Way, client: Client, data: bytes, question: Question, call: Call)
     return prepared, future
 
 
-def _answer(client: Client, call: Call, prepared: Prepared, future: Any) -> None:
+def _answer(client: Client, call: Call, prepared: PreparedRequest, future: Any) -> None:
     try:
         reply = client.uplink.answer(future)
     except ThinwireError as error:

@@ -17,7 +17,7 @@ import numpy as np
 from benchmarks.codecs import peers as codecs
 from benchmarks.codecs.grid import bundle_parameters
 from benchmarks.codecs.peers import Peer
-from edge.line.client import Client, Prepared, Question, prepare
+from edge.line.client import Client, PreparedRequest, Question, prepare
 from thinwire.bundle import Bundle
 from thinwire.errors import ThinwireError
 from thinwire.imaging import canonical_view, open_image
@@ -48,7 +48,7 @@ class Way:
     rate: str
     parameters: dict[str, Any]
     bundle: Bundle
-    prepare: Callable[[Client, bytes, Question], Prepared] | None = None
+    prepare: Callable[[Client, bytes, Question], PreparedRequest] | None = None
 
 
 def family_ways(bundle: Bundle, rates: str) -> list[Way]:
@@ -57,7 +57,7 @@ def family_ways(bundle: Bundle, rates: str) -> list[Way]:
     ways = []
     for name in names:
 
-        def packet(client: Client, data: bytes, question: Question, name: str = name) -> Prepared:
+        def packet(client: Client, data: bytes, question: Question, name: str = name) -> PreparedRequest:
             return prepare(client.encoder, data, name, question)
 
         parameters = {**bundle_parameters(bundle), "layers": bundle.n_layers(name)}
@@ -73,7 +73,7 @@ def peer_ways(peer: Peer, bundle: Bundle, points: Sequence[tuple[int, float]]) -
         value = min(peer.ladder, key=lambda rung: abs(rung - wanted))
         h, w = (max(1, round(full * side / codecs.FULL_SIDE)) for full in (height, width))
 
-        def image_file(client: Client, data: bytes, question: Question, h=h, w=w, value=value) -> Prepared:
+        def image_file(client: Client, data: bytes, question: Question, h=h, w=w, value=value) -> PreparedRequest:
             started = time.perf_counter()
             image = open_image(data)
             read = time.perf_counter()
@@ -82,7 +82,7 @@ def peer_ways(peer: Peer, bundle: Bundle, points: Sequence[tuple[int, float]]) -
             file = codecs.encode(peer, view, h, w, value)
             done = time.perf_counter()
             edge_ms = (1000 * (read - started), 1000 * (made - read), 1000 * (done - made), 0.0)
-            return Prepared(question.request(image_file=file), len(file), 0, edge_ms)
+            return PreparedRequest(question.request(image_file=file), len(file), 0, edge_ms)
 
         rate = f"{w}x{h} {peer.dial} {value:g}" if h != w else f"{w}px {peer.dial} {value:g}"
         parameters = {"height": h, "width": w, peer.dial: value, "encoder": peer.version()}

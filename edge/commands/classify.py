@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from edge.commands.terminal import Progress, shown, table
+from edge.commands.terminal import ProgressBar, shown, table
 from edge.defaults import CANNOT_RUN, OK, SOME_FAILED
 from edge.errors import ConnectionOptionsError, NothingToDo, ServerUnreachable, reason_of
 from edge.line.client import Client, Outcome
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     with _client(args) as client:
         client.check()
         try:
-            with Progress(len(sources), sys.stderr, "classifying") as progress:
+            with ProgressBar(len(sources), sys.stderr, "classifying") as progress:
                 for outcome in _outcomes(client, sources, labels, args, tally):
                     tally.add(outcome)
                     if args.json:

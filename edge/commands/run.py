@@ -1,4 +1,4 @@
-"""Puts a `Runner` together from the words of a command line."""
+"""Puts a `FieldRun` together from the words of a command line."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from edge.field.courier import Courier
 from edge.field.fallback import Fallback, ImageVectors
 from edge.field.mqtt import MqttSink
 from edge.field.rate_control import Budget, Cap, RateControl
-from edge.field.run import Runner, open_sources
+from edge.field.run import FieldRun, open_sources
 from edge.field.sinks import FileSink, Sink, StreamSink, WebhookSink
 from edge.field.sources import Gate, parse_crop
 from edge.field.spool import Spool
@@ -45,7 +45,7 @@ def line_of(args: argparse.Namespace, max_reconnect_s: float = 10.0) -> Line:
 
 
 @contextlib.contextmanager
-def assemble(args: argparse.Namespace, say: Callable[[str], None]) -> Iterator[Runner]:
+def assemble(args: argparse.Namespace, say: Callable[[str], None]) -> Iterator[FieldRun]:
     """Opens everything, and closes it at the end. Raises `ThinwireError` for what keeps the run from starting."""
     line = line_of(args, max_reconnect_s=3.0)
     question = Question.check(labels_of(args), args.top_k, args.prompt_set)
@@ -79,7 +79,7 @@ def assemble(args: argparse.Namespace, say: Callable[[str], None]) -> Iterator[R
         )
         gate = Gate(args.min_change)
         outputs = sinks or [StreamSink()]
-        yield Runner(
+        yield FieldRun(
             sources, encoder, rate, text, spool, courier, outputs, gate, say, crop, fallback, drain_s=args.drain
         )
 

@@ -6,12 +6,12 @@ import argparse
 import json
 from datetime import datetime
 
-from edge.field.spool_file import look
+from edge.field.spool_file import spool_facts
 
 
 def status(args: argparse.Namespace) -> int:
     """Returns the exit code. Raises `SpoolError`."""
-    facts = look(args.spool)
+    facts = spool_facts(args.spool)
     if args.json:
         print(json.dumps(facts))
         return 0

@@ -77,7 +77,7 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[Sequence[str]]], left: i
     return "\n".join(lines)
 
 
-class Progress:
+class ProgressBar:
     """A bar on a terminal, nothing elsewhere. `say` writes a line above it. Use as a context manager."""
 
     def __init__(self, total: int, stream: TextIO, what: str) -> None:
@@ -86,7 +86,7 @@ class Progress:
         self._done = 0
         self._started, self._drawn = time.monotonic(), float("-inf")
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> ProgressBar:
         self._draw()
         return self
 

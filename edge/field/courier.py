@@ -33,7 +33,7 @@ from edge.field.fallback import Fallback, fetch_in_background
 from edge.field.in_flight import Again, Counts, Flight, frame_id, read
 from edge.field.rate_control import FRAMING_BYTES, Budget, Cap, LinkMeter, RateControl
 from edge.field.result_lines import answered, lost
-from edge.field.spool import Spool, Waiting
+from edge.field.spool import Spool, SpooledFrame
 from edge.line.client import check_server
 from edge.line.label_handles import UNKNOWN, LabelHandles
 from edge.line.progressive import more_layers
@@ -305,12 +305,12 @@ class Courier:
         self.counts.sent_bytes += size
         outgoing.put(request)
 
-    def _layers(self, packet: Packet, frame: Waiting, backlog: int) -> int:
+    def _layers(self, packet: Packet, frame: SpooledFrame, backlog: int) -> int:
         sizes = [len(packet.prefix(count + 1)) + FRAMING_BYTES for count in range(len(packet.layers))]
         age_s = max(0.0, time.time() - frame.accepted_at)
         return self.rate.layers(sizes, age_s, backlog, self.meter, self.cap.s_per_byte, self.budget.frame_bytes())
 
-    def _request(self, frame: Waiting, backlog: int) -> tuple[pb.ClassifyStreamRequest, int]:
+    def _request(self, frame: SpooledFrame, backlog: int) -> tuple[pb.ClassifyStreamRequest, int]:
         packet = Packet.from_bytes(frame.packet)
         layers = self._layers(packet, frame, backlog)
         message = pb.ClassifyStreamRequest()
@@ -383,7 +383,7 @@ class Courier:
         self._send(flying.frame.key, request, size, outgoing)
         return True
 
-    def _final(self, frame: Waiting, result: dict[str, Any]) -> None:
+    def _final(self, frame: SpooledFrame, result: dict[str, Any]) -> None:
         self._again.pop(frame.key, None)
         self.spool.finish(frame.key, result)
         self.on_result()

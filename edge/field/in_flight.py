@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import grpc
 
 from edge.errors import ClientClosed
-from edge.field.spool import Waiting
+from edge.field.spool import SpooledFrame
 
 
 @dataclass
@@ -26,7 +26,7 @@ class Counts:
 
 @dataclass
 class Flight:
-    frame: Waiting
+    frame: SpooledFrame
     sent_at: float
     packet_bytes: int
     layers: int

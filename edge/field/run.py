@@ -24,7 +24,7 @@ from edge.field.courier import Courier
 from edge.field.fallback import Fallback
 from edge.field.result_lines import lost, provisional
 from edge.field.sinks import Delivery, Sink
-from edge.field.sources import Files, Gate, Lines, Shot, Video, Watch, cropped, is_video
+from edge.field.sources import Files, Gate, Lines, Shot, Video, WatchedFolder, cropped, is_video
 from edge.field.spool import Spool
 from thinwire.errors import ImageError, ThinwireError
 
@@ -32,11 +32,11 @@ ROOM_EVERY_S = 0.5
 NOTE_EVERY_S = 5.0
 DOWN_AFTER_S = 3.0  # without an answer for so long, the device answers for itself
 
-Source = Files | Watch | Lines | Video
+Source = Files | WatchedFolder | Lines | Video
 
 
 @dataclass
-class Tally:
+class FrameCounts:
     """Frames of this run. unchanged: stopped by the gate; missed: a live source was faster than the encoder."""
 
     seen: int = 0
@@ -49,7 +49,7 @@ class Tally:
 
 
 @dataclass
-class Runner:
+class FieldRun:
     """Everything that `run` needs, put together by `edge.cli`. rate: the layers that are spooled, by name."""
 
     sources: list[Source]
@@ -65,7 +65,7 @@ class Runner:
     fallback: Fallback | None = None
     drain_s: float = float("inf")
     stop: threading.Event = field(default_factory=threading.Event)
-    tally: Tally = field(default_factory=Tally)
+    tally: FrameCounts = field(default_factory=FrameCounts)
 
     def run(self) -> bool:
         """Until every source has ended and every frame has its result, or `stop` is set. Says whether all have one."""
@@ -207,7 +207,7 @@ def open_sources(args: argparse.Namespace, question: str, say: Callable[[str], N
         if word == "-":
             sources.append(Lines(question))
         elif args.watch and Path(word).is_dir():
-            sources.append(Watch(word, question))
+            sources.append(WatchedFolder(word, question))
         elif is_video(word):
             sources.append(Video(word, question, args.fps, say))
         else:

@@ -59,7 +59,7 @@ class Files:
             yield _file_shot(source.path, self._question)
 
 
-class Watch:
+class WatchedFolder:
     """A folder, looked through every second for image files that are new or have changed, and are complete.
 
     Complete: unchanged for half a second (or renamed into the folder after being written, which is better).

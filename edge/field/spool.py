@@ -10,7 +10,7 @@ Guarantees and requirements
   `refuse` (default) turns new frames away with `SpoolFull`, so that what was accepted stays; `drop-oldest` gives the
   oldest waiting frames the result SPOOL_FULL instead. Results are never dropped.
 - A key is accepted once; the newest `remember` keys are known, so that a restart does not send a folder again.
-- One process writes at a time (`SpoolBusy`); any number may look (`look`).
+- One process writes at a time (`SpoolBusy`); any number may look (`spool_facts`).
 - A clock that jumps does not age frames: see `_now`. A damaged file is set aside, and what can be read of it is taken
   over. May be shared by threads.
 """
@@ -41,7 +41,7 @@ MAX_FRESH = 1024  # frames looked at for a deadline that can still be met
 
 
 @dataclass(frozen=True)
-class Waiting:
+class SpooledFrame:
     """A frame in the spool. key: 16 bytes, the same on every repeat; accepted_at: seconds since 1970."""
 
     key: bytes
@@ -148,7 +148,7 @@ class Spool:
 
     # ---------------------------------------------------------------- frames out
 
-    def waiting(self, limit: int, without: Collection[bytes] = (), fresh_s: float = 0.0) -> list[Waiting]:
+    def waiting(self, limit: int, without: Collection[bytes] = (), fresh_s: float = 0.0) -> list[SpooledFrame]:
         """At most `limit` frames to send: those accepted in the last `fresh_s` seconds first, then the others.
 
         Oldest first within each. Frames whose deadline can still be met thus go before those that are late anyway.
@@ -157,18 +157,18 @@ class Spool:
         every = f"SELECT {fields} FROM frames INDEXED BY waiting WHERE packet IS NOT NULL ORDER BY id"
         with self._lock:
             late = self._now() - fresh_s
-            fresh: list[Waiting] = []
+            fresh: list[SpooledFrame] = []
             for row in self._rows(f"{every} DESC"):  # from the newest back: a long backlog is not walked
                 if row[3] <= late or len(fresh) >= MAX_FRESH:
                     break
-                fresh.append(Waiting(*row))
+                fresh.append(SpooledFrame(*row))
             found = [each for each in reversed(fresh) if each.key not in without][:limit]
             taken = {each.key for each in fresh}
             for row in self._rows(f"{every} ASC"):
                 if len(found) >= limit or row[0] in taken:
                     break
                 if row[0] not in without:
-                    found.append(Waiting(*row))
+                    found.append(SpooledFrame(*row))
         return found
 
     def question(self, number: int) -> dict[str, Any]:

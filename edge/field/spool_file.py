@@ -62,7 +62,7 @@ def _connect(path: Path, max_pages: int) -> sqlite3.Connection:
         raise typed(error, path) from error
 
 
-def look(path: str | os.PathLike[str]) -> dict[str, Any]:
+def spool_facts(path: str | os.PathLike[str]) -> dict[str, Any]:
     """What a spool holds, for `thinwire-edge status`, beside its writer. Raises `SpoolError` when there is none."""
     if not Path(path).is_file():
         raise SpoolError(f"{path}: there is no spool: `thinwire-edge run --spool {path}` makes one")

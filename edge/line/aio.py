@@ -12,7 +12,7 @@ import grpc
 from edge.defaults import DEFAULT_BUNDLE, DEFAULT_IN_FLIGHT, DEFAULT_SERVER, DEFAULT_TIMEOUT_S, DEFAULT_TOP_K
 from edge.encoder import Encoder, ImageLike, default_rate
 from edge.errors import ClientClosed, ConnectionOptionsError, Refused
-from edge.line.client import Outcome, Prepared, Question, check_server, prepare, prepare_file
+from edge.line.client import Outcome, PreparedRequest, Question, check_server, prepare, prepare_file
 from edge.line.label_handles import LabelHandles, is_unknown
 from edge.line.result import Result
 from edge.line.uplink import CHECK_TIMEOUT_S, Line, typed_error
@@ -148,7 +148,7 @@ class AsyncClient:
                 task.cancel()
             await asyncio.gather(*waiting, return_exceptions=True)
 
-    async def _ask(self, prepared: Prepared) -> Result:
+    async def _ask(self, prepared: PreparedRequest) -> Result:
         started = time.perf_counter()
         try:
             request = await self._shortened(prepared.request)

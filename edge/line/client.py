@@ -68,7 +68,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedRequest:
     """One image's request, ready to send, with what `read_reply` needs beside the reply."""
 
     request: pb.ClassifyRequest
@@ -84,17 +84,17 @@ class Prepared:
         return read_reply(reply, self.sent_bytes, self.layers, self.edge_ms, round_trip_ms, request_bytes)
 
 
-def prepare(encoder: Encoder, image: ImageLike, rate: str, question: Question) -> Prepared:
+def prepare(encoder: Encoder, image: ImageLike, rate: str, question: Question) -> PreparedRequest:
     """Image → request. Raises `ImageError`, `RateError` or `EncoderError`."""
     encoded = encoder.encode_image(image, rate)
     data = encoded.packet.to_bytes()
     edge_ms = (encoded.decode_image_ms, encoded.preprocess_ms, encoded.encode_ms, encoded.code_ms)
-    return Prepared(question.request(packet=data), len(data), len(encoded.packet.layers), edge_ms)
+    return PreparedRequest(question.request(packet=data), len(data), len(encoded.packet.layers), edge_ms)
 
 
-def prepare_file(data: bytes, question: Question) -> Prepared:
+def prepare_file(data: bytes, question: Question) -> PreparedRequest:
     """An image file's bytes → request that sends them as they are."""
-    return Prepared(question.request(image_file=data), len(data), 0, NO_EDGE_MS)
+    return PreparedRequest(question.request(image_file=data), len(data), 0, NO_EDGE_MS)
 
 
 def check_server(info: pb.GetServerInfoResponse, bundle: Bundle, server: str) -> None:
@@ -274,7 +274,7 @@ class Client:
                 sent.error = self._explained(error)
         return Outcome(sent.index, sent.image, error=sent.error)
 
-    def ask(self, prepared: Prepared) -> Result:
+    def ask(self, prepared: PreparedRequest) -> Result:
         """Sends one request that `prepare` or `prepare_file` made. Raises as `classify`, but for `ImageError`."""
         started = time.perf_counter()
         try:
@@ -331,7 +331,7 @@ class _Sent:
 
     def __init__(self, index: int, image: ImageLike) -> None:
         self.index, self.image = index, image
-        self.prepared: Prepared | None = None
+        self.prepared: PreparedRequest | None = None
         self.request: pb.ClassifyRequest | None = None  # as it went
         self.error: ThinwireError | None = None
         self.call: grpc.Future | None = None

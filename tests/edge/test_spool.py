@@ -17,7 +17,7 @@ import pytest
 from edge.errors import OutputError, SpoolBusy, SpoolDiskFull, SpoolError, SpoolFull, SpoolReadOnly
 from edge.field.sinks import Delivery, FileSink, StreamSink, WebhookSink
 from edge.field.spool import ROW_BYTES, Spool
-from edge.field.spool_file import look
+from edge.field.spool_file import spool_facts
 from tests.tiny_disk import mounted_disk
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -125,7 +125,7 @@ def test_what_was_acknowledged_survives_kill_9(tmp_path):
             break
     with pytest.raises(SpoolBusy, match="another process"):
         Spool(path)
-    assert look(path)["running"]
+    assert spool_facts(path)["running"]
     writer.send_signal(signal.SIGKILL)
     last = max([40, *(int(line) for line in writer.stdout if line.endswith("\n"))])
     writer.wait()
@@ -246,7 +246,7 @@ def test_a_disk_that_turns_read_only_is_told(tiny_disk):
     subprocess.run(remount, check=True)
     with pytest.raises(SpoolReadOnly, match="--spool"):
         Spool(tiny_disk / "s.db")
-    assert look(tiny_disk / "s.db")["waiting_frames"] == 1
+    assert spool_facts(tiny_disk / "s.db")["waiting_frames"] == 1
 
 
 def test_a_place_that_takes_no_files_is_told(tmp_path):
@@ -254,7 +254,7 @@ def test_a_place_that_takes_no_files_is_told(tmp_path):
     with pytest.raises(SpoolReadOnly, match="--spool"):
         Spool(tmp_path / "file" / "s.db")
     with pytest.raises(SpoolError, match="no spool"):
-        look(tmp_path / "none.db")
+        spool_facts(tmp_path / "none.db")
 
 
 @pytest.mark.parametrize("damage", ["header", "middle", "empty", "text"])
@@ -434,7 +434,7 @@ def test_an_early_result_comes_before_the_final_one(tmp_path):
 
 def test_look_works_beside_the_writer(spool):
     put(spool, 1)
-    facts = look(spool.path)
+    facts = spool_facts(spool.path)
     assert (facts["waiting_frames"], facts["running"], facts["waiting_bytes"]) == (1, True, 400)
     with sqlite3.connect(spool.path) as other:
         assert other.execute("SELECT count(*) FROM frames").fetchone() == (1,)
