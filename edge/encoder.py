@@ -19,7 +19,7 @@ from thinwire.errors import ImageError
 from thinwire.imaging import open_image, upright_rgb
 from thinwire.packet import Packet
 
-PROVIDERS = ("cpu", "cuda", "tensorrt")
+PROVIDERS = ("cpu", "cuda")
 MAX_THREADS = 256
 
 ImageLike = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
@@ -45,8 +45,8 @@ class Encoder:
     """One bundle's encoder: a network in one ONNX Runtime session, or Pillow's AV1 encoder for a `still`.
 
     threads: CPU threads of one encode, 1 or more. precision: `fp32`, `int8`, or `auto` (what the bundle's card
-    recommends). provider: `cpu`, `cuda` or `tensorrt` (the latter two need onnxruntime-gpu). A `still` runs on one
-    thread of the CPU, whatever these say.
+    recommends). provider: `cpu`, or `cuda` (needs onnxruntime-gpu). A `still` runs on one thread of the CPU, whatever
+    these say.
 
     Guarantees: the provider asked for is the one that runs, never a silent fallback; symbols have the card's shape and
     range; may be shared by threads. Requirements: views as `Bundle.view` makes them. Raises `EncoderError` when the

@@ -11,7 +11,7 @@ import onnxruntime as ort
 from edge.errors import EncoderError
 from thinwire.bundle import Bundle
 
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
 class OnnxAnalysis:

@@ -38,13 +38,12 @@ def span(interval: list[float] | None, spec: str, scale: float = 1) -> str:
 
 
 def critical(found: Found) -> str:
-    header = ["data, CLIP", "codec", "critical rate, bytes (95 %)", "kneed", "bytes at 0.95"]
+    header = ["data, CLIP", "codec", "critical rate, bytes (95 %)", "bytes at 0.95"]
     rows = [
         [
             each["group"],
             each["codec"],
             form(each["bytes"], ",.0f") + span(each["ci95"], ",.0f") if each["bytes"] else f"– ({each['reason']})",
-            form(each["kneed_bytes"], ",.0f"),
             form(each["bytes_at_level"], ",.0f"),
         ]
         for each in found

@@ -24,9 +24,9 @@ FINDINGS = {
     "sections": {
         "critical-rate": [
             {"group": "a", "codec": "layered", "bytes": 321.0, "ci95": [250.0, 400.0], "reason": None}
-            | {"kneed_bytes": 300.0, "bytes_at_level": None},
+            | {"bytes_at_level": None},
             {"group": "a", "codec": "conv", "bytes": None, "ci95": None, "reason": "3 rates: a knee needs 4"}
-            | {"kneed_bytes": None, "bytes_at_level": 700.0},
+            | {"bytes_at_level": 700.0},
         ],
         "architecture": [
             {"group": "a", "budget": 256, "first": "layered", "second": "conv", "rates": ["low", "low"]}

@@ -15,14 +15,13 @@ import numpy as np
 from benchmarks.accuracy.evaluate import Record
 from benchmarks.results.rows import correct
 from benchmarks.results.saving import saving_between
-from benchmarks.stats.paired import cost_at, hits, mcnemar_p
+from benchmarks.stats.paired import cost_at, hits, mcnemar_p, paired_difference
 from thinwire.errors import ThinwireError
 
 if TYPE_CHECKING:
     from synthesis.adapter import Adapter
     from thinwire.bundle import Bundle
 
-RESAMPLES = 2000
 SUFFIX = "+adapter"
 
 
@@ -45,23 +44,6 @@ def load_for(path: str, bundles: Sequence[Bundle]) -> Adapter:
     return adapter
 
 
-def paired_gain(adapted: np.ndarray, plain: np.ndarray, seed: int = 0) -> tuple[float, tuple[float, float]]:
-    """bool (N,) each, the same images → difference of top-1, and its 95% interval by a paired bootstrap over images.
-
-    >>> paired_gain(np.array([1, 1, 1, 0], bool), np.array([1, 1, 0, 0], bool))[0]
-    0.25
-    """
-    if adapted.shape != plain.shape or not len(adapted):
-        raise ValueError(f"a paired comparison needs the same images: {adapted.shape} and {plain.shape}")
-    gained, lost = int((adapted & ~plain).sum()), int((plain & ~adapted).sum())
-    count = len(adapted)
-    # An image is gained, lost or neither: how many of each a resample holds is multinomial.
-    shares = np.array([gained, lost, count - gained - lost]) / count
-    draws = np.random.default_rng(seed).multinomial(count, shares, RESAMPLES)  # (R, 3)
-    low, high = np.percentile((draws[:, 0] - draws[:, 1]) / count, [2.5, 97.5])
-    return (gained - lost) / count, (float(low), float(high))
-
-
 def gains(
     rates: Sequence[str], sizes: np.ndarray, plain: np.ndarray, adapted: Mapping[str, np.ndarray], seed: int = 0
 ) -> dict[str, Any]:
@@ -75,7 +57,7 @@ def gains(
     rows = []
     for rate, own, other, size in zip(rates, plain, with_adapter, means):
         if rate in adapted:
-            gain, interval = paired_gain(other, own, seed)
+            gain, interval = paired_difference(other, own, seed)
             needed = cost_at(means, plain.mean(axis=1), other.mean())
             rows.append(
                 {

@@ -10,14 +10,14 @@ from benchmarks.report.charts import Chart, Series
 from benchmarks.report.section import Section, chart_section, ends, number
 from benchmarks.results.curves import Curve, curves_of, study_groups
 from benchmarks.results.rows import Group
-from benchmarks.stats.critical_rate import MIN_POINTS, find_knee, knee_ratio, kneed_bytes
+from benchmarks.stats.critical_rate import MIN_POINTS, find_knee, knee_ratio
 from benchmarks.stats.paired import cost_at
 
 LEVEL = 0.95
 NOTE = (
     "The critical rate is the knee of a segmented regression of top-1 on log2(bytes), level above the knee (after "
     "Muggeo 2003), with its bootstrap interval over images; < and > mark an interval that ends where the measured "
-    f"rates do. Beside it what kneed (Satopää 2011) calls the knee, and the bytes at which {100 * LEVEL:.0f} % of the "
+    f"rates do. Beside it the bytes at which {100 * LEVEL:.0f} % of the "
     "uncompressed top-1 is reached. Peers along their Pareto fronts. A knee needs four rates."
 )
 MODELS_NOTE = (
@@ -46,7 +46,7 @@ def critical_section(out: Path) -> Section | None:
                 line=False,
             )
         )
-        header = ["codec", "critical rate, bytes", "plateau", "lost by halving below", "kneed", f"bytes at {LEVEL:g}"]
+        header = ["codec", "critical rate, bytes", "plateau", "lost by halving below", f"bytes at {LEVEL:g}"]
         tables.append((group.title, header, [_line(each) for each in found]))
     charts = []
     if any(each.x for each in series):
@@ -73,7 +73,6 @@ def _knee_of(curve: Curve, group: Group) -> dict[str, Any]:
         "plateau_top1": None if knee.plateau is None else round(knee.plateau, 4),
         "top1_lost_by_halving": None if knee.slope is None else round(knee.slope, 4),
         "reason": knee.reason,
-        "kneed_bytes": _round(kneed_bytes(curve.sizes, values)) if comparable else None,
         "bytes_at_level": None if crossing is None or crossing.cost is None else _round(crossing.cost),
         "at_most": bool(crossing and crossing.at_most),
     }
@@ -92,7 +91,6 @@ def _line(each: dict[str, Any]) -> list[str]:
         told,
         number(each["plateau_top1"], ".3f"),
         number(each["top1_lost_by_halving"], ".3f"),
-        number(each["kneed_bytes"], ",.0f"),
         "≤ " + level if each["at_most"] else level,
     ]
 

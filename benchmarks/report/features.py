@@ -12,8 +12,7 @@ from benchmarks.codecs.grid import FAMILY
 from benchmarks.report.charts import Chart, Series
 from benchmarks.report.section import Section, chart_section, ends, number
 from benchmarks.results.groups import by_codec, bytes_mean, point_groups
-from benchmarks.stats.comparison import paired_difference
-from benchmarks.stats.paired import mcnemar_p, relative_top1
+from benchmarks.stats.paired import mcnemar_p, paired_difference, relative_top1
 from benchmarks.study import blip, linear_probe, retrieval
 
 PROBE_NOTE = (
@@ -46,7 +45,7 @@ def probe_section(out: Path) -> Section | None:
             shares: dict[str, list[float]] = {"originals": [], "decoded": []}
             for point in points:
                 old, new = (_probe_right(point, name) for name in ("originals", "decoded"))
-                gain, interval = paired_difference(new.astype(float) - old, point["key"]["seed"])
+                gain, interval = paired_difference(new, old, point["key"]["seed"])
                 p = mcnemar_p(old, plain)
                 size = bytes_mean(point)
                 told = f"{100 * gain:+.1f}" + ends([100 * end for end in interval], "+.1f")
@@ -120,7 +119,7 @@ def retrieval_section(out: Path) -> Section | None:
                     else:
                         first = np.array(ranks) <= 1
                         change, interval = paired_difference(
-                            first.astype(float) - (np.array(before[direction]) <= 1), point["key"]["seed"]
+                            first, np.array(before[direction]) <= 1, point["key"]["seed"]
                         )
                         row.append(f"{100 * change:+.1f}" + ends([100 * end for end in interval], "+.1f"))
                         found |= {"r1_change": round(change, 5), "ci95": [round(end, 5) for end in interval]}

@@ -13,7 +13,7 @@ from benchmarks.report.charts import Chart, Series
 from benchmarks.report.section import Section, chart_section, ends, number
 from benchmarks.results.curves import Curve, curves_of, study_groups
 from benchmarks.results.rows import Group, correct
-from benchmarks.stats.comparison import paired_difference
+from benchmarks.stats.paired import paired_difference
 from benchmarks.stats.reliability import calibration_interval, expected_calibration_error, reliability
 
 SINGLE = "1"
@@ -44,7 +44,7 @@ def prompts_section(out: Path) -> Section | None:
                 repairs = []
                 for row, point in zip(curve.rows, curve.points):
                     gain = correct(point, name).astype(float) - correct(point, SINGLE)
-                    repair, interval = paired_difference(gain - gain_before, group.reference["key"]["seed"])
+                    repair, interval = paired_difference(gain, gain_before, group.reference["key"]["seed"])
                     repairs.append((repair, *interval))
                     accuracies = [float(correct(point, each).mean()) for each in (SINGLE, name)]
                     rows.append(

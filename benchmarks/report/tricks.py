@@ -15,8 +15,7 @@ from benchmarks.report.section import Section, chart_section, ends, number
 from benchmarks.results.curves import study_groups
 from benchmarks.results.groups import bytes_mean, point_groups
 from benchmarks.results.rows import correct
-from benchmarks.stats.comparison import holm, paired_difference
-from benchmarks.stats.paired import mcnemar_p
+from benchmarks.stats.paired import holm, mcnemar_p, paired_difference
 from benchmarks.study import tricks
 
 NOTE = (
@@ -84,10 +83,9 @@ def tricks_section(out: Path) -> Section | None:
 
 
 def _trick(point: Mapping[str, Any], trick: str) -> dict[str, Any]:
-    change = tricks.differences(point, trick)
-    mean, interval = paired_difference(change, point["key"]["seed"])
     plain = np.array([a == t for a, t in zip(point["answers"][tricks.PLAIN], point["targets"])])
     tried = np.array([a == t for a, t in zip(point["answers"][trick], point["targets"])])
+    mean, interval = paired_difference(tried, plain, point["key"]["seed"])
     pairs = zip(point["pooled_cosine"][trick], point["pooled_cosine"][tricks.PLAIN])
     cosines = [a - b for a, b in pairs if a is not None and b is not None]
     return {
@@ -113,9 +111,9 @@ def decoders_section(out: Path) -> Section | None:
         for first, second in itertools.combinations(families, 2):
             if _sent_by(first) != _sent_by(second) or first["parameters"] == second["parameters"]:
                 continue
-            gain = correct(second, name).astype(float) - correct(first, name)
-            change, interval = paired_difference(gain, first["key"]["seed"])
-            p = mcnemar_p(correct(second, name), correct(first, name))
+            after, before = correct(second, name), correct(first, name)
+            change, interval = paired_difference(after, before, first["key"]["seed"])
+            p = mcnemar_p(after, before)
             told = f"{100 * change:+.1f}" + ends([100 * end for end in interval], "+.1f")
             psnr = [_mean(point["images"]["psnr_db"]) for point in (first, second)]
             dB = ["–" if value is None else f"{value:.1f}" for value in psnr]

@@ -1,6 +1,6 @@
 """Many codecs against each other on the same images, and one figure against another over many points. Plain functions.
 
-Sources: S. Holm, "A simple sequentially rejective multiple test procedure" (1979); Spearman 1904; the area under the
+Sources: Spearman 1904; the area under the
 ROC curve as Mann and Whitney's statistic (Hanley and McNeil 1982).
 """
 
@@ -12,24 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.stats.paired import mcnemar_p
+from benchmarks.stats.paired import holm, mcnemar_p
 
 RESAMPLES = 1000
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """p values corrected so that the chance of any false rejection among all of them stays below the level.
-
-    >>> holm([0.01, 0.04, 0.03])
-    [0.03, 0.06, 0.06]
-    """
-    order = sorted(range(len(p_values)), key=lambda place: p_values[place])
-    corrected = [0.0] * len(p_values)
-    largest = 0.0
-    for rank, place in enumerate(order):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))
-        corrected[place] = largest
-    return corrected
 
 
 @dataclass(frozen=True)
@@ -139,14 +124,3 @@ def auc(scores: Sequence[float], positive: Sequence[bool]) -> float | None:
     if count in (0, len(own)):
         return None
     return float((rankdata(values)[own].sum() - count * (count + 1) / 2) / (count * (len(own) - count)))
-
-
-def paired_difference(
-    values: np.ndarray, seed: int = 0, resamples: int = RESAMPLES
-) -> tuple[float, tuple[float, float]]:
-    """Mean over images of a paired difference (N,), with its 95 % percentile bootstrap interval."""
-    values = np.asarray(values, float)
-    count = len(values)
-    draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), resamples) / count
-    low, high = np.percentile(draws @ values, [2.5, 97.5])
-    return float(values.mean()), (float(low), float(high))

@@ -6,13 +6,12 @@ accuracy on log2(bytes) with two joined pieces, of which the upper one is level:
     accuracy(x) = plateau - slope * max(0, knee - x),    x = log2(bytes), slope >= 0
 
 The upper piece is level because a codec with bytes enough ends at what the uncompressed image gives. The knee is found
-by least squares on a fine grid, for each resample of the images anew. Beside it stand two other readings of the same
-curve: kneed's ("Kneedle", Satopää et al. 2011) and the bytes at which 95 % of the uncompressed accuracy is reached.
+by least squares on a fine grid, for each resample of the images anew. Beside it
+stands another reading of the same curve: the bytes at which 95 % of the uncompressed accuracy is reached.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -127,15 +126,3 @@ def fit_segments(x: np.ndarray, shares: np.ndarray) -> tuple[np.ndarray, np.ndar
     slope = slopes[rows, best]
     plateau = shares.mean(1) + slope * below[best].mean(1)
     return knees[best], plateau, slope
-
-
-def kneed_bytes(sizes: Sequence[float], values: Sequence[float]) -> float | None:
-    """What the library kneed calls the knee of a rising, concave curve, on log2(bytes); None where it sees none."""
-    from kneed import KneeLocator
-
-    order = np.argsort(sizes)
-    x, y = np.log2(np.asarray(sizes, float)[order]), np.asarray(values, float)[order]
-    if len(x) < 3 or math.isclose(float(y.min()), float(y.max())):
-        return None
-    found = KneeLocator(x, y, curve="concave", direction="increasing").knee
-    return None if found is None else float(2**found)

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+BOOTSTRAP_RESAMPLES = 2000
+
 
 def mcnemar_p(correct: np.ndarray, reference: np.ndarray) -> float:
     """Exact two-sided p of McNemar's test: are two ways of looking at the same images equally often right?
@@ -84,21 +86,22 @@ def cost_at(costs: Sequence[float], values: Sequence[float], level: float) -> Cr
 
 
 def paired_difference(
-    correct: np.ndarray, other: np.ndarray, seed: int = 0, resamples: int = 2000
+    first: np.ndarray, second: np.ndarray, seed: int = 0, resamples: int = BOOTSTRAP_RESAMPLES
 ) -> tuple[float, tuple[float, float]]:
-    """Share right of `correct` minus that of `other`, with its 95% interval from a paired bootstrap over images.
+    """Mean of `first` minus mean of `second`, with its 95 % percentile interval from a paired bootstrap over images.
 
-    correct, other: bool (N,), the same images in the same order. How many images of a resample only one gets right is
-    multinomial, so the resamples are drawn as counts.
+    first, second: bool or float (N,), the same images in the same order. A resample is fixed by how often it holds each
+    value of the difference, and these counts are multinomial: the same distribution as drawing the images one by one.
+
+    >>> paired_difference(np.array([1, 1, 1, 0], bool), np.array([1, 1, 0, 0], bool))[0]
+    0.25
     """
-    if correct.shape != other.shape or not correct.size:
-        raise ValueError(f"a paired comparison needs the same images: {correct.shape} and {other.shape}")
-    count = len(correct)
-    gained, lost = int((correct & ~other).sum()), int((other & ~correct).sum())
-    shares = np.array([gained, lost, count - gained - lost]) / count
-    drawn = np.random.default_rng(seed).multinomial(count, shares, resamples)  # (resamples, 3)
-    low, high = np.percentile((drawn[:, 0] - drawn[:, 1]) / count, [2.5, 97.5])
-    return (gained - lost) / count, (float(low), float(high))
+    if first.shape != second.shape or not first.size:
+        raise ValueError(f"a paired comparison needs the same images: {first.shape} and {second.shape}")
+    values, counts = np.unique(np.asarray(first, float) - second, return_counts=True)  # (U,) each
+    drawn = np.random.default_rng(seed).multinomial(len(first), counts / len(first), resamples)  # (resamples, U)
+    low, high = np.percentile(drawn @ values / len(first), [2.5, 97.5])
+    return float(values @ counts / len(first)), (float(low), float(high))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -112,9 +115,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
         highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[index]))
         adjusted[index] = highest
     return adjusted
-
-
-BOOTSTRAP_RESAMPLES = 2000
 
 
 def hits(predictions: Sequence[Sequence[str]], targets: Sequence[str], k: int) -> np.ndarray:

@@ -8,7 +8,7 @@ decoder.safetensors: give both to --families; the report finds such pairs among 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -162,13 +162,3 @@ def _enlarged(coder: Coder, view: np.ndarray, kernel: Image.Resampling) -> np.nd
     data = codecs.encode(peer, view, settings["height"], settings["width"], settings[peer.dial])
     small = Image.fromarray(np.ascontiguousarray(peer.decode(data)))
     return np.asarray(small.resize((view.shape[1], view.shape[0]), kernel))
-
-
-def differences(point: dict[str, Any], trick: str) -> np.ndarray:
-    """+1 where the trick made an image right, -1 where it made it wrong, 0 else: float (N,)."""
-    targets: Sequence[int] = point["targets"]
-    right = {
-        name: np.array([answer == target for answer, target in zip(point["answers"][name], targets)], float)
-        for name in (PLAIN, trick)
-    }
-    return right[trick] - right[PLAIN]

@@ -62,9 +62,7 @@ def add_codec_options(sub: argparse.ArgumentParser) -> None:
     group.add_argument("--rate", metavar="low|mid|high", help="how much to send of an image (mid); run: also auto")
     group.add_argument("--threads", type=positive, default=1, metavar="N", help="CPU threads of the encoder (1)")
     group.add_argument("--precision", default="auto", choices=["auto", "fp32", "int8"], help="encoder weights (auto)")
-    group.add_argument(
-        "--provider", default="cpu", choices=["cpu", "cuda", "tensorrt"], help="ONNX Runtime provider (cpu)"
-    )
+    group.add_argument("--provider", default="cpu", choices=["cpu", "cuda"], help="ONNX Runtime provider (cpu)")
 
 
 def positive(text: str) -> int:

@@ -11,8 +11,9 @@ import pytest
 pytest.importorskip("torch")
 
 from benchmarks import cli
-from benchmarks.accuracy.adapter_gain import gains, lines, paired_gain
+from benchmarks.accuracy.adapter_gain import gains, lines
 from benchmarks.codecs.peers import png_bytes
+from benchmarks.stats.paired import paired_difference
 from cloud.networks.clip import load_clip
 from tests.cloud.adapters import write_random_adapter
 from tests.cloud.tiny_clip import write_tiny_clip
@@ -27,12 +28,12 @@ def test_the_paired_interval_counts_only_images_that_changed():
     plain = flags(*range(400), count=1000)
     adapted = plain.copy()
     adapted[500:560], adapted[:20] = True, False  # 60 won, 20 lost
-    gain, (low, high) = paired_gain(adapted, plain)
+    gain, (low, high) = paired_difference(adapted, plain)
     assert gain == pytest.approx(0.04)
     assert high - low == pytest.approx(2 * 1.96 * (0.08 - 0.04**2) ** 0.5 / 1000**0.5, rel=0.15)
-    assert paired_gain(plain, plain) == (0.0, (0.0, 0.0))
+    assert paired_difference(plain, plain) == (0.0, (0.0, 0.0))
     with pytest.raises(ValueError, match="same images"):
-        paired_gain(plain, plain[:-1])
+        paired_difference(plain, plain[:-1])
 
 
 def test_gains_at_equal_bytes_and_at_equal_accuracy():

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks.stats.comparison import Rate, auc, correlate, duels, holm, paired_difference, rank_correlation
-from benchmarks.stats.paired import mcnemar_p
+from benchmarks.stats.comparison import Rate, auc, correlate, duels, rank_correlation
+from benchmarks.stats.paired import holm, mcnemar_p, paired_difference
 from benchmarks.stats.reliability import calibration_interval, expected_calibration_error, reliability
 
 
@@ -69,7 +69,7 @@ def test_paired_difference_covers_the_truth():
     rng = np.random.default_rng(5)
     held = 0
     for number in range(300):
-        _, (low, high) = paired_difference(rng.normal(0.1, 1, 150), number, 400)
+        _, (low, high) = paired_difference(rng.normal(0.1, 1, 150), np.zeros(150), number, 400)
         held += low <= 0.1 <= high
     assert held / 300 == pytest.approx(0.945, abs=0.03)
 

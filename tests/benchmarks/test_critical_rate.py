@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks.stats.critical_rate import find_knee, fit_segments, knee_ratio, kneed_bytes
+from benchmarks.stats.critical_rate import find_knee, fit_segments, knee_ratio
 
 SHAPES = ((6, 300, 0.10), (9, 300, 0.15), (9, 100, 0.15), (9, 200, 0.08), (12, 400, 0.15))  # rates, images, slope
 
@@ -58,13 +58,6 @@ def test_what_has_no_knee_says_why():
     rising = np.arange(200)[None] < np.arange(1, 7)[:, None] * 30  # as steep at the end as at the beginning
     assert "still rises" in find_knee(sizes, rising).reason
     assert "3 rates" in find_knee(sizes[:3], level[:3]).reason
-
-
-def test_kneed_beside_it():
-    sizes = 2.0 ** np.arange(5, 13)
-    values = 0.8 - 0.15 * np.maximum(0, 8 - np.arange(5, 13))
-    assert kneed_bytes(sizes, values) == pytest.approx(256)
-    assert kneed_bytes(sizes, np.full(8, 0.5)) is None
 
 
 def test_the_ratio_of_two_knees():

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from benchmarks.stats.paired import cost_at, holm, mcnemar_p, paired_difference, pareto_front
+from benchmarks.stats.paired import cost_at, mcnemar_p, paired_difference, pareto_front
 
 POINTS = st.lists(st.tuples(st.integers(1, 30), st.integers(0, 30)), max_size=40)
 
@@ -103,11 +103,3 @@ def test_a_paired_difference_is_the_bootstrap_over_images(gained, lost):
     assert (low, high) == pytest.approx(np.percentile(one_by_one, [2.5, 97.5]), abs=0.02)
     with pytest.raises(ValueError, match="same images"):
         paired_difference(correct, other[1:])
-
-
-def test_holm_against_statsmodels():
-    from statsmodels.stats.multitest import multipletests
-
-    values = np.random.default_rng(0).uniform(0, 0.2, 12).tolist()
-    assert holm(values) == pytest.approx(multipletests(values, method="holm")[1].tolist())
-    assert holm([]) == []
