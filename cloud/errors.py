@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from thinwire.contract import Reason
 from thinwire.errors import ThinwireError
 
 
 class ClipUnavailable(ThinwireError):
     """The CLIP model asked for cannot be loaded; the message names the fix."""
 
-    reason: ClassVar[str] = "CLIP_UNAVAILABLE"
+    reason: ClassVar[str] = Reason.CLIP_UNAVAILABLE
 
 
 class ClipMismatch(ThinwireError):
     """A bundle decodes into the embedding space of another CLIP than the one that is loaded."""
 
-    reason: ClassVar[str] = "CLIP_MISMATCH"
+    reason: ClassVar[str] = Reason.CLIP_MISMATCH
 
 
 class DeviceUnavailable(ThinwireError):
@@ -28,13 +29,13 @@ class DeviceUnavailable(ThinwireError):
 class InvalidRequest(ThinwireError):
     """The request itself is wrong (no image, two sources, too many texts, ...)."""
 
-    reason: ClassVar[str] = "INVALID_REQUEST"
+    reason: ClassVar[str] = Reason.INVALID_REQUEST
 
 
 class QueueFull(ThinwireError):
     """The service holds as much work as it accepts; try again after `retry_after_ms`."""
 
-    reason: ClassVar[str] = "QUEUE_FULL"
+    reason: ClassVar[str] = Reason.QUEUE_FULL
 
     def __init__(self, message: str, retry_after_ms: int) -> None:
         super().__init__(message)
@@ -44,67 +45,67 @@ class QueueFull(ThinwireError):
 class DeadlinePassed(ThinwireError):
     """The caller's deadline passed before the answer was ready; the work was dropped."""
 
-    reason: ClassVar[str] = "DEADLINE"
+    reason: ClassVar[str] = Reason.DEADLINE
 
 
 class ShuttingDown(ThinwireError):
     """The service is stopping and accepts nothing new; another replica may."""
 
-    reason: ClassVar[str] = "SHUTTING_DOWN"
+    reason: ClassVar[str] = Reason.SHUTTING_DOWN
 
 
 class InferenceFailed(ThinwireError):
     """The networks failed on this one item (its neighbours in the batch were answered)."""
 
-    reason: ClassVar[str] = "INFERENCE_FAILED"
+    reason: ClassVar[str] = Reason.INFERENCE_FAILED
 
 
 class CannotDecode(ThinwireError):
     """These packets cannot become pictures here; the message says why."""
 
-    reason: ClassVar[str] = "CANNOT_DECODE"
+    reason: ClassVar[str] = Reason.CANNOT_DECODE
 
 
 class UnknownClip(ThinwireError):
     """The request names a CLIP that this server was not given."""
 
-    reason: ClassVar[str] = "UNKNOWN_MODEL"
+    reason: ClassVar[str] = Reason.UNKNOWN_MODEL
 
 
 class UnknownLabelSet(ThinwireError):
     """The handle is of no label set that this server holds; registering the labels again helps."""
 
-    reason: ClassVar[str] = "UNKNOWN_LABEL_SET"
+    reason: ClassVar[str] = Reason.UNKNOWN_LABEL_SET
 
 
 class UnknownFrame(ThinwireError):
     """Layers came for a frame that is not waiting for any; sending the whole packet helps."""
 
-    reason: ClassVar[str] = "UNKNOWN_FRAME"
+    reason: ClassVar[str] = Reason.UNKNOWN_FRAME
 
 
 class Unauthenticated(ThinwireError):
     """No token, or none that is valid here. The message never repeats what was sent."""
 
-    reason: ClassVar[str] = "UNAUTHENTICATED"
+    reason: ClassVar[str] = Reason.UNAUTHENTICATED
 
 
 class PermissionDenied(ThinwireError):
     """The call is for operators; what it carried does not show one."""
 
-    reason: ClassVar[str] = "PERMISSION_DENIED"
+    reason: ClassVar[str] = Reason.PERMISSION_DENIED
 
 
 class SearchOff(ThinwireError):
     """This server keeps no frames, so there is nothing to search."""
 
-    reason: ClassVar[str] = "SEARCH_OFF"
+    reason: ClassVar[str] = Reason.SEARCH_OFF
 
 
 class RateLimited(QueueFull):
     """This client sends more than its share; try again after `retry_after_ms`."""
 
-    reason: ClassVar[str] = "RATE_LIMITED"
+    reason: ClassVar[str] = Reason.RATE_LIMITED
 
 
 class BadConfiguration(ThinwireError):
@@ -116,7 +117,7 @@ class BadConfiguration(ThinwireError):
 class StoreFailed(ThinwireError):
     """Kept frames cannot be read or written; answers go on. The message says what is wrong with the disk."""
 
-    reason: ClassVar[str] = "STORE_FAILED"
+    reason: ClassVar[str] = Reason.STORE_FAILED
 
 
 class StoreDamaged(StoreFailed):

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from thinwire.contract import DEFAULT_SERVER, DEFAULT_TOP_K
+
+__all__ = [
+    "CANNOT_RUN",
+    "DEFAULT_BUNDLE",
+    "DEFAULT_IN_FLIGHT",
+    "DEFAULT_SERVER",
+    "DEFAULT_TIMEOUT_S",
+    "DEFAULT_TOP_K",
+    "INTERRUPTED",
+    "OK",
+    "SOME_FAILED",
+]
+
 DEFAULT_BUNDLE = "layered"
-DEFAULT_SERVER = "127.0.0.1:50051"
 DEFAULT_TIMEOUT_S = 30.0
-DEFAULT_TOP_K = 5
 DEFAULT_IN_FLIGHT = 4
 
 OK, SOME_FAILED, CANNOT_RUN, INTERRUPTED = 0, 1, 2, 130

@@ -178,7 +178,7 @@ def test_the_doctor_compares_clocks_with_the_real_cloud(address, bundle, monkeyp
 
 
 def test_a_server_of_another_release_is_told_and_still_used(address, bundle, run, monkeypatch, capsys):
-    monkeypatch.setattr("cloud.front.info.version", lambda: "99.1.0")
+    monkeypatch.setattr("cloud.front.info.__version__", "99.1.0")
     assert main(["doctor", "--server", address, "--bundle", str(bundle.path), "--json"]) == 0
     checks = {check["name"]: check for check in json.loads(capsys.readouterr().out)["checks"]}
     assert checks["version"]["status"] == "warning"

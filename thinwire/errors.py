@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from thinwire.contract import Reason
+
 
 class ThinwireError(Exception):
     """Base of everything that thinwire raises on purpose; `str(error)` is one sentence that names the fix."""
@@ -48,13 +50,13 @@ class DamagedFrame(PacketError):
 class PacketTooLarge(PacketError):
     """A packet or layer is larger than the format allows; nothing of it was read."""
 
-    reason: ClassVar[str] = "TOO_LARGE"
+    reason: ClassVar[str] = Reason.TOO_LARGE
 
 
 class UnknownModel(PacketError):
     """The packet was made by a model (bundle) that this end does not hold."""
 
-    reason: ClassVar[str] = "UNKNOWN_MODEL"
+    reason: ClassVar[str] = Reason.UNKNOWN_MODEL
 
 
 class BundleError(ThinwireError):

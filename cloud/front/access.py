@@ -16,10 +16,10 @@ import grpc
 
 from cloud.errors import BadConfiguration, Unauthenticated
 from cloud.front.replies import abort
+from thinwire.contract import is_loopback
 
 log = logging.getLogger(__name__)
 
-LOOPBACK = re.compile(r"localhost|127\.\d+\.\d+\.\d+|::1")
 SEARCH = "/thinwire.v1.SearchService/"
 OPEN_SERVICES = ("/grpc.health.v1.Health/",)  # probes carry no tokens, and health tells nothing else
 MIN_TOKEN_CHARS = 16
@@ -53,7 +53,7 @@ class Security:
             raise BadConfiguration("--tls-cert and --tls-key go together: give both, or none")
         if self.client_ca and not self.tls:
             raise BadConfiguration("--tls-client-ca asks clients for certificates: it needs --tls-cert and --tls-key")
-        if not self.tls and not LOOPBACK.fullmatch(host) and not self.allow_plaintext:
+        if not self.tls and not is_loopback(host) and not self.allow_plaintext:
             raise BadConfiguration(
                 f"--host {host} without TLS would let anyone on the way read images and tokens: give --tls-cert and "
                 "--tls-key, or --allow-plaintext where something in front ends TLS"
@@ -67,7 +67,7 @@ class Security:
     def operators_may_search(self, host: str) -> bool:
         """Whether the SearchService answers: to operators' tokens, and without any only where nobody but this machine
         gets in and no tokens tell cameras from operators."""
-        return self.operator_token_file is not None or (self.token_file is None and bool(LOOPBACK.fullmatch(host)))
+        return self.operator_token_file is not None or (self.token_file is None and is_loopback(host))
 
     def credentials(self) -> grpc.ServerCredentials | None:
         """None without TLS. Certificates are read again when their files have changed. Raises `BadConfiguration`."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import threading
 import time
 from collections import OrderedDict
@@ -12,10 +11,9 @@ from collections.abc import Callable
 import grpc
 
 from cloud.errors import RateLimited
+from thinwire.contract import DEVICE_KEY, is_device_id
 
 MAX_CLIENTS = 10_000
-DEVICE_KEY = "thinwire-device"
-_DEVICE = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 
 
 def client_of(context: grpc.aio.ServicerContext, by_token: bool) -> str:
@@ -40,7 +38,7 @@ def device_of(context: grpc.aio.ServicerContext, by_token: bool) -> str:
     if names := context.auth_context().get("x509_common_name"):
         return names[0].decode(errors="replace")
     for key, value in context.invocation_metadata() or ():
-        if key == DEVICE_KEY and isinstance(value, str) and _DEVICE.fullmatch(value):
+        if key == DEVICE_KEY and is_device_id(value):
             return value
     return client_of(context, by_token)
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import metadata
 from typing import TYPE_CHECKING
 
+from thinwire import __version__
 from thinwire import labels as label_rules
 from thinwire.packet import MAX_PACKET_BYTES
 from thinwire.prompts import PROMPT_SETS
@@ -13,14 +13,6 @@ from thinwire.v1 import inference_pb2 as pb
 if TYPE_CHECKING:
     from cloud.engine.engine import Engine
     from cloud.front.limits import ServerOptions
-
-
-def version() -> str:
-    """The installed version of thinwire; "0+source" in a checkout that was never installed."""
-    try:
-        return metadata.version("thinwire")
-    except metadata.PackageNotFoundError:
-        return "0+source"
 
 
 def device_name(device: str) -> str:
@@ -38,7 +30,7 @@ def server_info(engine: Engine, options: ServerOptions) -> pb.GetServerInfoRespo
     loaded = models.clip_of(models.default)
     clip = loaded.heads.clip
     info = pb.GetServerInfoResponse(
-        version=version(),
+        version=__version__,
         clip=pb.ClipInfo(name=clip.name, embed_dim=clip.embed_dim, image_size=clip.image_height, loaded=True),
         device=device_name(clip.device),
         prompt_sets=list(PROMPT_SETS),

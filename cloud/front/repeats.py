@@ -16,10 +16,9 @@ import grpc
 
 from cloud.front.admission import client_of
 from cloud.front.label_sets import LabelSet
+from thinwire.contract import MAX_SPOOL_CHARS, SPOOL_KEY
 from thinwire.v1 import inference_pb2 as pb
 
-SPOOL_KEY = "thinwire-spool"
-MAX_SPOOL_CHARS = 64
 ENTRY_BYTES = 400  # of Python's and the dictionary's own beside an answer, about
 
 

@@ -31,12 +31,12 @@ from cloud.front.replies import (
     timing_of,
 )
 from cloud.front.streams import FrameStream
+from thinwire.contract import TIME_KEY
 from thinwire.packet import Packet
 from thinwire.v1 import inference_pb2 as pb
 from thinwire.v1 import inference_pb2_grpc
 
 Context = grpc.aio.ServicerContext
-TIME_KEY = "thinwire-time"  # seconds since 1970, in the initial metadata of GetServerInfo
 
 
 class InferenceService(inference_pb2_grpc.InferenceServiceServicer):

@@ -9,6 +9,7 @@ from google.protobuf import duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 
 from cloud.errors import QueueFull
+from thinwire.contract import Reason
 from thinwire.errors import ThinwireError
 
 DOMAIN = "thinwire"
@@ -18,24 +19,24 @@ _CODES = {
     "BAD_PACKET": grpc.StatusCode.INVALID_ARGUMENT,
     "BAD_IMAGE": grpc.StatusCode.INVALID_ARGUMENT,
     "BAD_LABELS": grpc.StatusCode.INVALID_ARGUMENT,
-    "INVALID_REQUEST": grpc.StatusCode.INVALID_ARGUMENT,
+    Reason.INVALID_REQUEST: grpc.StatusCode.INVALID_ARGUMENT,
     # Not RESOURCE_EXHAUSTED: that means "again later" to retry policies, and an over-size input stays over-size.
-    "TOO_LARGE": grpc.StatusCode.INVALID_ARGUMENT,
-    "UNKNOWN_MODEL": grpc.StatusCode.NOT_FOUND,
-    "CLIP_MISMATCH": grpc.StatusCode.FAILED_PRECONDITION,
-    "UNKNOWN_LABEL_SET": grpc.StatusCode.NOT_FOUND,
-    "UNKNOWN_FRAME": grpc.StatusCode.NOT_FOUND,
-    "CANNOT_DECODE": grpc.StatusCode.FAILED_PRECONDITION,
-    "CLIP_UNAVAILABLE": grpc.StatusCode.FAILED_PRECONDITION,
-    "SEARCH_OFF": grpc.StatusCode.FAILED_PRECONDITION,
-    "STORE_FAILED": grpc.StatusCode.FAILED_PRECONDITION,
-    "PERMISSION_DENIED": grpc.StatusCode.PERMISSION_DENIED,
-    "UNAUTHENTICATED": grpc.StatusCode.UNAUTHENTICATED,
-    "QUEUE_FULL": grpc.StatusCode.RESOURCE_EXHAUSTED,
-    "RATE_LIMITED": grpc.StatusCode.RESOURCE_EXHAUSTED,
-    "DEADLINE": grpc.StatusCode.DEADLINE_EXCEEDED,
-    "SHUTTING_DOWN": grpc.StatusCode.UNAVAILABLE,
-    "INFERENCE_FAILED": grpc.StatusCode.INTERNAL,
+    Reason.TOO_LARGE: grpc.StatusCode.INVALID_ARGUMENT,
+    Reason.UNKNOWN_MODEL: grpc.StatusCode.NOT_FOUND,
+    Reason.CLIP_MISMATCH: grpc.StatusCode.FAILED_PRECONDITION,
+    Reason.UNKNOWN_LABEL_SET: grpc.StatusCode.NOT_FOUND,
+    Reason.UNKNOWN_FRAME: grpc.StatusCode.NOT_FOUND,
+    Reason.CANNOT_DECODE: grpc.StatusCode.FAILED_PRECONDITION,
+    Reason.CLIP_UNAVAILABLE: grpc.StatusCode.FAILED_PRECONDITION,
+    Reason.SEARCH_OFF: grpc.StatusCode.FAILED_PRECONDITION,
+    Reason.STORE_FAILED: grpc.StatusCode.FAILED_PRECONDITION,
+    Reason.PERMISSION_DENIED: grpc.StatusCode.PERMISSION_DENIED,
+    Reason.UNAUTHENTICATED: grpc.StatusCode.UNAUTHENTICATED,
+    Reason.QUEUE_FULL: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    Reason.RATE_LIMITED: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    Reason.DEADLINE: grpc.StatusCode.DEADLINE_EXCEEDED,
+    Reason.SHUTTING_DOWN: grpc.StatusCode.UNAVAILABLE,
+    Reason.INFERENCE_FAILED: grpc.StatusCode.INTERNAL,
 }
 
 

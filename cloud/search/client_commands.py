@@ -9,9 +9,9 @@ from datetime import datetime
 from pathlib import Path
 
 from cloud.errors import InvalidRequest
+from thinwire.contract import DEFAULT_SERVER, is_loopback
 
 COMMANDS = ("search", "forget", "kept")
-_LOCAL = "127.0.0.1:50051"
 
 
 def add_commands(commands) -> None:
@@ -45,7 +45,7 @@ def add_commands(commands) -> None:
         group.add_argument("--before", metavar="TIME", help="until: likewise")
     for sub in (search, forget, kept):
         line = sub.add_argument_group("the line to the server")
-        line.add_argument("--server", default=_LOCAL, metavar="HOST:PORT", help=f"server ({_LOCAL})")
+        line.add_argument("--server", default=DEFAULT_SERVER, metavar="HOST:PORT", help=f"server ({DEFAULT_SERVER})")
         line.add_argument("--tls-ca", type=Path, metavar="PEM", help="encrypt; trust the authority in this file")
         line.add_argument("--token-file", type=Path, metavar="FILE", help="file that holds an operator's token")
         line.add_argument("--timeout", type=float, default=30.0, metavar="S", help="seconds that it may take (30)")
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     metadata = [("authorization", f"Bearer {token}")] if token else []
     if args.tls_ca:
         channel = grpc.secure_channel(args.server, grpc.ssl_channel_credentials(args.tls_ca.read_bytes()))
-    elif token and not args.server.startswith(("127.", "localhost:", "[::1]:")):
+    elif token and not is_loopback(args.server.rpartition(":")[0]):
         raise InvalidRequest(f"a token must not cross the net to {args.server} unencrypted: give --tls-ca")
     else:
         channel = grpc.insecure_channel(args.server)

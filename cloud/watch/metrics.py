@@ -19,7 +19,7 @@ from prometheus_client import (
 )
 
 from cloud.engine.events import Observer
-from cloud.front.info import version
+from thinwire import __version__
 from thinwire.errors import ThinwireError
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class Metrics(Observer):
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)  # memory, CPU seconds, open files of this process
         PlatformCollector(registry=registry)
-        Gauge("thinwire_build_info", "Version of thinwire", ["version"], registry=registry).labels(version()).set(1)
+        Gauge("thinwire_build_info", "Version of thinwire", ["version"], registry=registry).labels(__version__).set(1)
         self._requests = Counter(
             "thinwire_requests_total",
             "Submissions to the engine by what became of them; reason as in ErrorInfo, empty for answers",

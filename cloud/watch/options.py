@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cloud.errors import BadConfiguration
-from cloud.front.access import LOOPBACK
+from thinwire.contract import is_loopback
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class WebOptions:
 
     def check(self) -> None:
         """Raises `BadConfiguration` where pictures would be shown beyond this machine without a word."""
-        if self.page and not LOOPBACK.fullmatch(self.host) and not self.allow_plaintext:
+        if self.page and not is_loopback(self.host) and not self.allow_plaintext:
             raise BadConfiguration(
                 f"--http-host {self.host} would show what cameras see to anyone on the way: give --no-page (metrics "
                 "and health alone), or --allow-plaintext where something in front ends TLS and asks who it is"

@@ -7,6 +7,7 @@ import time
 import grpc
 
 from cloud.engine.events import Observers
+from thinwire.contract import Reason
 
 KNOWN = ("/thinwire.v1.", "/grpc.health.", "/grpc.reflection.")
 
@@ -22,7 +23,7 @@ class RpcWatch(grpc.aio.ServerInterceptor):
         if not self._observers:
             return handler
         if handler is None:
-            self._observers.rpc("unknown", "UNIMPLEMENTED", 0.0)
+            self._observers.rpc("unknown", Reason.UNIMPLEMENTED, 0.0)
             return handler
         method = details.method.rpartition(".")[2] if details.method.startswith(KNOWN) else "unknown"
         if handler.unary_unary:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from cloud.engine.events import Observer
 from cloud.errors import BadConfiguration
-from cloud.front.info import version
+from thinwire import __version__
 
 if TYPE_CHECKING:
     import grpc
@@ -35,7 +35,7 @@ class Traces(Observer):
         except ModuleNotFoundError as error:
             raise BadConfiguration(f"--traces needs OpenTelemetry ({error}): pip install 'thinwire[otel]'") from None
         self._below = set_span_in_context
-        resource = Resource.create({"service.name": "thinwire-cloud", "service.version": version()})
+        resource = Resource.create({"service.name": "thinwire-cloud", "service.version": __version__})
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         self._provider.add_span_processor(BatchSpanProcessor(exporter or _exporter(endpoint)))
         self._tracer = self._provider.get_tracer("thinwire")

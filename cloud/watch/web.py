@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 from PIL import Image
 
-from cloud.front.access import LOOPBACK
+from thinwire.contract import is_loopback
 from thinwire.errors import ThinwireError
 from thinwire.imaging import open_image
 
@@ -95,8 +95,8 @@ class Web:
         # A page from elsewhere that a browser on this machine shows may make it ask us under another name (DNS
         # rebinding) or post to us; neither gets an answer.
         name = (request.host or "").rpartition(":")[0] or request.host
-        own = LOOPBACK.fullmatch(name.strip("[]")) or name.strip("[]") == self._options.host
-        if LOOPBACK.fullmatch(self._options.host) and not own:
+        own = is_loopback(name) or name.strip("[]") == self._options.host
+        if is_loopback(self._options.host) and not own:
             return web.Response(status=421, text="this server answers to localhost only\n")
         if request.headers.get("Sec-Fetch-Site", "none") not in ("none", "same-origin"):
             return web.Response(status=403, text="not for other sites\n")

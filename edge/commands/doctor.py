@@ -24,11 +24,11 @@ from edge.line.client import Question, check_server, prepare
 from edge.line.uplink import Line, Uplink
 from thinwire import __version__
 from thinwire.bundle import Bundle, load_bundle
+from thinwire.contract import TIME_KEY
 from thinwire.errors import ThinwireError
 
 CONNECT_TIMEOUT_S = 5.0
 CLOCK_STEP_S = 30.0
-SERVER_TIME_KEY = "thinwire-time"  # seconds since 1970, in the server's initial metadata
 LEAST_FREE_MB = 50
 EXPIRES_SOON_DAYS = 14
 OK, WARNING, FAILED, SKIPPED = "ok", "warning", "failed", "skipped"
@@ -199,7 +199,7 @@ class Doctor:
     def _check_server(self) -> tuple[str, str, str]:
         self._info, metadata = self._uplink.info_and_metadata()
         try:
-            self._server_time = float(metadata[SERVER_TIME_KEY])
+            self._server_time = float(metadata[TIME_KEY])
         except (KeyError, ValueError):
             self._server_time = None
         who = "with our token" if self._line.token else "without a token"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from edge.defaults import DEFAULT_BUNDLE, DEFAULT_SERVER, DEFAULT_TIMEOUT_S
+from edge.defaults import DEFAULT_BUNDLE, DEFAULT_SERVER, DEFAULT_TIMEOUT_S, DEFAULT_TOP_K
 
 
 def command(commands, name: str, brief: str, description: str, epilog: str) -> argparse.ArgumentParser:
@@ -24,7 +24,13 @@ def add_question_options(sub: argparse.ArgumentParser) -> None:
 
     sub.add_argument("--labels", metavar='"A,B,C"', help="what the images may show, split at commas")
     sub.add_argument("--labels-file", metavar="FILE", help="labels from a text file, one a line (adds to --labels)")
-    sub.add_argument("--top-k", type=positive, default=3, metavar="K", help="labels to show for each image (3)")
+    sub.add_argument(
+        "--top-k",
+        type=positive,
+        default=DEFAULT_TOP_K,
+        metavar="K",
+        help=f"labels to show for each image ({DEFAULT_TOP_K})",
+    )
     sub.add_argument(
         "--prompt-set", default="7", choices=list(PROMPT_SETS), help="how many prompt templates to use (7)"
     )

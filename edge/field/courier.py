@@ -39,6 +39,7 @@ from edge.line.label_handles import UNKNOWN, LabelHandles
 from edge.line.progressive import more_layers
 from edge.line.uplink import Line, Uplink, typed_error
 from thinwire.bundle import Bundle
+from thinwire.contract import SPOOL_KEY, Reason
 from thinwire.errors import ThinwireError
 from thinwire.packet import Packet
 from thinwire.v1 import inference_pb2 as pb
@@ -50,7 +51,9 @@ FRAME_PAUSE_S = 1.0  # for a frame that may be tried again and has no pause name
 FINAL_CODES = frozenset((3, 9, 11, 15))  # INVALID_ARGUMENT, FAILED_PRECONDITION, OUT_OF_RANGE, DATA_LOSS
 RETRIES_OF_INTERNAL = 3
 EXPIRE_EVERY_S = 5.0
-OPERATOR_REASONS = frozenset(("UNAUTHENTICATED", "PERMISSION_DENIED", "UNIMPLEMENTED", "UNKNOWN_MODEL"))
+OPERATOR_REASONS = frozenset(
+    (Reason.UNAUTHENTICATED, Reason.PERMISSION_DENIED, Reason.UNIMPLEMENTED, Reason.UNKNOWN_MODEL)
+)
 
 
 @dataclass
@@ -206,7 +209,7 @@ class Courier:
         self._session += 1
         number = self._session
         outgoing: queue.SimpleQueue[pb.ClassifyStreamRequest | None] = queue.SimpleQueue()
-        call = self._uplink.stream(iter(outgoing.get, None), (("thinwire-spool", self.spool.device),))
+        call = self._uplink.stream(iter(outgoing.get, None), ((SPOOL_KEY, self.spool.device),))
         threading.Thread(target=read, args=(call, number, self._events), daemon=True).start()
         self.counts.connections += 1
         self._asked = None

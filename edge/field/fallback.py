@@ -24,6 +24,7 @@ from edge.encoder import Encoder
 from edge.errors import Refused
 from edge.line.uplink import Uplink
 from thinwire.bundle import Bundle
+from thinwire.contract import Reason
 from thinwire.errors import BundleError, ThinwireError
 
 CLIP_SCALE = 100.0  # what CLIP's training ends at (Radford et al. 2021, 2.5), until answers have told the real one
@@ -122,7 +123,7 @@ class Fallback:
                 raise Refused(
                     f"{server} does not hold bundle {self.bundle.name!r}, so its text vectors may not fit: no answers "
                     f"on the device. Start it with `--bundle {self.bundle.path}` too",
-                    "UNKNOWN_MODEL",
+                    Reason.UNKNOWN_MODEL,
                 )
             labels: Sequence[str] = self._question["labels"]
             rows: list[np.ndarray] = []

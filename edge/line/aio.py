@@ -17,6 +17,7 @@ from edge.line.label_handles import LabelHandles, is_unknown
 from edge.line.result import Result
 from edge.line.uplink import CHECK_TIMEOUT_S, Line, typed_error
 from thinwire.bundle import Bundle, load_bundle
+from thinwire.contract import Reason
 from thinwire.errors import ThinwireError
 from thinwire.labels import DEFAULT_PROMPT_SET
 from thinwire.v1 import inference_pb2 as pb
@@ -162,7 +163,7 @@ class AsyncClient:
                 request = await self._shortened(prepared.request)
                 reply = await self._call(self._stub.Classify, request, self.line.timeout_s)
         except Refused as error:
-            if error.server_reason == "UNKNOWN_MODEL":
+            if error.server_reason == Reason.UNKNOWN_MODEL:
                 await self.check()  # raises with the server's bundles by name
             raise
         return prepared.result(reply, 1000 * (time.perf_counter() - started), request)

@@ -20,6 +20,7 @@ from edge.line.label_handles import LabelHandles, is_unknown
 from edge.line.result import Prediction, Result, ServerTiming, read_reply
 from edge.line.uplink import Line, Uplink
 from thinwire.bundle import Bundle, load_bundle
+from thinwire.contract import Reason
 from thinwire.errors import LabelError, ThinwireError
 from thinwire.labels import DEFAULT_PROMPT_SET, resolve_templates, validate_labels
 from thinwire.v1 import inference_pb2 as pb
@@ -105,7 +106,7 @@ def check_server(info: pb.GetServerInfoResponse, bundle: Bundle, server: str) ->
     raise Refused(
         f"{server} does not hold bundle {bundle.name!r} ({bundle.model_id.hex()}); it holds: {held}. "
         f"Start it with `thinwire-cloud serve --bundle {bundle.path}`, or use one of its own with --bundle",
-        "UNKNOWN_MODEL",
+        Reason.UNKNOWN_MODEL,
     )
 
 
@@ -316,7 +317,7 @@ class Client:
 
     def _explained(self, error: ThinwireError) -> ThinwireError:
         """A refusal of our model, with the server's own bundles by name."""
-        if isinstance(error, Refused) and error.server_reason == "UNKNOWN_MODEL":
+        if isinstance(error, Refused) and error.server_reason == Reason.UNKNOWN_MODEL:
             try:
                 self.check()
             except Refused as explained:

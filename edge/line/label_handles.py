@@ -12,12 +12,12 @@ import time
 from dataclasses import dataclass
 
 from edge.errors import Refused
+from thinwire.contract import Reason
 from thinwire.v1 import inference_pb2 as pb
 
 HANDLE_BYTES = 34  # tag, length and 32 characters
 LEAST_SAVED_BYTES = 32  # of a request; below it labels are as good
-UNKNOWN = "UNKNOWN_LABEL_SET"
-BUSY = frozenset(("QUEUE_FULL", "RATE_LIMITED", "RESOURCE_EXHAUSTED", "SHUTTING_DOWN"))
+BUSY = frozenset((Reason.QUEUE_FULL, Reason.RATE_LIMITED, Reason.RESOURCE_EXHAUSTED, Reason.SHUTTING_DOWN))
 
 Key = tuple[tuple[str, ...], str]
 
@@ -79,7 +79,7 @@ class LabelHandles:
         if error.server_reason in BUSY:
             return
         with self._lock:
-            self._usable &= error.server_reason != "UNIMPLEMENTED"
+            self._usable &= error.server_reason != Reason.UNIMPLEMENTED
             self._refused.add((tuple(registration.labels), registration.prompt_set))
 
     def shortened(self, request: pb.ClassifyRequest) -> pb.ClassifyRequest:
@@ -116,7 +116,7 @@ class LabelHandles:
 
 def is_unknown(error: Exception, request: pb.ClassifyRequest) -> bool:
     """Whether `request` was refused for its handle alone."""
-    return bool(request.label_set) and isinstance(error, Refused) and error.server_reason == UNKNOWN
+    return bool(request.label_set) and isinstance(error, Refused) and error.server_reason == Reason.UNKNOWN_LABEL_SET
 
 
 def _key(request: pb.ClassifyRequest) -> Key:

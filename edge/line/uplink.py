@@ -15,13 +15,13 @@ from edge.defaults import DEFAULT_TIMEOUT_S
 from edge.errors import ClientClosed, ConnectionOptionsError, Refused, ServerTimeout, ServerUnreachable
 from edge.line.error_info import error_reason
 from thinwire import __version__
+from thinwire.contract import DEVICE_ID_RULE, DEVICE_KEY, Reason, is_device_id, is_loopback
 from thinwire.errors import ThinwireError
 from thinwire.v1 import inference_pb2 as pb
 from thinwire.v1 import inference_pb2_grpc
 
 CHECK_TIMEOUT_S = 10.0
 MAX_REPLY_BYTES = 16 << 20  # 20,000 labels of 400 characters
-LOOPBACK = re.compile(r"localhost|127\.\d+\.\d+\.\d+|\[::1\]")
 
 SERVICE_CONFIG = {
     "methodConfig": [
@@ -75,8 +75,8 @@ class Line:
             raise ConnectionOptionsError("a token is printable ASCII without spaces: check the file it came from")
         if self.token is not None and not self.encrypted and not self.local:
             raise ConnectionOptionsError(f"a token must not cross the net to {self.server} unencrypted: switch TLS on")
-        if self.device_id is not None and not re.fullmatch(r"[A-Za-z0-9._:-]{1,64}", self.device_id):
-            raise ConnectionOptionsError(f"{self.device_id!r} is no device id: 1 to 64 of A-Z a-z 0-9 . _ : -")
+        if self.device_id is not None and not is_device_id(self.device_id):
+            raise ConnectionOptionsError(f"{self.device_id!r} is no device id: {DEVICE_ID_RULE}")
         if (self.client_certificate is None) != (self.client_key is None):
             raise ConnectionOptionsError("a client certificate and its key go together: give --tls-cert and --tls-key")
 
@@ -86,7 +86,7 @@ class Line:
 
     @property
     def local(self) -> bool:
-        return bool(LOOPBACK.fullmatch(self.server.rpartition(":")[0]))
+        return is_loopback(self.server.rpartition(":")[0])
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...] | None:
@@ -94,7 +94,7 @@ class Line:
         if self.token is not None:
             pairs.append(("authorization", f"Bearer {self.token}"))
         if self.device_id is not None:
-            pairs.append(("thinwire-device", self.device_id))  # HPACK: once per connection, then a byte or two
+            pairs.append((DEVICE_KEY, self.device_id))  # HPACK: once per connection, then a byte or two
         return tuple(pairs) or None
 
     @property
@@ -264,7 +264,7 @@ def typed_error(error: grpc.RpcError, line: Line, asked_only_info: bool = False)
         return _closed(line)
     if code == grpc.StatusCode.UNIMPLEMENTED and not reason:
         return Refused(
-            f"{who} is a gRPC server, but no thinwire server of this release: check --server", "UNIMPLEMENTED"
+            f"{who} is a gRPC server, but no thinwire server of this release: check --server", Reason.UNIMPLEMENTED
         )
     hints = {
         grpc.StatusCode.UNAUTHENTICATED: ": give a valid token with --token-file",
