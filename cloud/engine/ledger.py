@@ -109,22 +109,21 @@ class Ledger:
         return True
 
     def resolve(self, item: Item, value: object) -> None:
-        # The place is given back first: a caller who sees its answer may submit the next one at once.
-        held = self._release(item, "answered")
+        # The place is given back first: a caller who sees its answer may submit the next one at once. Observers come
+        # before the caller too, so that counts which it reads after its answer hold it.
+        if self._release(item, "answered"):
+            self._observers.settled(item, "answered", value)
         with contextlib.suppress(InvalidStateError):  # the caller cancelled at this very moment
             item.future.set_result(value)
-        if held:
-            self._observers.settled(item, "answered", value)
 
     def fail(self, item: Item, error: Exception, outcome: str = "failed") -> None:
         """With a typed error as it is, with any other as `InferenceFailed` and a line in the log."""
         if not isinstance(error, ThinwireError):
             error = self.unexpected(error)
-        held = self._release(item, outcome)
+        if self._release(item, outcome):
+            self._observers.settled(item, outcome, error)
         with contextlib.suppress(InvalidStateError):  # as above
             item.future.set_exception(error)
-        if held:
-            self._observers.settled(item, outcome, error)
 
     def guard(self, stage: Callable[[Item], T], item: Item) -> T | None:
         """What a stage returns; whatever it raises becomes this item's failure. None then, and for what is unwanted."""

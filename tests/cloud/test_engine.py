@@ -11,13 +11,14 @@ import pytest
 
 from cloud.engine.batching import BatchLimits, DeadlineQueue
 from cloud.engine.engine import Engine
+from cloud.engine.events import Observer
 from cloud.engine.items import EngineLimits
 from cloud.engine.prepared import Embedded, Prepared
 from cloud.engine.text_heads import HeadCache
 from cloud.errors import DeadlinePassed, InferenceFailed, InvalidRequest, QueueFull, ShuttingDown
 from tests.cloud.fixed_models import FixedModels
 from tests.waiting import until
-from thinwire.errors import LabelError, MalformedPacket
+from thinwire.errors import LabelError, MalformedPacket, ThinwireError
 
 LABELS = ("cat", "dog", "car")
 
@@ -331,3 +332,17 @@ def test_the_queue_ends_only_when_it_is_empty():
     assert queue.take(BatchLimits(items=2)) == ["a"]
     assert queue.take(BatchLimits(items=2)) == ["b"]
     assert queue.take(BatchLimits()) is None
+
+
+def test_observers_hear_of_an_item_before_its_caller_does(make, runner):
+    engine, heard = make(), []
+
+    class Order(Observer):
+        def settled(self, item, outcome, value):
+            heard.append((outcome, item.future.done()))
+
+    engine.observers.add(Order())
+    engine.submit(packet=b"x").result(5)
+    with pytest.raises(ThinwireError):
+        engine.submit(packet=b"bad").result(5)
+    assert heard == [("answered", False), ("failed", False)]
