@@ -35,7 +35,7 @@ from edge.field.rate_control import FRAMING_BYTES, Budget, Cap, LinkMeter, RateC
 from edge.field.result_lines import answered, lost
 from edge.field.spool import Spool, SpooledFrame
 from edge.line.client import check_server
-from edge.line.label_handles import UNKNOWN, LabelHandles
+from edge.line.label_handles import LabelHandles
 from edge.line.progressive import more_layers
 from edge.line.uplink import Line, Uplink, typed_error
 from thinwire.bundle import Bundle
@@ -357,7 +357,8 @@ class Courier:
             self.counts.failed += 1
             self._final(frame, lost(key, frame.source, frame.captured_at, error.reason, error.message))
             return
-        if error.reason == UNKNOWN:  # the server was started anew: this stream gets labels, the next a new handle
+        if error.reason == Reason.UNKNOWN_LABEL_SET:
+            # The server was started again: this stream gets labels, the next a new handle
             if self._handles.forget_all():
                 self._asked = None
             return
