@@ -14,8 +14,10 @@ pytest.importorskip("torch")
 from cloud.front.server import background_server
 from edge import AsyncClient, Client
 from edge.cli import main
+from edge.line.label_handles import MAX_QUESTIONS, LabelHandles
 from tests.cloud.tiny_engine import tiny_engine
 from tests.relay import Relay
+from thinwire.v1 import inference_pb2 as pb
 
 LABELS = [f"something that looks like number {number}" for number in range(100)]
 VIEWS = list(synthetic_views(5, 64, seed=5))
@@ -134,3 +136,18 @@ def test_answers_that_the_link_loses_are_given_again_and_not_computed_again(engi
     assert len(relay.requests) > 6
     assert engine.counts["answered"] - before["answered"] == 6
     assert len({each.frame_id for each in relay.requests}) == 6
+
+
+def test_a_program_that_asks_with_other_labels_each_time_fills_no_memory():
+    handles = LabelHandles()
+
+    def ask(number):
+        labels = [f"label {number} of many {place}" for place in range(8)]
+        return handles.registration(pb.ClassifyRequest(labels=labels, prompt_set="7"))
+
+    assert ask(0) is None
+    assert ask(0) is not None  # asked again: worth a handle
+    for number in range(1, MAX_QUESTIONS + 1):
+        ask(number)
+    assert ask(0) is None  # forgotten, so met for the first time
+    assert len(handles._questions) == MAX_QUESTIONS

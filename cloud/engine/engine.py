@@ -36,6 +36,7 @@ from cloud.engine.prepared import Embedded, Runner
 from cloud.engine.text_heads import HeadCache
 from cloud.errors import InvalidRequest, ShuttingDown
 from thinwire.errors import LabelError
+from thinwire.packet import Packet
 
 SWEEP_EVERY_S = 0.005  # a thousand refusals a second need not look a thousand times for places
 
@@ -81,7 +82,7 @@ class Engine:
     def submit(
         self,
         *,
-        packet: bytes | None = None,
+        packet: bytes | Packet | None = None,
         image_file: bytes | None = None,
         labels: Sequence[str] = (),
         templates: Sequence[str] = ("a photo of a {}.",),
@@ -90,7 +91,7 @@ class Engine:
         clip: str = "",
         temperature: float | None = None,
     ) -> Future[Answer]:
-        """Accepts one packet, or one image file (JPEG, PNG, WebP, ...), and returns at once.
+        """Accepts one packet (bytes, or parsed already), or one image file (JPEG, PNG, WebP, ...); returns at once.
 
         `labels` and `templates` must have passed `thinwire.labels`; without labels the answer is the embedding alone.
         `temperature` asks for `Answer.margin`. `deadline` is a `time.monotonic()` value; `clip` one of
@@ -184,7 +185,7 @@ class Engine:
     def _item(self, kind, packet, image_file, labels, templates, top_k, deadline, clip, temperature=None) -> Item:
         models = self._models
         now = time.monotonic()
-        input_bytes = len(packet or image_file or b"")
+        input_bytes = len(image_file or b"" if packet is None else packet)
         return Item(
             kind=kind,
             packet=packet,

@@ -31,11 +31,11 @@ class Intake:
         self.refused = refused or {}
         self._view = (view_height, view_width)
 
-    def prepare(self, packet: bytes | None, image_file: bytes | None) -> Prepared:
+    def prepare(self, packet: bytes | Packet | None, image_file: bytes | None) -> Prepared:
         """One input → its array. Raises `PacketError`, `UnknownModel`, `ClipMismatch` or `ImageError`."""
         if packet is None:
             return Prepared(canonical_view(open_image(image_file), *self._view))
-        parsed = Packet.from_bytes(packet)
+        parsed = packet if isinstance(packet, Packet) else Packet.from_bytes(packet)
         if parsed.model_id in self.refused:
             error = self.refused[parsed.model_id]
             raise type(error)(str(error))  # a fresh one: exceptions collect tracebacks of every raise

@@ -13,6 +13,7 @@ import numpy as np
 from cloud.engine.batching import BatchLimits
 from cloud.engine.prepared import Prepared
 from cloud.engine.text_heads import Head
+from thinwire.packet import Packet
 
 if TYPE_CHECKING:
     from cloud.engine.models import LoadedClip, Models
@@ -80,8 +81,16 @@ class Kind(Enum):
 
 @dataclass(eq=False)
 class Item:
+    """One accepted input on its way through the engine; one thread at a time works on it.
+
+    The engine writes the fields up to `clip` when it accepts the item, `loaded_clip` when its CLIP is found (loader
+    thread where that must be loaded), `prepared` and `ready` when it is decoded (decode thread or device thread), and
+    the seconds as each stage ends. `head` comes from the cache, or from `HeadBuilds` (text thread). `packet` and
+    `image_file` are None once decoded.
+    """
+
     kind: Kind
-    packet: bytes | None
+    packet: bytes | Packet | None
     image_file: bytes | None
     labels: tuple[str, ...]
     templates: tuple[str, ...]

@@ -15,6 +15,7 @@ from pathlib import Path
 import grpc
 
 from cloud.errors import BadConfiguration, Unauthenticated
+from cloud.front.handlers import with_behaviour
 from cloud.front.replies import abort
 from thinwire.contract import is_loopback
 
@@ -180,9 +181,7 @@ class BearerAuth(grpc.aio.ServerInterceptor):
         async def refuse(request, context: grpc.aio.ServicerContext) -> None:
             await abort(context, Unauthenticated("no valid token: send `authorization: Bearer TOKEN` with every call"))
 
-        if handler.request_streaming and handler.response_streaming:
-            return grpc.stream_stream_rpc_method_handler(refuse)
-        return grpc.unary_unary_rpc_method_handler(refuse)
+        return with_behaviour(handler, lambda _: refuse)
 
     def _knows(self, details: grpc.HandlerCallDetails) -> bool:
         tokens = self._tokens

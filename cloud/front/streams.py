@@ -10,6 +10,7 @@ import grpc
 
 from cloud.engine.items import Answer
 from cloud.errors import InvalidRequest, QueueFull, ShuttingDown, UnknownFrame
+from cloud.front.answering import Answering, Context, Source
 from cloud.front.label_sets import LabelSet
 from cloud.front.replies import abort, classified, frame_error, source_of
 from thinwire.errors import ChecksumMismatch
@@ -33,14 +34,14 @@ class FrameStream:
     client. Frames answered by `need_more` leave the window; twice as many of them are kept, the oldest go first.
     """
 
-    def __init__(self, service, context: grpc.aio.ServicerContext, deadline: float | None) -> None:
-        self._service = service
+    def __init__(self, answering: Answering, context: Context, deadline: float | None) -> None:
+        self._answering = answering
         self._context = context
         self._deadline = deadline
-        self._spool = service.spool(context)
+        self._spool = answering.spool(context)
         self._defaults = pb.ClassifyRequest()
         self._waiting: OrderedDict[int, Waiting] = OrderedDict()
-        self._window = asyncio.Semaphore(service.options.stream_window)
+        self._window = asyncio.Semaphore(answering.options.stream_window)
         self._writing = asyncio.Lock()
         self._under_way = self._held_back = 0
 
@@ -101,24 +102,24 @@ class FrameStream:
             self._window.release()
 
     async def _outcome(self, message: pb.ClassifyStreamRequest) -> pb.ClassifyStreamResponse:
-        repeats = self._service.repeats
+        repeats = self._answering.repeats
         if message.HasField("more"):
-            self._service.charge(self._context)
+            self._answering.charge(self._context)
             waiting = self._extended(message.more)
-            labels = self._service.labels_of(waiting.request)
-            response = await self._look(waiting.request, labels, {"packet": waiting.packet.to_bytes()}, waiting)
+            labels = self._answering.labels_of(waiting.request)
+            response = await self._look(waiting.request, labels, {"packet": waiting.packet}, waiting)
             if response.HasField("result"):
                 repeats.keep(repeats.key(self._spool, waiting.request, labels), response.result)
             return response
         request = message.request
         if not self._spool:
-            self._service.charge(self._context)
-        labels = self._service.labels_of(request)
+            self._answering.charge(self._context)
+        labels = self._answering.labels_of(request)
         unsure: list[pb.ClassifyStreamResponse] = []
 
         async def compute() -> pb.ClassifyResponse | None:
             if self._spool:  # a repeat costs its client nothing
-                self._service.charge(self._context)
+                self._answering.charge(self._context)
             response = await self._first_look(message, labels)
             if response.HasField("result"):
                 return response.result
@@ -130,7 +131,7 @@ class FrameStream:
 
     async def _first_look(self, message: pb.ClassifyStreamRequest, labels: LabelSet) -> pb.ClassifyStreamResponse:
         request = message.request
-        source = source_of(request.image, self._service.options.max_image_file_bytes)
+        source = source_of(request.image, self._answering.options.max_image_file_bytes)
         if not message.HasField("progressive"):
             return await self._look(request, labels, source, None)
         if "packet" not in source:
@@ -139,7 +140,7 @@ class FrameStream:
             raise InvalidRequest("progressive.confidence is a probability, 0 (the server's default) to below 1")
         packet = Packet.from_bytes(source["packet"])
         request.ClearField("image")  # its bytes are in `packet`
-        return await self._look(request, labels, source, Waiting(request, packet, message.progressive))
+        return await self._look(request, labels, {"packet": packet}, Waiting(request, packet, message.progressive))
 
     def _extended(self, more: pb.MoreLayers) -> Waiting:
         """The waiting frame with its new layers, which must be those that its edge has. It stops waiting."""
@@ -154,21 +155,21 @@ class FrameStream:
         return Waiting(held.request, packet, held.progressive)
 
     async def _look(
-        self, request: pb.ClassifyRequest, labels: LabelSet, source: dict[str, bytes], waiting: Waiting | None
+        self, request: pb.ClassifyRequest, labels: LabelSet, source: Source, waiting: Waiting | None
     ) -> pb.ClassifyStreamResponse:
         calibration = None
         if waiting and len(waiting.packet.layers) < waiting.progressive.max_layers:
-            calibration = self._service.calibration(waiting.packet, request.clip)
+            calibration = self._answering.calibration(waiting.packet, request.clip)
         temperature = calibration.temperature if calibration else None
         answer = await self._admitted(source, labels, request.top_k, request.clip, self._deadline, temperature)
-        result = classified(answer, labels.places, self._service.clip_name(request.clip), request.frame_id)
+        result = classified(answer, labels.places, self._answering.clip_name(request.clip), request.frame_id)
         if calibration:
             confidence = calibration.confidence(answer.margin)
-            if confidence < (waiting.progressive.confidence or self._service.options.confidence):
+            if confidence < (waiting.progressive.confidence or self._answering.options.confidence):
                 self._keep(request.frame_id, waiting)
                 more = pb.NeedMore(layer=len(waiting.packet.layers) + 1, so_far=result, confidence=confidence)
                 return pb.ClassifyStreamResponse(need_more=more)
-        self._service.report(self._context, source, labels, request.clip, answer)
+        self._answering.report(self._context, source, labels, request.clip, answer)
         return pb.ClassifyStreamResponse(result=result)
 
     async def _admitted(self, *question) -> Answer:
@@ -178,7 +179,7 @@ class FrameStream:
         try:
             while True:
                 try:
-                    return await self._service.look(*question)
+                    return await self._answering.look(*question)
                 except QueueFull as error:
                     if self._under_way - self._held_back <= 1:
                         raise
@@ -193,7 +194,7 @@ class FrameStream:
     def _keep(self, frame_id: int, waiting: Waiting) -> None:
         self._waiting[frame_id] = waiting
         self._waiting.move_to_end(frame_id)
-        while len(self._waiting) > 2 * self._service.options.stream_window:
+        while len(self._waiting) > 2 * self._answering.options.stream_window:
             self._waiting.popitem(last=False)
 
 

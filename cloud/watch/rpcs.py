@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import time
+from collections.abc import Callable, Iterator
 
 import grpc
 
 from cloud.engine.events import Observers
+from cloud.front.handlers import with_behaviour
 from thinwire.contract import Reason
 
 KNOWN = ("/thinwire.v1.", "/grpc.health.", "/grpc.reflection.")
@@ -26,31 +30,39 @@ class RpcWatch(grpc.aio.ServerInterceptor):
             self._observers.rpc("unknown", Reason.UNIMPLEMENTED, 0.0)
             return handler
         method = details.method.rpartition(".")[2] if details.method.startswith(KNOWN) else "unknown"
-        if handler.unary_unary:
-            return grpc.unary_unary_rpc_method_handler(
-                self._watched(handler.unary_unary, method), handler.request_deserializer, handler.response_serializer
-            )
-        if handler.stream_stream and method.endswith("/ClassifyStream"):  # one that reads and writes by its context
-            return grpc.stream_stream_rpc_method_handler(
-                self._watched(handler.stream_stream, method), handler.request_deserializer, handler.response_serializer
-            )
-        return handler
+        return with_behaviour(handler, lambda call: self._watched(call, method))
 
-    def _watched(self, call, method: str):
+    def _watched(self, call: Callable, method: str) -> Callable:
+        """`call` with its end told. A call that yields its responses stays one that yields."""
+        if inspect.isasyncgenfunction(call):
+
+            async def watched_stream(request, context: grpc.aio.ServicerContext):
+                with self._timed(method, context):
+                    async for response in call(request, context):
+                        yield response
+
+            return watched_stream
+        if not inspect.iscoroutinefunction(call):
+            return call  # of another library, on a thread of its own
+
         async def watched(request, context: grpc.aio.ServicerContext):
-            start = time.perf_counter()
-            code = "CANCELLED"  # what remains when the client leaves: asyncio.CancelledError passes through
-            try:
-                response = await call(request, context)
-                code = "OK"
-                return response
-            except Exception:
-                code = _name(context.code())
-                raise
-            finally:
-                self._observers.rpc(method, code, time.perf_counter() - start)
+            with self._timed(method, context):
+                return await call(request, context)
 
         return watched
+
+    @contextlib.contextmanager
+    def _timed(self, method: str, context: grpc.aio.ServicerContext) -> Iterator[None]:
+        start = time.perf_counter()
+        code = "CANCELLED"  # what remains when the client leaves: asyncio.CancelledError passes through
+        try:
+            yield
+            code = "OK"
+        except Exception:
+            code = _name(context.code())
+            raise
+        finally:
+            self._observers.rpc(method, code, time.perf_counter() - start)
 
 
 def _name(code: grpc.StatusCode | int | None) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import OrderedDict
 from dataclasses import dataclass
 
 from edge.errors import Refused
@@ -17,6 +18,7 @@ from thinwire.v1 import inference_pb2 as pb
 
 HANDLE_BYTES = 34  # tag, length and 32 characters
 LEAST_SAVED_BYTES = 32  # of a request; below it labels are as good
+MAX_QUESTIONS = 256  # remembered at a time: a program may ask with other labels each time, for months
 BUSY = frozenset((Reason.QUEUE_FULL, Reason.RATE_LIMITED, Reason.RESOURCE_EXHAUSTED, Reason.SHUTTING_DOWN))
 
 Key = tuple[tuple[str, ...], str]
@@ -33,6 +35,22 @@ class LabelCounts:
     saved_bytes: int = 0
 
 
+@dataclass
+class _Question:
+    """One list of labels with its prompt set. handle: "" where none is held; given_at: perf_counter seconds;
+    saved_bytes: of each request that names it; met: asked before; refused: its labels go as they are."""
+
+    handle: str = ""
+    given_at: float = 0.0
+    saved_bytes: int = 0
+    met: bool = False
+    refused: bool = False
+
+    @property
+    def settled(self) -> bool:
+        return bool(self.handle) or self.refused
+
+
 class LabelHandles:
     """What one server holds for us, by labels and prompt set. Sends nothing itself; may be shared by threads.
 
@@ -41,10 +59,7 @@ class LabelHandles:
 
     def __init__(self) -> None:
         self.counts = LabelCounts()
-        self._held: dict[Key, tuple[str, float]] = {}  # handle, and when it was given (perf_counter)
-        self._saved_bytes: dict[str, int] = {}  # of each request, by handle
-        self._seen: set[Key] = set()
-        self._refused: set[Key] = set()
+        self._questions: OrderedDict[Key, _Question] = OrderedDict()  # the least recently asked first
         self._usable = True
         self._lock = threading.Lock()
 
@@ -55,21 +70,21 @@ class LabelHandles:
         """
         key = _key(request)
         with self._lock:
-            if not self._usable or key in self._held or key in self._refused:
+            if not self._usable or self._asked(key).settled:
                 return None
             wanted = pb.RegisterLabelsRequest(labels=key[0], prompt_set=key[1])
             if wanted.ByteSize() < HANDLE_BYTES + LEAST_SAVED_BYTES:
                 return None
-            if key not in self._seen:
-                self._seen.add(key)
-                return None
-            return wanted
+            question = self._asked(key)
+            first, question.met = not question.met, True
+            return None if first else wanted
 
     def registered(self, registration: pb.RegisterLabelsRequest, reply: pb.RegisterLabelsResponse) -> None:
         with self._lock:
-            self._held[tuple(registration.labels), registration.prompt_set] = reply.label_set, time.perf_counter()
+            question = self._asked((tuple(registration.labels), registration.prompt_set))
+            question.handle, question.given_at = reply.label_set, time.perf_counter()
             # The same fields stand in a request, in as many bytes
-            self._saved_bytes[reply.label_set] = registration.ByteSize() - HANDLE_BYTES
+            question.saved_bytes = registration.ByteSize() - HANDLE_BYTES
             self.counts.registered += 1
             self.counts.registered_bytes += registration.ByteSize()
 
@@ -80,12 +95,13 @@ class LabelHandles:
             return
         with self._lock:
             self._usable &= error.server_reason != Reason.UNIMPLEMENTED
-            self._refused.add((tuple(registration.labels), registration.prompt_set))
+            self._asked((tuple(registration.labels), registration.prompt_set)).refused = True
 
     def shortened(self, request: pb.ClassifyRequest) -> pb.ClassifyRequest:
         """`request` with its labels' handle in their place; itself where none is held."""
         with self._lock:
-            handle, _ = self._held.get(_key(request), ("", 0.0))
+            question = self._questions.get(_key(request))
+            handle = question.handle if question else ""
         if not handle:
             return request
         return pb.ClassifyRequest(image=request.image, top_k=request.top_k, frame_id=request.frame_id, label_set=handle)
@@ -95,23 +111,33 @@ class LabelHandles:
         with self._lock:
             if request.label_set:
                 self.counts.by_handle += 1
-                self.counts.saved_bytes += self._saved_bytes.get(request.label_set, 0)
+                held = (each for each in self._questions.values() if each.handle == request.label_set)
+                self.counts.saved_bytes += next((each.saved_bytes for each in held), 0)
 
     def forget(self, handle: str, sent_at: float = float("inf")) -> bool:
-        """After UNKNOWN_LABEL_SET. False where others were told so before: the handle is gone, or given anew since the
-        request was sent (perf_counter seconds)."""
+        """After UNKNOWN_LABEL_SET. False where others were told so before: the handle is gone, or was given again since
+        the request was sent (perf_counter seconds)."""
         with self._lock:
-            gone = [key for key, (held, given_at) in self._held.items() if held == handle and given_at <= sent_at]
-            for key in gone:
-                del self._held[key]
+            gone = [each for each in self._questions.values() if each.handle == handle and each.given_at <= sent_at]
+            for question in gone:
+                question.handle = ""
             return bool(gone)
 
     def forget_all(self) -> bool:
-        """The server was started anew. False where nothing was held."""
+        """The server was started again. False where nothing was held."""
         with self._lock:
-            held = bool(self._held)
-            self._held.clear()
-            return held
+            held = [each for each in self._questions.values() if each.handle]
+            for question in held:
+                question.handle = ""
+            return bool(held)
+
+    def _asked(self, key: Key) -> _Question:
+        """What is known of a question, which is now the most recent one."""
+        question = self._questions.setdefault(key, _Question())
+        self._questions.move_to_end(key)
+        while len(self._questions) > MAX_QUESTIONS:
+            self._questions.popitem(last=False)
+        return question
 
 
 def is_unknown(error: Exception, request: pb.ClassifyRequest) -> bool:
