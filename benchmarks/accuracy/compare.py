@@ -127,8 +127,9 @@ def _run(args: argparse.Namespace) -> int:
     from benchmarks.judges.judge import Judge
     from benchmarks.results.progress import ended_by_sigterm, progress_bar
     from benchmarks.results.rows import group_points
-    from benchmarks.results.store import PointStore, write_whole
+    from benchmarks.results.store import PointStore
     from benchmarks.results.testbed import describe
+    from thinwire.files import write_whole
 
     bundles = parse_families(",".join(args.bundles), args.clip)
     data, judge = load_dataset(args.data, args.limit, args.seed), Judge(args.clip)

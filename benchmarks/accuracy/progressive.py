@@ -93,7 +93,8 @@ def layer_logits(data: Dataset, bundle: Bundle, clip, prompt_set: str, seen: Cal
 def _calibrate(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from cloud.engine.calibration import fit, write_calibration
+    from benchmarks.accuracy.calibration_fit import fit
+    from cloud.engine.calibration import write_calibration
     from cloud.networks.clip import load_clip
     from thinwire.bundle import load_bundle
 

@@ -31,7 +31,8 @@ from benchmarks.report.section import Section
 from benchmarks.report.stamp import stamp
 from benchmarks.report.timing import energy_section, throughput_section
 from benchmarks.report.tricks import decoders_section, tricks_section
-from benchmarks.results.store import ResultsError, point_paths, read_point, write_whole
+from benchmarks.results.store import ResultsError, point_paths, read_point
+from thinwire.files import write_whole
 
 SECTIONS: tuple[Callable[[Path], Section | None], ...] = (
     rate_accuracy_section,

@@ -12,8 +12,8 @@ import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from benchmarks.results.store import write_whole
 from benchmarks.results.testbed import describe
+from thinwire.files import write_whole
 
 NAME = "report.json"
 CODE = Path(__file__).resolve().parents[1]

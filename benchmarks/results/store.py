@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import tempfile
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ from typing import Any, ClassVar
 
 from benchmarks.data.sets import Dataset
 from thinwire.errors import ThinwireError
+from thinwire.files import write_whole
 
 SCHEMA = "thinwire-bench/point/1"
 VERSION = 3
@@ -89,20 +88,6 @@ class PointStore:
 
     def _whole(self, key: Mapping[str, object]) -> dict[str, object]:
         return {"version": VERSION, **key}
-
-
-def write_whole(path: Path, text: str | bytes) -> None:
-    """Writes a file so that a reader, or the next run after a kill, finds the old one or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(dir=path.parent, suffix=".partial")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text)
-        os.chmod(partial, 0o644)  # mkstemp's 0600 would keep a web server from showing a report
-        os.replace(partial, path)
-    except BaseException:
-        Path(partial).unlink(missing_ok=True)
-        raise
 
 
 def read_point(path: Path) -> dict[str, Any]:

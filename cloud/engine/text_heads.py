@@ -7,7 +7,6 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from typing import Protocol
 
 import numpy as np
 
+from thinwire.files import write_whole
 from thinwire.labels import fill_templates
 
 log = logging.getLogger(__name__)
@@ -183,15 +183,7 @@ class HeadCache:
             return
         payload = classes.astype("<f4").tobytes()
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle, partial = tempfile.mkstemp(dir=path.parent, suffix=".partial")
-            try:
-                with os.fdopen(handle, "wb") as file:
-                    file.write(hashlib.sha256(payload).digest() + payload)
-                os.replace(partial, path)
-            except BaseException:
-                Path(partial).unlink(missing_ok=True)
-                raise
+            write_whole(path, hashlib.sha256(payload).digest() + payload)
             self._prune()
         except OSError as error:
             self._warn(error)

@@ -8,9 +8,9 @@ are provisional ("final": false, "answered_by": "device"); the frame stays in th
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import math
-import os
 import struct
 import threading
 from collections.abc import Callable, Sequence
@@ -26,6 +26,7 @@ from edge.line.uplink import Uplink
 from thinwire.bundle import Bundle
 from thinwire.contract import Reason
 from thinwire.errors import BundleError, ThinwireError
+from thinwire.files import write_whole
 
 CLIP_SCALE = 100.0  # what CLIP's training ends at (Radford et al. 2021, 2.5), until answers have told the real one
 TEXTS_PER_CALL = 256
@@ -151,11 +152,10 @@ class Fallback:
 
     def _keep(self, held: LabelVectors) -> None:
         self._held = held
-        partial = self._path.with_suffix(".partial")
+        file = io.BytesIO()
+        np.savez(file, vectors=held.vectors, scale=held.scale)
         try:
-            with open(partial, "wb") as file:
-                np.savez(file, vectors=held.vectors, scale=held.scale)
-            os.replace(partial, self._path)
+            write_whole(self._path, file.getvalue())
         except OSError as error:  # it works until the next start
             self._say(f"{self._path}: label vectors cannot be kept ({error.strerror or error})")
 

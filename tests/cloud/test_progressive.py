@@ -8,11 +8,11 @@ import queue
 import numpy as np
 import pytest
 
+from benchmarks.accuracy.calibration_fit import fit
 from cloud.engine.calibration import (
     FILE,
     Calibration,
     LayerCalibration,
-    fit,
     read_calibration,
     read_calibrations,
     write_calibration,
