@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -81,6 +82,12 @@ def one_of(*choices: str) -> Callable[[str], str]:
     return read
 
 
+def device(text: str) -> str:
+    if text not in ("auto", "cpu") and not re.fullmatch(r"cuda(:\d+)?", text):
+        raise ValueError(f"{text!r} is none of auto, cpu, cuda, cuda:N")
+    return text
+
+
 def switch(text: str) -> bool:
     if text.lower() not in ("true", "false", "1", "0", "yes", "no", "on", "off"):
         raise ValueError(f"{text!r} is neither true nor false")
@@ -126,8 +133,13 @@ SETTINGS = (
         "adapted to a bundle's pictures sees the packets of that bundle at that adapter's rates (default: none)",
         "NAME|PATH",
     ),
-    Setting("device", str, "auto", "auto, cpu, cuda or cuda:N; auto takes CUDA when it is there"),
-    Setting("precision", str, "auto", "of CLIP's image tower: fp32, bf16, fp16; auto takes fp32 on a CPU"),
+    Setting("device", device, "auto", "auto, cpu, cuda or cuda:N; auto takes CUDA when it is there"),
+    Setting(
+        "precision",
+        one_of("auto", "fp32", "bf16", "fp16"),
+        "auto",
+        "of CLIP's image tower: fp32, bf16, fp16; auto takes fp32 on a CPU",
+    ),
     Setting(
         "clip-backend",
         one_of("auto", "torch", "onnx"),

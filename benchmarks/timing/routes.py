@@ -17,6 +17,7 @@ import numpy as np
 from benchmarks.codecs import peers as codecs
 from benchmarks.codecs.grid import bundle_parameters
 from benchmarks.codecs.peers import Peer
+from edge.field.fallback import ImageVectors, LabelVectors
 from edge.line.client import Client, PreparedRequest, Question, prepare
 from thinwire.bundle import Bundle
 from thinwire.errors import ThinwireError
@@ -103,19 +104,13 @@ def on_edge_way(bundle: Bundle) -> Way:
 
 
 class EdgeHead:
-    """Symbols of an embedding bundle → ranked labels, on the device, with label vectors that a server made once.
+    """What `thinwire-edge run --fallback` answers with, label vectors made by a server included.
 
-    The same linear map as `synthesis.embedding`, in numpy. Guarantees the server's ranking for the same packet, up to
-    float rounding.
+    bundle: of family embedding. labels: L names. classes: float32 (L, D), unit rows, as `EncodeText` gives them.
     """
 
     def __init__(self, bundle: Bundle, labels: Sequence[str], classes: np.ndarray) -> None:
-        """classes: float32 (L, D), unit rows, as `EncodeText` gives them."""
-        import synthesis
-
-        net = synthesis.load(bundle)
-        self._axes, self._mean = net.axes.weight.numpy(force=True), net.axes.bias.numpy(force=True)  # (D, C), (D,)
-        self._labels, self._classes = tuple(labels), classes
+        self._images, self._labels = ImageVectors(bundle), LabelVectors(tuple(labels), classes)
 
     @classmethod
     def fetch(cls, bundle: Bundle, server: str, labels: Sequence[str], prompt_set: str) -> EdgeHead:
@@ -127,7 +122,5 @@ class EdgeHead:
 
     def rank(self, symbols: np.ndarray, top_k: int) -> list[tuple[str, float]]:
         """int32 (C, 1, 1) → the `top_k` labels with their cosines, best first."""
-        vector = self._axes @ symbols.reshape(-1).astype(np.float32) + self._mean
-        similarities = self._classes @ (vector / np.linalg.norm(vector))
-        order = np.argsort(-similarities, kind="stable")[:top_k]
-        return [(self._labels[place], float(similarities[place])) for place in order]
+        best = self._labels.rank(self._images.vector_of(symbols), top_k)
+        return [(each["label"], each["similarity"]) for each in best]

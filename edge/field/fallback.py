@@ -84,8 +84,11 @@ class ImageVectors:
 
     def vector(self, view: np.ndarray) -> np.ndarray:
         """uint8 (H, W, 3) view of this bundle → float32 (D,) of unit length."""
-        symbols = self.encoder.symbols(view).reshape(-1)  # int32 (C,)
-        vector = self._axes @ symbols.astype(np.float32) + self._mean
+        return self.vector_of(self.encoder.symbols(view))
+
+    def vector_of(self, symbols: np.ndarray) -> np.ndarray:
+        """int32 (C, 1, 1) → float32 (D,) of unit length."""
+        vector = self._axes @ symbols.reshape(-1).astype(np.float32) + self._mean
         return vector / max(float(np.linalg.norm(vector)), float(np.finfo(np.float32).tiny))
 
 

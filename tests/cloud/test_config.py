@@ -95,3 +95,12 @@ def test_what_check_config_refuses_serve_refuses_in_the_same_words(args, says, c
     for command in ("check-config", "serve"):
         assert main([command, *args]) == 1
         assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "flags", [("--device", "gpu"), ("--device", "cuda:x"), ("--precision", "half"), ("--clip-backend", "tensorrt")]
+)
+def test_check_config_refuses_values_that_serve_would_refuse_later(flags, capsys):
+    with pytest.raises(SystemExit):
+        main(["check-config", *flags])
+    assert f"{flags[1]!r} is none of" in capsys.readouterr().err
