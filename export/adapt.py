@@ -18,7 +18,7 @@ import torch
 from torch.nn import functional as F
 
 from export.adapt_tower import add_lora, factors_of, target_modules
-from export.adapt_views import ViewMaker, Views, look
+from export.adapt_views import ViewMaker, Views, tower_vectors
 from export.answers import AnswerDivergence
 from export.depthwise import fast_backward
 from export.towers import load_tower
@@ -121,7 +121,7 @@ class Adapting:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Student against teacher: cosine less the shared mean (B,), KL divergence of the answers (B,) in nats."""
         pictures = torch.from_numpy(views.pictures(index)).permute(0, 3, 1, 2)
-        got, wanted = look(self.tower.net, self.tower, pictures), torch.from_numpy(views.wanted[index])
+        got, wanted = tower_vectors(self.tower.net, self.tower, pictures), torch.from_numpy(views.wanted[index])
         cosine = F.cosine_similarity(got - self.mean, wanted - self.mean, dim=1)
         return cosine, self.answers(got, wanted, generator)
 

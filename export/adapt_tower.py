@@ -24,13 +24,13 @@ def target_modules(visual: nn.Module, height: int, width: int) -> list[str]:
     most = (height // NARROWEST) * (width // NARROWEST)
     seen: dict[str, int] = {}
 
-    def look(module: nn.Module, args: tuple, kwargs: dict) -> None:
+    def note_input(module: nn.Module, args: tuple, kwargs: dict) -> None:
         if isinstance(module, nn.MultiheadAttention) and not _is_plain(module, args, kwargs):
             return
         fan_in = module.in_channels if isinstance(module, nn.Conv2d) else args[0].shape[-1]
         seen[names[module]] = args[0].numel() // fan_in
 
-    hooks = [module.register_forward_pre_hook(look, with_kwargs=True) for module in names if _is_dense(module)]
+    hooks = [module.register_forward_pre_hook(note_input, with_kwargs=True) for module in names if _is_dense(module)]
     try:
         with torch.inference_mode():
             visual(torch.zeros(1, 3, height, width))

@@ -114,7 +114,7 @@ class ViewMaker:
         for start in range(0, originals, BATCH):
             part = slice(start, start + BATCH)
             with torch.inference_mode():
-                vectors = look(self.tower.net, self.tower, views[part]).numpy()
+                vectors = tower_vectors(self.tower.net, self.tower, views[part]).numpy()
             order = torch.stack([torch.randperm(len(self.layers), generator=generator) for _ in vectors])
             for place in range(per_view):
                 sent = np.array(self.layers)[order[:, place].numpy()]  # (B,)
@@ -138,7 +138,7 @@ class ViewMaker:
         return image.mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
 
 
-def look(net: torch.nn.Module, tower: Tower, views: torch.Tensor) -> torch.Tensor:
+def tower_vectors(net: torch.nn.Module, tower: Tower, views: torch.Tensor) -> torch.Tensor:
     """uint8 (B, 3, H, W) → unit vectors float32 (B, D) of `net`, which takes what `tower` takes. Gradients as asked."""
     x = views.float()
     if x.shape[-2:] != (tower.height, tower.width):

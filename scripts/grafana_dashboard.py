@@ -30,7 +30,7 @@ PANELS = [
         "Images a second",
         "reqps",
         12,
-        [(rate("thinwire_requests_total", "outcome", ',kind=~"look|"'), "{{outcome}}")],
+        [(rate("thinwire_requests_total", "outcome", ',kind=~"image|"'), "{{outcome}}")],
         "By what became of them. Rejected: the queue was full.",
     ),
     (

@@ -13,7 +13,7 @@ from benchmarks.codecs import peers as codecs
 from benchmarks.codecs.grid import UNCOMPRESSED, Point
 from benchmarks.codecs.peers import png_bytes
 from benchmarks.data.views import Views
-from benchmarks.judges.judge import Judge, Seen, Synthesis
+from benchmarks.judges.judge import Features, Judge, Synthesis
 from benchmarks.judges.metrics import ZeroShot, answer_of, ms_ssim, patch_cosine, pooled_cosine, psnr_db, zero_shot
 from benchmarks.judges.originals import Originals
 from benchmarks.judges.perceptual import Perceptual
@@ -80,9 +80,9 @@ class Measurement:
         for name, value in values.items():
             self.arrays[name][index] = value
 
-    def judged(self, sight: Sight, indices: list[int], seen: Seen) -> None:
+    def judged(self, sight: Sight, indices: list[int], seen: Features) -> None:
         """Cosines against the originals, and the answers of every prompt set that has none yet."""
-        original = sight.originals.look(indices)
+        original = sight.originals.embed(indices)
         for index, cosine in zip(indices, pooled_cosine(seen.embeddings, original.embeddings)):
             self.put(index, pooled_cosine=cosine)
         if seen.patches is not None and original.patches is not None and seen.patches.shape == original.patches.shape:
@@ -137,7 +137,7 @@ def measure_family(client: Client, decoder: Synthesis, point: Point, sight: Sigh
     client.classify(grey, sight.data.labels, 1, sight.main, point.rate)  # the first request makes the label vectors
     for answered in _ahead(sight, lambda batch: _ask(batch, client, point, sight, done)):
         if answered.indices:
-            seen, pictures = decoder.look(answered.arrived)
+            seen, pictures = decoder.embed_packets(answered.arrived)
             done.judged(sight, answered.indices, seen)
             if pictures is not None:
                 views = np.stack([sight.views[index] for index in answered.indices])
@@ -184,7 +184,7 @@ def measure_views(point: Point, sight: Sight) -> Measurement:
     _through(point, grey)  # codecs load their libraries when first used
     for restored in _ahead(sight, lambda batch: _restore(batch, point, sight, done)):
         if restored.indices:
-            done.judged(sight, restored.indices, sight.judge.look(restored.arrived))
+            done.judged(sight, restored.indices, sight.judge.embed(restored.arrived))
         sight.tick(len(restored.batch))
     return done
 

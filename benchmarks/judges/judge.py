@@ -18,7 +18,7 @@ import numpy as np
 from benchmarks.codecs.grid import TOP_K
 from benchmarks.codecs.peers import png_bytes
 from benchmarks.judges.patches import PatchTap
-from cloud.engine.items import Prediction, top_predictions
+from cloud.engine.items import RankedLabel, top_predictions
 from cloud.engine.text_heads import Head, HeadCache, default_cache_dir
 from cloud.networks.adapted import adapted_clip
 from cloud.networks.batchnorm_folding import folded
@@ -45,7 +45,7 @@ class ClipsDiffer(ThinwireError):
 
 
 @dataclass(frozen=True, eq=False)
-class Seen:
+class Features:
     """What CLIP makes of a batch. embeddings: float32 (B, D) unit rows; patches: float16 (B, P, C), or None."""
 
     embeddings: np.ndarray
@@ -70,17 +70,17 @@ class Judge:
         """(height, width) of the views that CLIP takes."""
         return self.clip.image_height, self.clip.image_width
 
-    def look(self, views: Sequence[np.ndarray]) -> Seen:
+    def embed(self, views: Sequence[np.ndarray]) -> Features:
         """uint8 (H, W, 3) views, at most `batch` of one size → what CLIP makes of them."""
         import torch
 
         stacked = torch.from_numpy(np.stack(views)).to(self.clip.device)  # (B, H, W, 3)
-        return self.look_at(stacked.permute(0, 3, 1, 2).float().div_(255))
+        return self.embed_tensor(stacked.permute(0, 3, 1, 2).float().div_(255))
 
-    def look_at(self, images: torch.Tensor) -> Seen:
+    def embed_tensor(self, images: torch.Tensor) -> Features:
         """The same of float RGB (B, 3, H, W) in [0, 1] on CLIP's device, as a decoder leaves it."""
         embeddings = self.clip.encode_images(images).cpu().numpy()
-        return Seen(embeddings, self._tap.take())
+        return Features(embeddings, self._tap.take())
 
     def head(self, labels: Sequence[str], templates: Sequence[str]) -> Head:
         return self._heads.load(validate_labels(labels), tuple(templates))
@@ -91,13 +91,13 @@ class Judge:
 
     def answers(
         self, views: Sequence[np.ndarray], labels: Sequence[str], prompt_set: str, top_k: int
-    ) -> list[tuple[Prediction, ...]]:
+    ) -> list[tuple[RankedLabel, ...]]:
         """uint8 (H, W, 3) views of `view_size` → their `top_k` labels each, best first."""
         head = self.head(labels, resolve_templates(prompt_set))
-        found: list[tuple[Prediction, ...]] = []
+        found: list[tuple[RankedLabel, ...]] = []
         for start in range(0, len(views), self.batch):
             group = views[start : start + self.batch]
-            found += top_predictions(head, self.look(group).embeddings, [top_k] * len(group))
+            found += top_predictions(head, self.embed(group).embeddings, [top_k] * len(group))
         return found
 
     def check_agrees(self, client: Client, view: np.ndarray, labels: Sequence[str], prompt_set: str) -> None:
@@ -128,7 +128,7 @@ class Synthesis:
         self._net = synthesis.load(bundle, judge.clip.device)
         self.gives_pixels = bundle.card.cloud["output"] == "pixels"
 
-    def look(self, packets: Sequence[bytes]) -> tuple[Seen, np.ndarray | None]:
+    def embed_packets(self, packets: Sequence[bytes]) -> tuple[Features, np.ndarray | None]:
         """Packets of one bundle → (what CLIP makes of them, the pictures uint8 (B, H, W, 3) or None)."""
         import torch
 
@@ -141,6 +141,6 @@ class Synthesis:
         with torch.inference_mode():
             out = self._net(symbols.contiguous(memory_format=torch.channels_last), layers).float()
             if not self.gives_pixels:
-                return Seen(torch.nn.functional.normalize(out, dim=-1).cpu().numpy(), None), None
+                return Features(torch.nn.functional.normalize(out, dim=-1).cpu().numpy(), None), None
             pictures = out.mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-        return self._judge.look_at(out), pictures
+        return self._judge.embed_tensor(out), pictures

@@ -47,10 +47,10 @@ class Coder:
         if self.encoder is not None and self.decoder is not None:
             size = self.encoder.bundle.input_size
             packets = [self.encoder.encode(view(size), self.point.rate).packet.to_bytes() for view in views]
-            seen, pictures = self.decoder.look(packets)
+            seen, pictures = self.decoder.embed_packets(packets)
             return [len(packet) for packet in packets], seen.embeddings, pictures
         files, pictures = zip(*(self._file(view(self.judge.view_size)) for view in views))
-        return [len(file) for file in files], self.judge.look(pictures).embeddings, np.stack(pictures)
+        return [len(file) for file in files], self.judge.embed(pictures).embeddings, np.stack(pictures)
 
     def _file(self, view: np.ndarray) -> tuple[bytes, np.ndarray]:
         peer, settings = self.point.peer, self.point.parameters

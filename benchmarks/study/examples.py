@@ -82,19 +82,19 @@ def _shown(
         answer = {"label": LABELS[best], "probability": round(probability, 4), "right": LABELS[best] == photo.label}
         return {"kind": kind, "codec": codec, "rate": rate, "bytes": size, **answer, "picture": picture_uri}
 
-    yield entry(REFERENCE, "original", None, len(photo.data), judge.look([view]).embeddings, view)
+    yield entry(REFERENCE, "original", None, len(photo.data), judge.embed([view]).embeddings, view)
     budget = 0
     for (encoder, decoder), name in zip(coders, names):
         for place, rate in enumerate(encoder.bundle.rates):
             packet = encoder.encode(encoder.bundle.view(image), rate).packet.to_bytes()
-            seen, pictures = decoder.look([packet])
+            seen, pictures = decoder.embed_packets([packet])
             if decoder.gives_pixels and place == (len(encoder.bundle.rates) - 1) // 2:
                 budget = budget or len(packet)
             picture = None if pictures is None else pictures[0]
             yield entry(FAMILY, name, rate, len(packet), seen.embeddings, picture)
     for name in RIVALS:
         rate, size, picture = _within(name, view, budget or 500)
-        yield entry(PEER, name, rate, size, judge.look([picture]).embeddings, picture)
+        yield entry(PEER, name, rate, size, judge.embed([picture]).embeddings, picture)
 
 
 def _within(name: str, view: np.ndarray, budget: int) -> tuple[str, int, np.ndarray]:

@@ -87,13 +87,13 @@ def _run_set(study: Study, data: Dataset, clip: str) -> tuple[int, int]:
 
     def measure(place: int) -> dict[str, Any]:
         if not originals:
-            vectors, _ = look(coders[0], [*train, *test], view, progress)
+            vectors, _ = vectors_of(coders[0], [*train, *test], view, progress)
             originals["all"] = vectors, choose_strength(vectors[: len(train)], _targets(data, train), study.seed)
         plain, strength = originals["all"]
         if place == 0:
             vectors, sizes_sent = plain, []
         else:
-            vectors, sizes_sent = look(coders[place], [*train, *test], view, progress)
+            vectors, sizes_sent = vectors_of(coders[place], [*train, *test], view, progress)
         told = {}
         for name, trained_on in (("originals", plain), ("decoded", vectors)):
             told[name] = probe(trained_on[: len(train)], _targets(data, train), vectors[len(train) :], strength)
@@ -146,7 +146,7 @@ def probe(vectors: np.ndarray, targets: Sequence[int], tested: np.ndarray, stren
     return [int(label) for label in model.predict(tested)]
 
 
-def look(coder: Coder, indices: Sequence[int], view, progress) -> tuple[np.ndarray, list[int]]:
+def vectors_of(coder: Coder, indices: Sequence[int], view, progress) -> tuple[np.ndarray, list[int]]:
     """(vectors (N, D), bytes of each) of many images."""
     vectors, sizes = [], []
     for start in range(0, len(indices), coder.judge.batch):

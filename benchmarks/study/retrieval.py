@@ -73,7 +73,7 @@ def _run_clip(study: Study, data: Captions, clip: str) -> tuple[int, int]:
     def view(place: int):
         return lambda size: canonical_view(images[place], *size)
 
-    def look(coder) -> tuple[np.ndarray, list[int]]:
+    def vectors_of(coder) -> tuple[np.ndarray, list[int]]:
         vectors, sizes = [], []
         for start in range(0, len(kept), judge.batch):
             part = range(start, min(start + judge.batch, len(kept)))
@@ -85,8 +85,8 @@ def _run_clip(study: Study, data: Captions, clip: str) -> tuple[int, int]:
 
     def measure(place: int) -> dict[str, Any]:
         if not made:
-            made["texts"], made["images"] = judge.clip.encode_texts(texts), look(coders[0])[0]
-        vectors, sizes = (made["images"], []) if place == 0 else look(coders[place])
+            made["texts"], made["images"] = judge.clip.encode_texts(texts), vectors_of(coders[0])[0]
+        vectors, sizes = (made["images"], []) if place == 0 else vectors_of(coders[place])
         ranks = {
             "text_to_image": gallery_ranks(made["texts"] @ vectors.T, owner),
             "image_to_text": best_ranks(vectors @ made["texts"].T, owner),

@@ -126,15 +126,15 @@ def _measure(coder: Coder, data: Dataset, sizes: dict, head, tick: Callable[[int
             except ThinwireError:
                 failures += 1
         if indices:
-            original = judge.look([views[index] for index in indices]).embeddings
+            original = judge.embed([views[index] for index in indices]).embeddings
             bytes_sent, embeddings, pictures = coder.through([view(index) for index in indices])
             for index, size in zip(indices, bytes_sent):
                 sent[index] = size
             seen = {PLAIN: embeddings}
             for trick, apply in PICTURE_TRICKS.items():
-                seen[trick] = judge.look([apply(picture) for picture in pictures]).embeddings
+                seen[trick] = judge.embed([apply(picture) for picture in pictures]).embeddings
             for trick, kernel in _kernels(coder).items():
-                seen[trick] = judge.look([_enlarged(coder, views[index], kernel) for index in indices]).embeddings
+                seen[trick] = judge.embed([_enlarged(coder, views[index], kernel) for index in indices]).embeddings
             targets = [data.items[index].target for index in indices]
             for trick, vectors in seen.items():
                 for index, answer, cosine in zip(

@@ -67,7 +67,7 @@ def _run(args: argparse.Namespace) -> int:
     from benchmarks.system.service_load import resident_bytes
     from cloud.networks.assemble import open_engine
     from cloud.search.archive import Archive
-    from cloud.search.frames import Filter, Question
+    from cloud.search.frames import Filter, SearchQuery
     from cloud.search.searcher import Searcher
     from cloud.search.store import FrameStore
 
@@ -93,7 +93,7 @@ def _run(args: argparse.Namespace) -> int:
             for wanted in filters:
                 text = next(texts) if new else "a red truck"
                 begin = time.perf_counter()
-                found = await searcher.search(Question(text=text, filter=wanted))
+                found = await searcher.search(SearchQuery(text=text, filter=wanted))
                 took.append(1000 * (time.perf_counter() - begin))
                 if len(found) != 10:
                     raise RuntimeError(f"{len(found)} frames found")

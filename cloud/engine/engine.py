@@ -102,7 +102,7 @@ class Engine:
         if (packet is None) == (image_file is None):
             raise InvalidRequest("give exactly one of packet and image_file")
         self._check_prompts(labels, templates)
-        item = self._item(Kind.LOOK, packet, image_file, labels, templates, top_k, deadline, clip, temperature)
+        item = self._item(Kind.IMAGE, packet, image_file, labels, templates, top_k, deadline, clip, temperature)
         self._accept(item)
         self._find_clip(item)
         return item.future
@@ -254,7 +254,7 @@ class Engine:
     def _with_clip(self, item: Item) -> None:
         if item.kind is Kind.TEXTS:
             self._start(self._texts, self._encode_texts, item)
-        elif item.kind is Kind.LOOK and item.packet is not None and self._device_decodes():
+        elif item.kind is Kind.IMAGE and item.packet is not None and self._device_decodes():
             self._queue.put(item, item.due, 0)
         else:
             self._start(self._decoders, self._prepare, item)

@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
-class Seen:
+class AnsweredFrame:
     """One image that a client got its final answer to. Exactly one of `packet` and `image_file` is set.
 
     at: seconds since 1970. device_id: see `cloud.front.admission.device_of`. labels: what was asked, () for Embed.
@@ -49,7 +49,7 @@ class Observer:
     def ran(self, batch_size: int, result: Embedded) -> None:
         """The device ran a batch."""
 
-    def answered(self, seen: Seen) -> None:
+    def answered(self, seen: AnsweredFrame) -> None:
         """A client got the final answer to an image. Called within the RPC's own context."""
 
     def rpc(self, method: str, code: str, seconds: float) -> None:
@@ -86,7 +86,7 @@ class Observers(Observer):
     def ran(self, batch_size: int, result: Embedded) -> None:
         self._tell("ran", batch_size, result)
 
-    def answered(self, seen: Seen) -> None:
+    def answered(self, seen: AnsweredFrame) -> None:
         self._tell("answered", seen)
 
     def rpc(self, method: str, code: str, seconds: float) -> None:

@@ -36,7 +36,7 @@ class EngineLimits:
 
 
 @dataclass(frozen=True)
-class Prediction:
+class RankedLabel:
     label: str
     index: int  # among the labels given
     probability: float  # softmax over the request's labels
@@ -64,7 +64,7 @@ class Answer:
     """
 
     embedding: np.ndarray
-    predictions: tuple[Prediction, ...]
+    predictions: tuple[RankedLabel, ...]
     timing: Timing
     bundle: str | None  # None for an image file
     layers: int
@@ -74,7 +74,7 @@ class Answer:
 class Kind(Enum):
     """What a submission asks for."""
 
-    LOOK = "an embedding, and labels where some were given"
+    IMAGE = "an embedding, and labels where some were given"
     TEXTS = "vectors of texts"
     PICTURE = "the picture that a packet holds"
 
@@ -112,7 +112,7 @@ class Item:
     head_s: float = 0.0
 
 
-def top_predictions(head: Head, embeddings: np.ndarray, counts: Sequence[int]) -> list[tuple[Prediction, ...]]:
+def top_predictions(head: Head, embeddings: np.ndarray, counts: Sequence[int]) -> list[tuple[RankedLabel, ...]]:
     """Unit vectors (B, D) and a count for each → that many labels each, best first; equal ones in the order given."""
     similarities = head.similarities(embeddings)  # (B, L)
     probabilities = head.probabilities(similarities)
@@ -121,7 +121,7 @@ def top_predictions(head: Head, embeddings: np.ndarray, counts: Sequence[int]) -
         order = np.argsort(-similarities[row], kind="stable")[:count]
         out.append(
             tuple(
-                Prediction(head.labels[i], int(i), float(probabilities[row, i]), float(similarities[row, i]))
+                RankedLabel(head.labels[i], int(i), float(probabilities[row, i]), float(similarities[row, i]))
                 for i in order
             )
         )

@@ -9,7 +9,7 @@ import grpc
 
 from cloud.engine.calibration import LayerCalibration
 from cloud.engine.engine import Engine
-from cloud.engine.events import Seen
+from cloud.engine.events import AnsweredFrame
 from cloud.engine.items import Answer
 from cloud.errors import InvalidRequest
 from cloud.front.admission import RateLimiter, client_of, device_of
@@ -61,7 +61,7 @@ class Answering:
             raise InvalidRequest("label_set stands in place of labels, prompt_set and templates: send one or the other")
         return self.label_sets.get(request.label_set)
 
-    def look(
+    def answer_image(
         self,
         source: Source,
         labels: LabelSet | None,
@@ -85,7 +85,7 @@ class Answering:
         name = models.name_of(clip)
         loaded = models.clip_of(name)
         self._engine.observers.answered(
-            Seen(
+            AnsweredFrame(
                 at=time.time(),
                 device_id=device_of(context, self._by_token),
                 packet=packet.to_bytes() if isinstance(packet, Packet) else packet,

@@ -98,7 +98,9 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             if spool:  # a repeat costs its client nothing
                 self._answering.charge(context)
             source = source_of(request.image, self.options.max_image_file_bytes)
-            answer = await self._answering.look(source, labels, request.top_k, request.clip, deadline_of(context))
+            answer = await self._answering.answer_image(
+                source, labels, request.top_k, request.clip, deadline_of(context)
+            )
             self._answering.report(context, source, labels, request.clip, answer)
             return classified(answer, labels.places, self._answering.clip_name(request.clip), request.frame_id)
 
@@ -107,7 +109,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
     async def _embed(self, request: pb.EmbedRequest, context: Context) -> pb.EmbedResponse:
         self._answering.charge(context)
         source = source_of(request.image, self.options.max_image_file_bytes)
-        answer = await self._answering.look(source, None, 0, request.clip, deadline_of(context))
+        answer = await self._answering.answer_image(source, None, 0, request.clip, deadline_of(context))
         self._answering.report(context, source, None, request.clip, answer)
         return pb.EmbedResponse(
             embedding=pb.Embedding(values=answer.embedding.tolist()),
@@ -136,13 +138,13 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         texts = checked_texts(request.texts if query == "image" else [request.text], self.options.max_texts)
         templates = templates_of(request.prompt_set, request.templates)
         self._answering.charge(context, len(images))
-        looks = [asyncio.ensure_future(self._vector(image, request.clip, context)) for image in images]
+        answers = [asyncio.ensure_future(self._vector(image, request.clip, context)) for image in images]
         try:
             vectors = await self._text_vectors(texts, templates, request.clip, context)  # (T, D)
-            seen = await asyncio.gather(*looks, return_exceptions=True)
+            seen = await asyncio.gather(*answers, return_exceptions=True)
         finally:
-            for look in looks:
-                look.cancel()
+            for answer in answers:
+                answer.cancel()
         response = pb.RankResponse(model=self._model(request.clip))
         for place, outcome in enumerate(seen):
             if isinstance(outcome, BaseException):
@@ -178,7 +180,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
 
     async def _vector(self, image: pb.ImageInput, clip: str, context: Context) -> np.ndarray:
         source = source_of(image, self.options.max_image_file_bytes)
-        return (await self._answering.look(source, None, 0, clip, deadline_of(context))).embedding
+        return (await self._answering.answer_image(source, None, 0, clip, deadline_of(context))).embedding
 
     async def _text_vectors(self, texts, templates, clip: str, context: Context) -> np.ndarray:
         """Texts → unit vectors float32 (T, D)."""

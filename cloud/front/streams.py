@@ -179,7 +179,7 @@ class FrameStream:
         try:
             while True:
                 try:
-                    return await self._answering.look(*question)
+                    return await self._answering.answer_image(*question)
                 except QueueFull as error:
                     if self._under_way - self._held_back <= 1:
                         raise

@@ -20,7 +20,7 @@ from cloud.search.store_file import set_aside
 from cloud.search.vectors import Vectors
 
 if TYPE_CHECKING:
-    from cloud.engine.events import Seen
+    from cloud.engine.events import AnsweredFrame
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -49,7 +49,7 @@ class Archive(Observer):
         self._max_bytes, self._max_age_s, self._clock = max_bytes, max_age_s, clock
         self._vectors: dict[str, Vectors] = {}  # by CLIP id: vectors of two CLIPs are not compared
         self._devices: dict[str, None] = {}  # ordered, newest last
-        self._pending: deque[Seen] = deque()
+        self._pending: deque[AnsweredFrame] = deque()
         self._writing = threading.Lock()  # held by whoever changes store and vectors
         self._wake = threading.Event()
         self._closing = False
@@ -61,7 +61,7 @@ class Archive(Observer):
 
     # ---------------------------------------------------------------- coming in
 
-    def answered(self, seen: Seen) -> None:
+    def answered(self, seen: AnsweredFrame) -> None:
         if len(self._pending) >= MAX_PENDING:
             self.dropped += 1
             return
@@ -206,7 +206,7 @@ class Archive(Observer):
         return sorted(list(self._devices)[-most:])
 
 
-def _frame_of(seen: Seen) -> Frame:
+def _frame_of(seen: AnsweredFrame) -> Frame:
     answer = seen.answer
     return Frame(
         at_ms=int(seen.at * 1000),

@@ -43,7 +43,7 @@ class Filter:
 
 
 @dataclass(frozen=True)
-class Question:
+class SearchQuery:
     """Exactly one of text, packet, image_file and like_id; clip "" is the server's default."""
 
     text: str | None = None

@@ -8,7 +8,7 @@ import grpc
 
 from cloud.errors import PermissionDenied, SearchOff
 from cloud.front.replies import deadline_of, or_abort, source_of
-from cloud.search.frames import Filter, Found, Question
+from cloud.search.frames import Filter, Found, SearchQuery
 from cloud.search.searcher import Searcher
 from thinwire.v1 import inference_pb2 as pb
 from thinwire.v1 import search_pb2, search_pb2_grpc
@@ -46,7 +46,7 @@ class SearchService(search_pb2_grpc.SearchServiceServicer):
         searcher = self._open()
         query = request.WhichOneof("query")
         source = source_of(request.image, self._max_image_file_bytes) if query == "image" else {}
-        question = Question(
+        question = SearchQuery(
             **source,
             text=request.text if query == "text" else None,
             like_id=request.like_id if query == "like_id" else None,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cloud.errors import ClipUnavailable, InvalidRequest, UnknownFrame
-from cloud.search.frames import MAX_FOUND, Filter, Found, Question
+from cloud.search.frames import MAX_FOUND, Filter, Found, SearchQuery
 from thinwire.labels import MAX_LABEL_CHARS
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class Searcher:
         self._engine, self.archive = engine, archive
         self._texts: OrderedDict[tuple[str, str], np.ndarray] = OrderedDict()
 
-    async def search(self, question: Question) -> list[Found]:
+    async def search(self, question: SearchQuery) -> list[Found]:
         """Nearest first. Raises `InvalidRequest`, `UnknownFrame`, and whatever the engine raises for its input."""
         given = [each is not None for each in (question.text, question.packet, question.image_file, question.like_id)]
         if sum(given) != 1:
@@ -77,7 +77,7 @@ class Searcher:
             raise ClipUnavailable(f"CLIP {name!r} is not loaded: ask again once it has answered a request")
         return loaded.heads.clip.id
 
-    async def _text_vector(self, question: Question) -> np.ndarray:
+    async def _text_vector(self, question: SearchQuery) -> np.ndarray:
         text = question.text.strip()
         if not text:
             raise InvalidRequest("the text to search for is empty")

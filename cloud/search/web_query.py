@@ -1,17 +1,17 @@
-"""The page's search: query string and body → `Question`."""
+"""The page's search: query string and body → `SearchQuery`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 from cloud.errors import InvalidRequest
-from cloud.search.frames import Filter, Question
+from cloud.search.frames import Filter, SearchQuery
 from thinwire.packet import MAGIC
 
 DEFAULT_FOUND = 24
 
 
-def question_of(query: Mapping[str, str], body: bytes = b"") -> Question:
+def question_of(query: Mapping[str, str], body: bytes = b"") -> SearchQuery:
     """text=, like=ID, or an image file or packet as `body`; device=, label=, after= and before= (seconds since 1970,
     fractions allowed), k=, clip=. Raises `InvalidRequest`."""
     wanted = Filter(
@@ -20,7 +20,7 @@ def question_of(query: Mapping[str, str], body: bytes = b"") -> Question:
         after_ms=int(1000 * _number(query, "after")),
         before_ms=int(1000 * _number(query, "before")),
     )
-    return Question(
+    return SearchQuery(
         text=query.get("text") if not body else None,
         packet=body if body.startswith(MAGIC) else None,
         image_file=body if body and not body.startswith(MAGIC) else None,

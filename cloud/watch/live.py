@@ -14,7 +14,7 @@ import numpy as np
 from cloud.engine.events import Observer
 
 if TYPE_CHECKING:
-    from cloud.engine.events import Seen
+    from cloud.engine.events import AnsweredFrame
     from cloud.engine.items import Item
     from cloud.engine.prepared import Embedded
 
@@ -45,7 +45,7 @@ class Live(Observer):
         self._count("rejected")
 
     def settled(self, item: Item, outcome: str, value: object) -> None:
-        if item.kind.name != "LOOK":
+        if item.kind.name != "IMAGE":
             return
         with self._lock:
             self._bump(outcome, 1)
@@ -57,7 +57,7 @@ class Live(Observer):
         with self._lock:
             self._batches.append((self._clock(), batch_size))
 
-    def answered(self, seen: Seen) -> None:
+    def answered(self, seen: AnsweredFrame) -> None:
         number = next(self._numbers)
         image_file = seen.image_file if seen.input_bytes <= KEPT_FILE_BYTES else None
         with self._lock:
@@ -110,7 +110,7 @@ class Live(Observer):
 OUTCOMES = ("answered", "failed", "expired", "cancelled", "rejected", "bytes")
 
 
-def _row(number: int, seen: Seen) -> dict[str, object]:
+def _row(number: int, seen: AnsweredFrame) -> dict[str, object]:
     answer = seen.answer
     return {
         "number": number,

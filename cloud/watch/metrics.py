@@ -53,7 +53,7 @@ class Metrics(Observer):
             ["kind", "outcome", "reason"],
             registry=registry,
         )
-        self._answered = {kind: self._requests.labels(kind, "answered", "") for kind in ("look", "texts", "picture")}
+        self._answered = {kind: self._requests.labels(kind, "answered", "") for kind in ("image", "texts", "picture")}
         self._rpcs = Counter("thinwire_rpcs_total", "RPCs by gRPC status", ["method", "code"], registry=registry)
         self._rpc_seconds = Histogram(
             "thinwire_rpc_seconds",
@@ -125,7 +125,7 @@ class Metrics(Observer):
             self._requests.labels(kind, outcome, reason).inc()
             return
         self._answered[kind].inc()
-        if kind != "look":
+        if kind != "image":
             return
         timing = value.timing
         self._latency.observe(timing.total_ms / 1000)

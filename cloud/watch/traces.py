@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import grpc
     from opentelemetry.sdk.trace.export import SpanExporter
 
-    from cloud.engine.events import Seen
+    from cloud.engine.events import AnsweredFrame
 
 
 class Traces(Observer):
@@ -49,7 +49,7 @@ class Traces(Observer):
         )
         return [aio_server_interceptor(self._provider, wanted)]
 
-    def answered(self, seen: Seen) -> None:
+    def answered(self, seen: AnsweredFrame) -> None:
         """Stages are laid end to end, ending now: their lengths are exact, the gaps between them are not known."""
         timing = seen.answer.timing
         end = time.time_ns()

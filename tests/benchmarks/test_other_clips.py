@@ -88,10 +88,10 @@ def test_a_judge_of_each_architecture(name, tmp_path, monkeypatch):
     assert judge.view_size == (size, size)
     assert judge.clip.resize_mode == PREPROCESS.get(name, {}).get("resize_mode", "shortest")
     views = list(synthetic_views(5, size, seed=4))
-    seen = judge.look(views)
+    seen = judge.embed(views)
     assert seen.embeddings.shape == (5, judge.clip.embed_dim)
     assert np.linalg.norm(seen.embeddings, axis=1) == pytest.approx(1, abs=1e-4)
-    alone = np.concatenate([judge.look([view]).embeddings for view in views])
+    alone = np.concatenate([judge.embed([view]).embeddings for view in views])
     assert np.abs(seen.embeddings - alone).max() < 1e-4  # what else is in a batch changes no answer
     if seen.patches is not None:
         assert seen.patches.shape[0] == 5

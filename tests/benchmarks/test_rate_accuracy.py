@@ -170,11 +170,11 @@ def test_wire_bytes_are_the_message_in_its_frames(sight):
 
 
 def test_originals_agree_with_themselves(sight, judge):
-    seen = judge.look([sight.views[index] for index in range(3)])
-    original = sight.originals.look([0, 1, 2])
+    seen = judge.embed([sight.views[index] for index in range(3)])
+    original = sight.originals.embed([0, 1, 2])
     assert np.allclose((seen.embeddings * original.embeddings).sum(axis=1), 1, atol=1e-5)
     assert seen.patches.shape == original.patches.shape
-    assert np.allclose(sight.originals.look([2, 0]).embeddings, original.embeddings[[2, 0]])
+    assert np.allclose(sight.originals.embed([2, 0]).embeddings, original.embeddings[[2, 0]])
 
 
 def test_another_clip_on_the_server_is_noticed(client, tmp_path, judge):

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cloud.engine.events import Seen
+from cloud.engine.events import AnsweredFrame
 from cloud.errors import BadConfiguration, InvalidRequest, StoreFailed
 from cloud.front.access import Security
 from cloud.search import vectors as vectors_module
@@ -37,14 +37,14 @@ def unit(seed: int, dim: int = DIM) -> np.ndarray:
     return vector / np.linalg.norm(vector)
 
 
-def seen(seed: int, at: float = 1000.0, device: str = "cam", label: str = "cat", packet: bytes | None = b"TW") -> Seen:
+def seen(seed: int, at=1000.0, device="cam", label="cat", packet: bytes | None = b"TW") -> AnsweredFrame:
     answer = SimpleNamespace(
         embedding=unit(seed),
         bundle="tiny",
         layers=2,
         predictions=(SimpleNamespace(label=label, probability=0.9),),
     )
-    return Seen(at, device, packet, None if packet else b"file", ("cat", "dog"), answer, "clip", "clip#1")
+    return AnsweredFrame(at, device, packet, None if packet else b"file", ("cat", "dog"), answer, "clip", "clip#1")
 
 
 @pytest.fixture

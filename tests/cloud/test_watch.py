@@ -45,8 +45,8 @@ def test_metrics_count_what_happened(serve, make_packet):
     refused(lambda: served.stub.Classify(classify(b"TWxx not a packet"), timeout=10))
     refused(lambda: served.stub.Classify(classify(packet, labels=[]), timeout=10))
     found = samples(served)
-    assert found["thinwire_requests_total", "look", "answered", ""] == 4
-    assert found["thinwire_requests_total", "look", "failed", "BAD_PACKET"] == 1
+    assert found["thinwire_requests_total", "image", "answered", ""] == 4
+    assert found["thinwire_requests_total", "image", "failed", "BAD_PACKET"] == 1
     # By label order: code, method. Those without labels never reached the engine
     assert found["thinwire_rpcs_total", "OK", "InferenceService/Classify"] == 4
     assert found["thinwire_rpcs_total", "INVALID_ARGUMENT", "InferenceService/Classify"] == 2
@@ -102,7 +102,7 @@ def test_a_broken_observer_harms_nobody(serve, make_packet, caplog):
     for _ in range(3):
         assert served.stub.Classify(classify(make_packet()), timeout=10).predictions
     assert sum("Broken" in record.message for record in caplog.records) == 3  # once for each moment
-    assert samples(served)["thinwire_requests_total", "look", "answered", ""] == 3
+    assert samples(served)["thinwire_requests_total", "image", "answered", ""] == 3
 
 
 def test_frames_of_streams_are_seen_with_the_device_that_sent_them(serve, make_packet):
