@@ -12,8 +12,9 @@ PY := PYTHONPATH="$(CURDIR)" "$(ENV)/bin/python"
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
-setup: $(ENV)/.ready ## install the locked environment and write .venv/bin/thinwire-* for this clone
+setup: $(ENV)/.ready ## install the locked environment, write .venv/bin/thinwire-*, build the coder where there is a compiler
 	@"$(ENV)/bin/python" scripts/link_env.py "$(ENV)"
+	@"$(ENV)/bin/python" scripts/build_native.py
 
 $(ENV)/.ready: $(LOCK)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "thinwire needs Python 3.11+: make PYTHON=python3.12 ..."; exit 1; }

@@ -6,12 +6,16 @@ import os
 
 import pytest
 
+from scripts.build_native import build
 from tests.skips import SWITCH, SkipWatch
 from tests.tiny_bundle import make_tiny_bundle
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if os.environ.get(SWITCH) and not hasattr(config, "workerinput"):  # xdist's workers report to the main process
+    if hasattr(config, "workerinput"):
+        return  # xdist's workers report to the main process, which has built the coder before they start
+    build()  # tests run the compiled coder where it can be built, also when pytest was not started by make
+    if os.environ.get(SWITCH):
         config.pluginmanager.register(SkipWatch())
 
 

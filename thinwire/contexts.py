@@ -13,37 +13,128 @@ choose the bucket:
     near  sum of |symbol| of the same neighbours: how busy sparse channels are
 Each is compared with shipped edges. Neighbours are known in the second pass only. Bucket = past bucket x 16 + (0 in the
 first pass; 1 + lean bucket x 3 + near bucket in the second).
+
+A new context is a subclass of `Context` with its name in `CONTEXTS`: tables are counted and images coded with it at
+once, by the readable coder. native/coder.c makes it fast: a case for its number (`Context.native`) in `tw_buckets` and
+`find_rows`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
 from thinwire.errors import BadTables
 
-CONTEXTS = ("none", "checkerboard")
-PAST_BUCKETS = 4
-LEAN_BUCKETS = 5
-NEAR_BUCKETS = 3
-_STRIDE = 1 + LEAN_BUCKETS * NEAR_BUCKETS
+
+@dataclass(frozen=True, eq=False)
+class Edges:
+    """Bucket edges, counted offline: past int32 (L, P) of each layer, lean (C, Q) and near (C, R) of each channel.
+
+    A value's bucket is the number of edges that it reaches. `Context.edge_widths` gives P, Q and R.
+    """
+
+    past: np.ndarray
+    lean: np.ndarray
+    near: np.ndarray
 
 
-def bucket_count(context: str) -> int:
-    """K, the buckets of a channel. Raises `BadTables` for an unknown context."""
-    if context not in CONTEXTS:
-        raise BadTables(f"context {context!r} is unknown; this release knows {', '.join(CONTEXTS)}")
-    return 1 if context == "none" else PAST_BUCKETS * _STRIDE
+class Context:
+    """`none`, and what other contexts override.
 
+    buckets      K, the buckets of a channel
+    edge_widths  columns of `Edges.past`, `.lean` and `.near`
+    native       number under which native/coder.c knows it; None: only the readable coder does
+    """
 
-def pass_cells(context: str, height: int, width: int) -> list[np.ndarray]:
-    """Flat indices (row-major, intp) of the cells of each pass, in coding order; passes without cells are left out."""
-    parity = np.add.outer(np.arange(height), np.arange(width)).ravel() % 2
-    if context == "none":
+    buckets: ClassVar[int] = 1
+    edge_widths: ClassVar[tuple[int, int, int]] = (0, 0, 0)
+    native: ClassVar[int | None] = 0
+
+    def passes(self, height: int, width: int) -> list[np.ndarray]:
+        """Flat indices (row-major, intp) of each pass's cells in coding order; passes without cells are left out."""
         return [np.arange(height * width)]
-    return [cells for cells in (np.flatnonzero(parity == 0), np.flatnonzero(parity == 1)) if len(cells)]
+
+    def layer_buckets(
+        self, layer: np.ndarray, earlier: np.ndarray, edges: Edges, index: int, span: tuple[int, int], number: int
+    ) -> np.ndarray:
+        """The bucket of each symbol of a layer as pass `number` sees it: int16, broadcasts to (..., c, h, w).
+
+        layer: int32 (..., c, h, w), right in the cells of earlier passes; earlier: int32 (..., h, w), the sum of
+        |symbol| over all channels of earlier layers; index: the layer's; span: its channels (start, stop).
+        """
+        return np.zeros((1, 1, 1), np.int16)
+
+    def fit_edges(self, symbols: np.ndarray, layers: Sequence[tuple[int, int]]) -> Edges:
+        """Edges for int32 symbols (N, C, h, w)."""
+        return Edges(*(np.zeros(shape, np.int32) for shape in self.edge_shapes(len(layers), symbols.shape[1])))
+
+    def edge_shapes(self, layers: int, channels: int) -> tuple[tuple[int, int], ...]:
+        """The shapes of `Edges.past`, `.lean` and `.near`."""
+        past, lean, near = self.edge_widths
+        return (layers, past), (channels, lean), (channels, near)
+
+
+class Checkerboard(Context):
+    """Two passes; busy places and what the neighbours hold choose the table."""
+
+    edge_widths = (3, 4, 2)
+    buckets = 4 * (1 + 5 * 3)
+    native = 1
+
+    def passes(self, height: int, width: int) -> list[np.ndarray]:
+        parity = np.add.outer(np.arange(height), np.arange(width)).ravel() % 2
+        return [cells for cells in (np.flatnonzero(parity == 0), np.flatnonzero(parity == 1)) if len(cells)]
+
+    def layer_buckets(
+        self, layer: np.ndarray, earlier: np.ndarray, edges: Edges, index: int, span: tuple[int, int], number: int
+    ) -> np.ndarray:
+        past = past_bucket(earlier, edges.past[index])[..., None, :, :]  # one for all channels
+        if number == 0:
+            return past
+        start, stop = span
+        return past + neighbour_bucket(layer, edges.lean[start:stop], edges.near[start:stop])
+
+    def fit_edges(self, symbols: np.ndarray, layers: Sequence[tuple[int, int]]) -> Edges:
+        """At quantiles, over at most some 500 of the images."""
+        sample = symbols[:: max(1, len(symbols) // 500)]
+        past = [
+            _rising(_quantiles(past_magnitude(earlier), [0.25, 0.5, 0.75]), 1)
+            for _, _, earlier in walk_layers(sample, layers)
+        ]
+        lean, near = [], []
+        for channel in range(symbols.shape[1]):
+            q = _quantiles(around(sample[:, channel]), [0.2, 0.4, 0.6, 0.8])
+            lean.append([min(q[0], q[1] - 1), *_rising(q[1:], q[1])])  # for a sparse channel: -1, 0, 1, 2
+            near.append(_rising(_quantiles(around(np.abs(sample[:, channel])), [0.33, 0.67]), 1))
+        return Edges(np.array(past, np.int32), np.array(lean, np.int32), np.array(near, np.int32))
+
+
+CONTEXTS: dict[str, Context] = {"none": Context(), "checkerboard": Checkerboard()}
+
+
+def find_context(name: str) -> Context:
+    """The context of that name. Raises `BadTables` for an unknown one."""
+    try:
+        return CONTEXTS[name]
+    except KeyError:
+        raise BadTables(f"context {name!r} is unknown; this release knows {', '.join(CONTEXTS)}") from None
+
+
+def walk_layers(symbols: np.ndarray, layers: Sequence[tuple[int, int]]) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """(index, layer (..., c, h, w), sum of |symbol| of earlier layers int32 (..., h, w)) of int32 (..., C, h, w).
+
+    Layers are views of `symbols`: what is decoded into one before the next is asked for counts as earlier.
+    """
+    earlier = np.zeros((*symbols.shape[:-3], *symbols.shape[-2:]), np.int32)
+    for index, (start, stop) in enumerate(layers):
+        layer = symbols[..., start:stop, :, :]
+        yield index, layer, earlier
+        if index + 1 < len(layers):
+            earlier = earlier + np.abs(layer).sum(-3, dtype=np.int32)
 
 
 def past_magnitude(earlier: np.ndarray) -> np.ndarray:
@@ -69,54 +160,16 @@ def digitise(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
     return bucket
 
 
-@dataclass(frozen=True, eq=False)
-class Edges:
-    """Bucket edges, counted offline: past int32 (L, 3) of each layer, lean (C, 4) and near (C, 2) of each channel.
-
-    A value's bucket is the number of edges that it reaches. Without contexts the matrices have no columns.
-    """
-
-    past: np.ndarray
-    lean: np.ndarray
-    near: np.ndarray
-
-
 def past_bucket(earlier: np.ndarray, edges: np.ndarray) -> np.ndarray:
     """First-pass buckets int16 (..., h, w) of a layer: earlier int32 (..., h, w) as in `past_magnitude`, edges (3,)."""
-    return digitise(past_magnitude(earlier), edges) * np.int16(_STRIDE)
+    return digitise(past_magnitude(earlier), edges) * np.int16(16)
 
 
 def neighbour_bucket(layer: np.ndarray, lean: np.ndarray, near: np.ndarray) -> np.ndarray:
     """What the second pass adds: layer int32 (..., c, h, w), right in its even cells, edges (c, 4), (c, 2) → int16."""
     leaning, busy = around(np.stack((layer, np.abs(layer))))
-    bucket = digitise(leaning, lean[:, None, None, :]) * np.int16(NEAR_BUCKETS)
+    bucket = digitise(leaning, lean[:, None, None, :]) * np.int16(3)
     return bucket + digitise(busy, near[:, None, None, :]) + np.int16(1)
-
-
-def edge_shapes(context: str, layers: int, channels: int) -> tuple[tuple[int, int], ...]:
-    """The shapes of `Edges.past`, `.lean` and `.near` under a context."""
-    if context == "none":
-        return (layers, 0), (channels, 0), (channels, 0)
-    return (layers, PAST_BUCKETS - 1), (channels, LEAN_BUCKETS - 1), (channels, NEAR_BUCKETS - 1)
-
-
-def fit_edges(symbols: np.ndarray, layers: Sequence[tuple[int, int]], context: str) -> Edges:
-    """Edges at quantiles of int32 symbols (N, C, h, w), over at most some 500 of the images."""
-    channels = symbols.shape[1]
-    if context == "none":
-        return Edges(*(np.zeros(shape, np.int32) for shape in edge_shapes(context, len(layers), channels)))
-    sample = symbols[:: max(1, len(symbols) // 500)]
-    earlier = np.zeros((len(sample), *sample.shape[2:]), np.int32)
-    past = []
-    for start, stop in layers:
-        past.append(_rising(_quantiles(past_magnitude(earlier), [0.25, 0.5, 0.75]), 1))
-        earlier += np.abs(sample[:, start:stop]).sum(1, dtype=np.int32)
-    lean, near = [], []
-    for channel in range(channels):
-        q = _quantiles(around(sample[:, channel]), [0.2, 0.4, 0.6, 0.8])
-        lean.append([min(q[0], q[1] - 1), *_rising(q[1:], q[1])])  # for a sparse channel: -1, 0, 1, 2
-        near.append(_rising(_quantiles(around(np.abs(sample[:, channel])), [0.33, 0.67]), 1))
-    return Edges(np.array(past, np.int32), np.array(lean, np.int32), np.array(near, np.int32))
 
 
 def _quantiles(values: np.ndarray, shares: list[float]) -> list[int]:

@@ -1,22 +1,33 @@
-"""Symbols ↔ layer payloads, by constriction's range coder and the model's integer tables.
+"""Symbols ↔ layer payloads, by the range coder of WIRE.md and the model's integer tables.
 
-Each layer is one range-coded message of its own. WIRE.md specifies the coder (state, table lookup, order, sealing) so
-that it can be written again elsewhere; tests/thinwire/reference_coder.py is that, in forty lines of plain integers.
+Each layer is one range-coded message of its own. Two forms give the same bytes:
+
+compiled  native/coder.c as `thinwire._coder`: a whole packet a call, outside Python's lock
+readable  contexts in NumPy, the coder in plain Python (range_coder.py): where the former is missing
+
+`THINWIRE_CODER=python` takes the readable form, `THINWIRE_CODER=native` insists on the compiled one.
 """
 
 from __future__ import annotations
 
+import os
+import warnings
 from collections.abc import Iterator, Sequence
+from functools import cache
+from types import ModuleType
 
-import constriction
 import numpy as np
 
 from thinwire import contexts
 from thinwire.errors import BadPayload, BadTables, MalformedPacket, SymbolError
+from thinwire.range_coder import RangeDecoder, RangeEncoder, UnreadablePayload
 from thinwire.tables import Tables
 
 MAX_SYMBOLS = 1 << 22
 """Largest latent; larger ones would let a small packet ask for much work."""
+
+UNREADABLE = "layer {} holds bytes that its model's tables cannot read"
+NOT_CANONICAL = "layer {} holds bytes that no encoder writes: it was altered or cut"
 
 
 class SymbolCoder:
@@ -26,17 +37,22 @@ class SymbolCoder:
     payload decodes only if it is exactly what `encode` writes for the symbols returned; any other raises
     `BadPayload`, in time bounded by the latent's size. Objects are immutable and may be used by several threads.
     Requirements: symbols int (C, h, w) for the shape given; values outside [low, high] are clipped before coding.
-
-    Symbols that share a table are coded by one call: a layer costs at most (passes x tables) calls.
     """
 
     exact = True  # what `decode` gives is what `encode` took
 
     def __init__(
-        self, tables: Tables, shape: tuple[int, int, int], layers: Sequence[tuple[int, int]], context: str = "none"
+        self,
+        tables: Tables,
+        shape: tuple[int, int, int],
+        layers: Sequence[tuple[int, int]],
+        context: str = "none",
+        compiled: bool = True,
     ) -> None:
-        """shape: (C, h, w); layers: channel spans (start, stop) that cover 0..C in order. Raises `BadTables`."""
-        buckets = contexts.bucket_count(context)
+        """shape: (C, h, w); layers: channel spans (start, stop) that cover 0..C in order; compiled: use the compiled
+        form where there is one. Raises `BadTables`.
+        """
+        rule = contexts.find_context(context)
         channels, height, width = shape
         if min(shape) < 1 or channels * height * width > MAX_SYMBOLS:
             raise BadTables(f"a latent of {shape} is empty or has more than {MAX_SYMBOLS} symbols")
@@ -44,10 +60,11 @@ class SymbolCoder:
             raise BadTables(f"layers {list(layers)} do not cover {channels} channels in order")
         if any(start >= stop for start, stop in layers):
             raise BadTables(f"layers {list(layers)} hold an empty one")
-        if tables.table_of.shape != (channels, buckets):
-            raise BadTables(f"tables are for {tables.table_of.shape} channels x buckets, not {(channels, buckets)}")
+        if tables.table_of.shape != (channels, rule.buckets):
+            expected = channels, rule.buckets
+            raise BadTables(f"tables are for {tables.table_of.shape} channels x buckets, not {expected}")
         edges = (tables.edges.past.shape, tables.edges.lean.shape, tables.edges.near.shape)
-        if edges != contexts.edge_shapes(context, len(layers), channels):
+        if edges != rule.edge_shapes(len(layers), channels):
             raise BadTables(
                 f"tables have bucket edges of another context or layer count than {context!r}, {len(layers)}"
             )
@@ -56,23 +73,15 @@ class SymbolCoder:
         self.shape = (channels, height, width)
         self.layers = tuple((start, stop) for start, stop in layers)
         self.context = context
-        self._models = [_exact_model(row) for row in tables.freqs]
-        self._cells = contexts.pass_cells(context, height, width)
-        self._flat_tables = tables.table_of.ravel()
-        self._table_starts = np.arange(channels)[:, None] * buckets  # of each channel in the above
-        # What does not depend on symbols, for each layer and pass: flat positions in the layer, table row per channel
-        self._positions = [
-            [(np.arange(stop - start)[:, None] * (height * width) + cells).ravel() for cells in self._cells]
-            for start, stop in self.layers
-        ]
-        self._fixed = (
-            [
-                _plan(np.repeat(tables.table_of[start:stop, 0], height * width), positions[0])
-                for (start, stop), positions in zip(self.layers, self._positions, strict=True)
-            ]
-            if context == "none"
-            else None
-        )
+        self._rule = rule
+        self._passes = rule.passes(height, width)
+        self._compiled = _compile(self, rule) if compiled else None
+        self._cums = _cums(tables) if self._compiled is None else []
+
+    @property
+    def form(self) -> str:
+        """ "compiled" or "readable": which of the two forms codes."""
+        return "readable" if self._compiled is None else "compiled"
 
     def encode(self, symbols: np.ndarray, n_layers: int | None = None) -> list[bytes]:
         """int (C, h, w) → the payloads of the first `n_layers` layers (default: all).
@@ -80,16 +89,15 @@ class SymbolCoder:
         Raises `SymbolError` for another shape or type, or an impossible number of layers.
         """
         symbols, count = self._checked(symbols, n_layers)
+        if self._compiled is not None:
+            return self._compiled.encode(symbols, count)
         payloads = []
-        for index, layer, past in self._walk(symbols, count):
-            coder = constriction.stream.queue.RangeEncoder()
+        for runs, layer in self._walk(symbols, count):
+            encoder = RangeEncoder()
             flat = layer.reshape(-1)
-            for number in range(len(self._cells)):
-                order, runs = self._groups(index, number, layer, past)
-                values = flat[order] - self.tables.low
-                for row, start, stop in runs:
-                    coder.encode(values[start:stop], self._models[row])
-            payloads.append(_seal(coder))
+            for row, positions in runs:
+                encoder.encode((flat[positions] - self.tables.low).tolist(), self._cums[row])
+            payloads.append(encoder.finish())
         return payloads
 
     def decode(self, payloads: Sequence[bytes]) -> np.ndarray:
@@ -99,26 +107,25 @@ class SymbolCoder:
         """
         if not 1 <= len(payloads) <= len(self.layers):
             raise MalformedPacket(f"the packet has {len(payloads)} layers, its model has 1 to {len(self.layers)}")
-        symbols, models = np.zeros(self.shape, np.int32), self._models
-        for index, layer, past in self._walk(symbols, len(payloads)):
-            payload = bytes(payloads[index])
-            decoder = constriction.stream.queue.RangeDecoder(_words(payload))
-            again = constriction.stream.queue.RangeEncoder()
+        payloads = tuple(map(bytes, payloads))
+        if self._compiled is not None:
+            symbols = np.empty(self.shape, np.int32)
+            status, layer = self._compiled.decode(payloads, symbols)
+            if status != 0:
+                raise BadPayload((UNREADABLE if status == 1 else NOT_CANONICAL).format(layer + 1))
+            return symbols
+        symbols = np.zeros(self.shape, np.int32)
+        for number, (payload, (runs, layer)) in enumerate(zip(payloads, self._walk(symbols, len(payloads))), 1):
+            decoder = RangeDecoder(payload)
             flat = layer.reshape(-1)
             try:
-                for number in range(len(self._cells)):
-                    order, runs = self._groups(index, number, layer, past)
-                    parts = []
-                    for row, start, stop in runs:
-                        model = models[row]
-                        part = decoder.decode(model, stop - start)
-                        again.encode(part, model)
-                        parts.append(part)
-                    flat[order] = np.concatenate(parts) + self.tables.low
-            except (AssertionError, ValueError) as error:
-                raise BadPayload(f"layer {index + 1} holds bytes that its model's tables cannot read") from error
-            if _seal(again) != payload:
-                raise BadPayload(f"layer {index + 1} holds bytes that no encoder writes: it was altered or cut")
+                for row, positions in runs:
+                    columns = decoder.decode(len(positions), self._cums[row])
+                    flat[positions] = np.array(columns, np.int32) + self.tables.low
+            except UnreadablePayload:
+                raise BadPayload(UNREADABLE.format(number)) from None
+            if not decoder.is_canonical():
+                raise BadPayload(NOT_CANONICAL.format(number))
         return symbols
 
     def level(self, payloads: Sequence[bytes]) -> int:
@@ -128,14 +135,12 @@ class SymbolCoder:
     def ideal_bits(self, symbols: np.ndarray) -> list[float]:
         """What a perfect coder would spend on int (C, h, w): cross-entropy under the tables, bits for each layer."""
         symbols, count = self._checked(symbols, None)
+        symbols = np.clip(symbols, self.tables.low, self.tables.high)
         bits = self.tables.bits
-        spent = [0.0] * count
-        for index, layer, past in self._walk(symbols, count):
-            for number in range(len(self._cells)):
-                order, runs = self._groups(index, number, layer, past)
-                values = layer.reshape(-1)[order] - self.tables.low
-                spent[index] += sum(float(bits[row][values[start:stop]].sum()) for row, start, stop in runs)
-        return spent
+        return [
+            sum(float(bits[row][layer.reshape(-1)[positions] - self.tables.low].sum()) for row, positions in runs)
+            for runs, layer in self._walk(symbols, count)
+        ]
 
     def _checked(self, symbols: np.ndarray, n_layers: int | None) -> tuple[np.ndarray, int]:
         if symbols.shape != self.shape or symbols.dtype.kind not in "iu":
@@ -143,83 +148,77 @@ class SymbolCoder:
         count = len(self.layers) if n_layers is None else n_layers
         if not 1 <= count <= len(self.layers):
             raise SymbolError(f"{count} layers were asked for, the model has 1 to {len(self.layers)}")
-        return np.ascontiguousarray(np.clip(symbols, self.tables.low, self.tables.high), np.int32), count
+        if self._compiled is None or symbols.dtype != np.int32:  # the compiled form clips int32 itself
+            symbols = np.clip(symbols, self.tables.low, self.tables.high)
+        return np.ascontiguousarray(symbols, np.int32), count
 
-    def _walk(self, symbols: np.ndarray, count: int) -> Iterator[tuple[int, np.ndarray, np.ndarray | None]]:
-        """(index, layer int32 (c, h, w), first-pass buckets int16 (h, w)) of the first layers."""
-        earlier, past = np.zeros(self.shape[1:], np.int32), None
-        for index, (start, stop) in enumerate(self.layers[:count]):
-            layer = symbols[start:stop]
-            if self.context != "none":
-                past = contexts.past_bucket(earlier, self.tables.edges.past[index])
-            yield index, layer, past
-            if self.context != "none" and index + 1 < count:
-                earlier = earlier + np.abs(layer).sum(0, dtype=np.int32)
+    def _walk(self, symbols: np.ndarray, count: int) -> Iterator[tuple[Iterator[_Run], np.ndarray]]:
+        """(runs in coding order, layer int32 (c, h, w)) of the first layers; a decoder fills each run's symbols."""
+        for index, layer, earlier in contexts.walk_layers(symbols, self.layers[:count]):
+            yield self._runs(index, layer, earlier), layer
 
-    def _groups(self, index: int, number: int, layer: np.ndarray, past: np.ndarray | None) -> _Plan:
-        """The coding order of pass `number` of a layer."""
-        if self._fixed is not None:
-            return self._fixed[index]
+    def _runs(self, index: int, layer: np.ndarray, earlier: np.ndarray) -> Iterator[_Run]:
+        """Within a pass by rising table row; within a row by channel, then by cell."""
         start, stop = self.layers[index]
-        cells = self._cells[number]
-        bucket = past.ravel()[cells]  # (cells,)
-        if number > 0:
-            edges = self.tables.edges
-            near = contexts.neighbour_bucket(layer, edges.lean[start:stop], edges.near[start:stop])  # (c, h, w)
-            bucket = bucket + near.reshape(stop - start, -1)[:, cells]
-        rows = self._flat_tables.take(self._table_starts[start:stop] + bucket)  # (c, cells)
-        return _plan(rows.ravel(), self._positions[index][number])
+        channels = np.arange(stop - start)[:, None]
+        for number, cells in enumerate(self._passes):
+            bucket = self._rule.layer_buckets(layer, earlier, self.tables.edges, index, (start, stop), number)
+            bucket = np.broadcast_to(bucket, layer.shape).reshape(stop - start, -1)[:, cells]
+            rows = self.tables.table_of[start:stop][channels, bucket].ravel()
+            positions = (channels * layer[0].size + cells).ravel()[np.argsort(rows, kind="stable")]
+            used, sizes = np.unique(rows, return_counts=True)
+            yield from zip(used.tolist(), np.split(positions, np.cumsum(sizes)[:-1]), strict=True)
 
 
-_Plan = tuple[np.ndarray, list[tuple[int, int, int]]]
-"""(flat positions in the layer in coding order, [(table row, start, stop) of each run of one table])."""
+_Run = tuple[int, np.ndarray]
+"""(table row, flat positions in the layer) of symbols that one row codes."""
 
 
-def _plan(rows: np.ndarray, positions: np.ndarray) -> _Plan:
-    """Sorts positions by table row; within a row they keep their order (channel, then cell)."""
-    sizes = np.bincount(rows)
-    used = np.flatnonzero(sizes)
-    stops = np.cumsum(sizes[used])
-    runs = list(zip(used.tolist(), (stops - sizes[used]).tolist(), stops.tolist(), strict=True))
-    return positions[np.argsort(rows, kind="stable")], runs
+def _cums(tables: Tables) -> list[list[int]]:
+    """Of each table row, the sums of frequencies before each column, and 2**24: (T, A + 1)."""
+    return [[0, *row] for row in np.cumsum(tables.freqs, 1, dtype=np.int64).tolist()]
 
 
-def _exact_model(freqs: np.ndarray) -> constriction.stream.model.Categorical:
-    """constriction's table with exactly the integer probabilities freqs / 2**24.
-
-    constriction scales floats so that they fill 2**24 - A and then adds 1 to each. Given freqs - 1, which already sum
-    to 2**24 - A and are whole, its scale is exactly 1 and every product and partial sum is a whole number below
-    2**53: exact in IEEE double precision, therefore the same on every machine.
-    """
-    return constriction.stream.model.Categorical(freqs.astype(np.float64) - 1, perfect=False)
-
-
-def _seal(coder: constriction.stream.queue.RangeEncoder) -> bytes:
-    """The coder's message as the fewest bytes that decode when zeros follow without end.
-
-    constriction ends a message with a 32-bit word that keeps it decodable whatever follows. Only zeros can follow here,
-    so any number of the final interval will do: the smallest of those with most trailing zero bytes is taken, and its
-    zeros are cut.
-    """
-    words = coder.get_compressed()
-    if len(words) == 0:  # nothing was coded
-        return b""
-    _, (lower, size) = coder.pos()
-    seal = lower + 0xFFFFFFFF  # constriction's choice; it writes the top word, and a zero word where that is ambiguous
-    sealed_with = 2 if (lower + size & _WORDS_64) >> 32 == (seal & _WORDS_64) >> 32 else 1
-    settled = int.from_bytes(words[:-sealed_with].astype(">u4").tobytes(), "big")
-    settled -= seal >> 64  # its choice may have carried into the words before; ours may do otherwise
-    for kept in range(9):  # bytes of the last 64 bits; with 8, `lower` itself is always in the interval
-        step = 1 << (64 - 8 * kept)
-        point = -(-lower // step) * step  # the first multiple of `step` that is not below `lower`
-        if point < lower + size:
-            break
-    return ((settled << 64) + point).to_bytes(4 * (len(words) - sealed_with) + 8, "big").rstrip(b"\0")
+def _compile(coder: SymbolCoder, rule: contexts.Context) -> object | None:
+    """The compiled form of a coder, or None where there is none."""
+    module = compiled_module() if rule.native is not None else None
+    if module is None:
+        return None
+    tables, edges = coder.tables, coder.tables.edges
+    bounds = np.array([0, *(stop for _, stop in coder.layers)], np.int32)
+    arrays = (edges.past, edges.lean, edges.near)
+    try:
+        return module.Coder(
+            rule.native,
+            coder.shape,
+            bounds,
+            np.ascontiguousarray(tables.freqs),
+            tables.freqs.shape,
+            np.ascontiguousarray(tables.table_of),
+            tables.low,
+            *map(np.ascontiguousarray, arrays),
+        )
+    except ValueError as error:  # a rule that SymbolCoder and Tables check too
+        raise BadTables(f"the compiled coder refuses the tables: {error}") from error
 
 
-_WORDS_64 = (1 << 64) - 1
-
-
-def _words(payload: bytes) -> np.ndarray:
-    """Payload → the decoder's words, with the zeros that `_seal` cut off (at least the two that it reads first)."""
-    return np.frombuffer(payload + bytes(-len(payload) % 4 + 8), ">u4").astype(np.uint32)
+@cache
+def compiled_module() -> ModuleType | None:
+    """`thinwire._coder`; None, and a warning once, where it is missing. THINWIRE_CODER=native: raises `ImportError`."""
+    wish = os.environ.get("THINWIRE_CODER", "")
+    if wish == "python":
+        return None
+    try:
+        from thinwire import _coder
+    except ImportError as error:
+        if wish == "native":
+            raise
+        warnings.warn(
+            f"thinwire's compiled coder is missing ({error}): packets are coded in plain Python, to the same bytes but "
+            "more slowly. A wheel for this system has it. With a C compiler and Python's headers pip builds it from "
+            "source, and `make setup` in a clone. THINWIRE_CODER=python silences this.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return None
+    return _coder

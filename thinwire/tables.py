@@ -13,7 +13,7 @@ from thinwire import contexts
 from thinwire.errors import BadTables, SymbolError
 
 PRECISION = 24
-"""Bits of a probability: constriction's own fixed-point precision, so that tables are used exactly as they are."""
+"""Bits of a probability in fixed point."""
 TOTAL = 1 << PRECISION
 
 MAX_TABLES = 1024
@@ -104,7 +104,7 @@ def count_tables(
 
     layers: channel spans (start, stop) in sending order; context: see `contexts`; low, high: the symbol range (default:
     that of `symbols`; symbols beyond are counted as clipped); max_tables: histograms of channels and buckets are shared
-    until so many are left, because each table used costs one call per pass when an image is coded.
+    until so many are left, because each table used costs the readable coder one call per pass.
     Raises `SymbolError` for symbols of another shape, `BadTables` for an unknown context or an empty range.
     """
     if symbols.ndim != 4 or symbols.size == 0 or symbols.dtype.kind not in "iu":
@@ -114,31 +114,33 @@ def count_tables(
     channels, alphabet = symbols.shape[1], high - low + 1
     if alphabet < 2 or not 1 <= max_tables <= MAX_TABLES:
         raise BadTables(f"symbols {low}..{high} and {max_tables} tables: need two symbols and 1..{MAX_TABLES} tables")
-    k = contexts.bucket_count(context)
-    edges = contexts.fit_edges(np.clip(symbols, low, high).astype(np.int32), layers, context)
+    rule = contexts.find_context(context)
+    k = rule.buckets
+    edges = rule.fit_edges(np.clip(symbols, low, high).astype(np.int32), layers)
     counts = np.zeros(channels * k * alphabet, np.int64)
     for first in range(0, len(symbols), 64):
         chunk = np.clip(symbols[first : first + 64], low, high).astype(np.int32)
-        bucket = _buckets(chunk, layers, context, edges)
+        bucket = _buckets(chunk, layers, rule, edges)
         row = np.arange(channels)[:, None, None] * k + bucket  # (n, C, h, w)
         counts += np.bincount((row * alphabet + (chunk - low)).ravel(), minlength=len(counts))
     freqs, table_of = share(counts.reshape(channels, k, alphabet), max_tables)
     return Tables(freqs, table_of, low, edges)
 
 
-def _buckets(symbols: np.ndarray, layers: Sequence[tuple[int, int]], context: str, edges: contexts.Edges) -> np.ndarray:
+def _buckets(
+    symbols: np.ndarray, layers: Sequence[tuple[int, int]], context: contexts.Context, edges: contexts.Edges
+) -> np.ndarray:
     """The context bucket in which each symbol of int32 (N, C, h, w) is coded: intp, same shape."""
-    bucket = np.zeros(symbols.shape, np.intp)
-    if context == "none":
-        return bucket
-    odd = np.add.outer(np.arange(symbols.shape[2]), np.arange(symbols.shape[3])) % 2 == 1
-    earlier = np.zeros((len(symbols), *symbols.shape[2:]), np.int32)
-    for index, (start, stop) in enumerate(layers):
-        layer = symbols[:, start:stop]
-        second = contexts.neighbour_bucket(layer, edges.lean[start:stop], edges.near[start:stop])
-        bucket[:, start:stop] = contexts.past_bucket(earlier, edges.past[index])[:, None] + np.where(odd, second, 0)
-        earlier += np.abs(layer).sum(1, dtype=np.int32)
-    return bucket
+    count, channels, height, width = symbols.shape
+    bucket = np.zeros((count, channels, height * width), np.intp)
+    passes = context.passes(height, width)
+    for index, layer, earlier in contexts.walk_layers(symbols, layers):
+        start, stop = layers[index]
+        for number, cells in enumerate(passes):
+            seen = context.layer_buckets(layer, earlier, edges, index, (start, stop), number)
+            seen = np.broadcast_to(seen, layer.shape).reshape(count, stop - start, -1)
+            bucket[:, start:stop, cells] = seen[..., cells]
+    return bucket.reshape(symbols.shape)
 
 
 def share(counts: np.ndarray, max_tables: int) -> tuple[np.ndarray, np.ndarray]:

@@ -134,7 +134,7 @@ def test_buckets_cover_their_range_and_no_more():
     assert second.min() >= 1
     assert second.max() <= 15
     assert set(np.unique(first)) <= {0, 16, 32, 48}
-    assert contexts.bucket_count("checkerboard") == 64
+    assert contexts.find_context("checkerboard").buckets == 64
 
 
 def test_neighbours_do_not_wrap_around():
@@ -147,6 +147,6 @@ def test_neighbours_do_not_wrap_around():
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 7), (5, 1), (6, 5)])
 def test_passes_visit_every_cell_once(shape):
-    for context in contexts.CONTEXTS:
-        cells = np.concatenate(contexts.pass_cells(context, *shape))
+    for context in contexts.CONTEXTS.values():
+        cells = np.concatenate(context.passes(*shape))
         assert sorted(cells.tolist()) == list(range(shape[0] * shape[1]))
