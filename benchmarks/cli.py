@@ -11,6 +11,7 @@ from benchmarks.commands import eval as eval_command
 from benchmarks.commands import rate_accuracy, study, timing
 from benchmarks.commands.output import deliver
 from benchmarks.system import field, frame_search, ray_serve, service_load, watching
+from benchmarks.timing import coder
 from thinwire.errors import ThinwireError
 
 COMMANDS = (
@@ -18,6 +19,7 @@ COMMANDS = (
     rate_accuracy,
     study,
     timing,
+    coder,
     compare,
     progressive,
     service_load,

@@ -101,7 +101,7 @@ static PyObject *coder_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 }
 
 static void coder_dealloc(CoderObject *self) {
-    PyTypeObject *type = Py_TYPE(self);
+    PyTypeObject *type = Py_TYPE((PyObject *)self);
     free(self->memory);
     ((freefunc)PyType_GetSlot(type, Py_tp_free))(self);
     Py_DECREF(type);

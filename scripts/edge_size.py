@@ -18,8 +18,10 @@ import sys
 import tempfile
 import tomllib
 from collections import Counter
+from collections.abc import Mapping
 from importlib.metadata import distributions
 from pathlib import Path
+from types import MappingProxyType
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -27,33 +29,40 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.rig.server_process import running_service  # noqa: E402
 
 LIMIT_MB = 150
+BUILD_FILES = ("pyproject.toml", "setup.py", "MANIFEST.in")
 PHOTO, LABELS = "chelsea.png", "cat,dog,car"
 HEAVY = ("torch", "torchvision", "open_clip", "timm", "transformers", "onnx", "sympy")
 CLOUD_ONLY = ("open_clip_model.safetensors", "decoder.safetensors", "adapter.safetensors")
 ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}  # no PYTHONPATH
 
 
-def run(command: list, what: str) -> str:
+def run(command: list, what: str, environment: Mapping[str, str] = MappingProxyType({})) -> str:
     """Runs `command` without this checkout on the path; returns its stdout, or ends the script with what it said."""
     print(f"{what} ...", file=sys.stderr, flush=True)
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=ENVIRONMENT, cwd="/")
+    done = subprocess.run(
+        list(map(str, command)), capture_output=True, text=True, env={**ENVIRONMENT, **environment}, cwd="/"
+    )
     if done.returncode != 0:
         raise SystemExit(f"edge_size: {what} failed (exit {done.returncode}):\n{(done.stdout + done.stderr)[-3000:]}")
     return done.stdout
 
 
-def build_wheel(folder: Path) -> Path:
-    """A wheel of this checkout, built from a copy so that no build folder stays in it."""
+def build_wheel(folder: Path, native: bool = True) -> Path:
+    """A wheel of this checkout, built from a copy so that no build folder stays in it.
+
+    native: with the compiled coder, if there is a C compiler; else a wheel for any system.
+    """
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     rooms = [pattern.rstrip("*") for pattern in project["tool"]["setuptools"]["packages"]["find"]["include"]]
     source = folder / "source"
-    for room in rooms:
-        shutil.copytree(ROOT / room, source / room, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", project["project"]["readme"], *project["project"]["license-files"]):
+    for room in (*rooms, "native"):
+        shutil.copytree(ROOT / room, source / room, ignore=shutil.ignore_patterns("__pycache__", "_coder.*"))
+    for name in (*BUILD_FILES, project["project"]["readme"], *project["project"]["license-files"]):
         if not (ROOT / name).is_file():
             raise SystemExit(f"edge_size: {ROOT / name} is missing, and the wheel needs it")
         shutil.copy(ROOT / name, source)
-    run([sys.executable, "-m", "pip", "wheel", "--no-deps", "-w", folder, source], "building the wheel")
+    environment = {} if native else {"THINWIRE_NATIVE": "0"}
+    run([sys.executable, "-m", "pip", "wheel", "--no-deps", "-w", folder, source], "building the wheel", environment)
     return next(folder.glob("thinwire-*.whl"))
 
 

@@ -26,7 +26,7 @@ MB = 1_000_000
 UNLOCKED = {"ray"}  # extras that are not in the lock: their tests are skipped without them
 
 ROOMS = {  # room: (the extra that must declare what it imports, some of what it is known to import)
-    "thinwire": (None, {"numpy", "pillow", "constriction", "google-crc32c", "protobuf"}),
+    "thinwire": (None, {"numpy", "pillow", "google-crc32c", "protobuf"}),
     "edge": ("edge-all", {"numpy", "pillow", "grpcio", "onnxruntime", "av", "paho-mqtt", "cryptography"}),
     "cloud": ("cloud-all", {"torch", "open-clip-torch", "grpcio", "googleapis-common-protos"}),
     "synthesis": ("cloud", {"torch", "safetensors"}),
@@ -101,7 +101,7 @@ def installed_files(distribution: str) -> set[str]:
 
 
 PACKAGES = importlib.metadata.packages_distributions()
-FIRST_PARTY = {*ROOMS} | {"docs"}
+FIRST_PARTY = {*ROOMS} | {"docs", "setup"}
 
 
 def distribution_of(module: str) -> str:

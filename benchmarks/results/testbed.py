@@ -15,7 +15,6 @@ PACKAGES = (
     "torch",
     "open_clip_torch",
     "grpcio",
-    "constriction",
 )
 
 

@@ -116,14 +116,17 @@ class Doctor:
         self._bundle = load_bundle(self._bundle_name)
         self._encoder = Encoder(self._bundle, self._threads, self._precision, self._provider)
         encoded = self._encoder.encode(_test_view(self._bundle), self._rate(self._bundle))
-        return (
-            OK,
-            (
-                f"bundle {self._bundle.name} ({self._bundle.model_id.hex()}), {self._encoder.runs}: "
-                f"{encoded.encode_ms + encoded.code_ms:.1f} ms a frame"
-            ),
-            "",
+        detail = (
+            f"bundle {self._bundle.name} ({self._bundle.model_id.hex()}), {self._encoder.runs}: "
+            f"{encoded.encode_ms + encoded.code_ms:.1f} ms a frame"
         )
+        if self._bundle.coder.form == "readable":
+            return (
+                WARNING,
+                f"{detail}, {encoded.code_ms:.1f} of them to code its packet in plain Python",
+                "install thinwire's wheel for this system: its coder is compiled",
+            )
+        return OK, detail, ""
 
     def _check_disk(self) -> tuple[str, str, str]:
         folder = Path(self._spool or ".").absolute().parent if self._spool else Path.cwd()
