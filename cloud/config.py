@@ -168,7 +168,8 @@ SETTINGS = (
         "max-wait",
         seconds,
         0.2,
-        "seconds of work that may stand before a new request, beyond two batches; more gets QUEUE_FULL; 0 for no bound",
+        "seconds; refuse (QUEUE_FULL) when the estimated queueing delay exceeds this; two batches are always accepted; "
+        "0 for no bound",
     ),
     Setting("queue-mb", positive, 64, "megabytes of request data held at once; more get QUEUE_FULL"),
     Setting("batch", positive, None, "most items of one device batch (default: 8 on a CPU, 64 on CUDA)"),

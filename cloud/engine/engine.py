@@ -4,12 +4,13 @@
            (text thread: builds heads that no cache holds) ──────┤                     ─► finish thread: head, top-k
            (load thread: CLIPs and nets that are not in memory) ─┘
 
-The device takes whatever waits when it is free, so batches grow with load and a lone request waits for nobody. While it
-works, the decode threads prepare the next batch. A packet that finds the engine idle goes straight to the device
-thread, which also finishes it: every change of threads costs a wake-up, and there is nothing to overlap. So do all
-packets with `decode_threads` 0, for a CPU whose few cores all run the networks: their threads wait for each other after
-every operation, so a core taken away for a moment stops them all. Each item keeps the models it was accepted with:
-`use` puts others in their place for what comes later.
+When the device thread is free it takes everything that waits: batches grow with load, and a lone request starts at
+once. While it works, the decode threads prepare the next batch.
+
+When the engine is idle, the device thread also decodes and finishes a packet: two thread hand-offs fewer. With
+`decode_threads=0` it always does: on few cores a decode thread would take a core from OpenMP workers that synchronise
+after every operation. Each item keeps the models that were in use when it was accepted; `use` changes them for later
+items.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from cloud.errors import InvalidRequest, ShuttingDown
 from thinwire.errors import LabelError
 from thinwire.packet import Packet
 
-SWEEP_EVERY_S = 0.005  # a thousand refusals a second need not look a thousand times for places
+SWEEP_EVERY_S = 0.005  # the shortest time between two searches for abandoned items, however many refusals come
 
 
 class Engine:
@@ -66,7 +67,7 @@ class Engine:
         self._batch = self.limits.batch or BatchLimits()
         self._ledger = Ledger(self.limits, self.observers, log_errors=log_errors)
         self._queue: DeadlineQueue[Item] = DeadlineQueue(self._claim)
-        # With none for packets there is one for image files
+        # One at least: image files are always decoded here, packets on the device thread where the limit is 0
         self._decoders = ThreadPoolExecutor(self.limits.decode_threads or 1, "thinwire-decode")
         self._prepare_thread = prepare_thread
         self._texts = OneShotExecutor("thinwire-text", prepare_thread)
@@ -131,7 +132,7 @@ class Engine:
         return item.future
 
     def use(self, models: Models) -> None:
-        """From now on `models` answer; what was accepted before keeps the models it was accepted with."""
+        """Later submissions are answered by `models`. Items that are accepted already keep theirs."""
         self._models = models
 
     @property
@@ -216,7 +217,7 @@ class Engine:
         self._ledger.accept(item)
 
     def _sweep(self) -> None:
-        """Work whose caller has gone may still hold places: look before refusing anyone, if not just now."""
+        """Frees the places of cancelled and expired items, at most once in `SWEEP_EVERY_S`. Called before a refusal."""
         now = time.monotonic()
         if now - self._swept < SWEEP_EVERY_S:
             return
@@ -272,9 +273,10 @@ class Engine:
         start = time.monotonic()
         item.queue_s += start - item.accepted
         prepared = item.loaded_clip.intake.prepare(item.packet, item.image_file)
-        item.packet = item.image_file = None  # bytes no longer needed
+        item.packet = item.image_file = None  # frees the bytes: an item may wait long for its batch
         item.ready = time.monotonic()
         item.decode_s = item.ready - start
+        # The net, or an adapted tower, may have been evicted: then the loader thread brings it back
         item.prepared = item.models.attach(item.loaded_clip, prepared)
         if item.prepared is None:
             item.prepared = prepared
@@ -292,6 +294,7 @@ class Engine:
             self._start(self._texts, self._make_picture, item)
             return False
         if item.labels:
+            # A head that no cache holds is built on the text thread; items that want the same one wait for one build
             item.head = item.loaded_clip.heads.lookup(item.labels, item.templates)
             if item.head is None:
                 self._builds.wait_for(item)
@@ -327,15 +330,18 @@ class Engine:
 
     def _device_loop(self) -> None:
         self._prepare_thread()
-        while (batch := self._queue.take(self._batch)) is not None:
+        while (batch := self._queue.take(self._batch)) is not None:  # None: closed and empty
             start = time.monotonic()
+            # 1. Decode what came straight here (see the module); the rest is prepared already
             ready = [item for item in batch if item.prepared is not None]
             ready += self._decode([item for item in batch if item.prepared is None])
+            # 2. One run of the networks for each CLIP in the batch
             for group in _by_clip(ready):
                 now = time.monotonic()
                 for item in group:
                     item.queue_s += now - item.ready
                 self._run(group)
+            # 3. The time an item takes: what the bound on the queueing delay and retry hints are made from
             if ready:
                 self._ledger.took(time.monotonic() - start, len(ready))
 
@@ -346,7 +352,7 @@ class Engine:
             if not self._ledger.guard(self._is_ready, item):
                 continue
             if ready and item.prepared.array.nbytes > room_bytes:
-                self._enqueue(item)  # only now is its size known
+                self._enqueue(item)  # too large for this batch, which only decoding could tell: back into the queue
             elif self._ledger.claim(item):
                 room_bytes -= item.prepared.array.nbytes
                 self._note_ready(item)
@@ -370,6 +376,7 @@ class Engine:
             return
         self._ledger.ran(len(batch))
         self.observers.ran(len(batch), result)
+        # Heads and top-k overlap with the next batch where there is one and a core for them
         if self.limits.decode_threads == 0 or not len(self._queue):
             self._finish(batch, result)
             return
@@ -383,7 +390,7 @@ class Engine:
                     self._ledger.resolve(item, outcome)
                 else:
                     self._ledger.fail(item, outcome)
-        except Exception as error:  # the thread lives on, and nobody waits for ever
+        except Exception as error:  # a defect here must not end the thread, nor leave a future unresolved
             for item in batch:
                 self._ledger.fail(item, error)
 

@@ -1,4 +1,4 @@
-"""The engine's books: what was accepted and is unanswered, what room is left, how each item ended."""
+"""Which items are accepted and unanswered, whether another one fits, and how each item ended."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from thinwire.errors import ThinwireError
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-PAUSE_STEP_MS = 20  # retry hints are multiples of it, so that the same refusal is written once and sent often
+PAUSE_STEP_MS = 20  # retry hints are multiples of it: equal refusals are serialised once and sent many times
 
 
 class Ledger:
@@ -45,7 +45,7 @@ class Ledger:
     # ---------------------------------------------------------------- room
 
     def is_full(self, size_bytes: int = 0) -> bool:
-        """Whether an item of so many bytes would be refused now."""
+        """Whether an item of `size_bytes` would be refused now: too many items, too long a wait, or too many bytes."""
         waiting = len(self.items)
         if waiting >= self._limits.queue_items:
             return True
@@ -55,7 +55,7 @@ class Ledger:
         return bool(self.items) and self.bytes + size_bytes > self._limits.queue_bytes
 
     def refuse(self) -> QueueFull:
-        """The error for an item that finds no room; counted and told."""
+        """Counts a refusal, tells the observers, and returns the error to raise."""
         self.counts["rejected"] += 1
         self._observers.refused(QueueFull.reason)
         waiting = len(self.items)
@@ -76,21 +76,21 @@ class Ledger:
             self.counts["accepted"] += 1
 
     def close(self, timeout_s: float | None) -> list[Item]:
-        """Accepts nothing more; waits until all is settled and returns what was not in time."""
+        """Accepts no more items, waits until all are settled, and returns those that were not after `timeout_s`."""
         with self._changed:
             self.closing = True
             self._changed.wait_for(lambda: not self.items, timeout_s)
             return list(self.items)
 
     def wait_for(self, settled: Callable[[Item], bool], timeout_s: float) -> bool:
-        """Waits until `settled` holds for every unanswered item; looks whenever one is answered."""
+        """Waits until `settled` is true of every unanswered item, or `timeout_s` has passed. Returns whether it is."""
         with self._changed:
             return self._changed.wait_for(lambda: all(map(settled, self.items)), timeout_s)
 
     # ---------------------------------------------------------------- how items end
 
     def wanted(self, item: Item) -> bool:
-        """Whether anyone still waits for `item`; settles it when not."""
+        """Whether `item` is neither cancelled nor expired; settles it if it is."""
         if item.future.cancelled():
             self._release(item, "cancelled")
             return False
@@ -100,7 +100,7 @@ class Ledger:
         return True
 
     def claim(self, item: Item) -> bool:
-        """From here on `cancel` comes too late: the work begins. Settles items that nobody waits for."""
+        """Marks the future as running: it cannot be cancelled any more. False for cancelled and expired items."""
         if not self.wanted(item):
             return False
         if not item.future.set_running_or_notify_cancel():
@@ -117,7 +117,7 @@ class Ledger:
             item.future.set_result(value)
 
     def fail(self, item: Item, error: Exception, outcome: str = "failed") -> None:
-        """With a typed error as it is, with any other as `InferenceFailed` and a line in the log."""
+        """Settles the item with `error`: as it is if typed, else wrapped in `InferenceFailed` and logged."""
         if not isinstance(error, ThinwireError):
             error = self.unexpected(error)
         if self._release(item, outcome):
@@ -126,7 +126,10 @@ class Ledger:
             item.future.set_exception(error)
 
     def guard(self, stage: Callable[[Item], T], item: Item) -> T | None:
-        """What a stage returns; whatever it raises becomes this item's failure. None then, and for what is unwanted."""
+        """Runs a stage and returns its value; an exception becomes the item's failure.
+
+        Returns None if the stage raised, or the item was cancelled or has expired.
+        """
         try:
             return stage(item) if self.wanted(item) else None
         except Exception as error:
@@ -149,11 +152,11 @@ class Ledger:
             self.counts["batched_items"] += items
 
     def took(self, seconds: float, items: int) -> None:
-        """How long the device was busy with them."""
+        """Updates `item_s`: a batch of `items` kept the device busy for `seconds`."""
         self.item_s += 0.1 * (seconds / items - self.item_s)
 
     def _release(self, item: Item, outcome: str) -> bool:
-        """Gives the item's place back; False when that had happened before."""
+        """Frees the item's place and counts its outcome. False if that was done before."""
         with self._changed:
             if item not in self.items:
                 return False

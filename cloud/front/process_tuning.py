@@ -1,4 +1,4 @@
-"""What a process that serves sets for itself before it does anything else."""
+"""Settings of the whole process that a server makes before it starts: GIL switch interval and allocator."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import sys
 
 from synthesis.memory import keep_freed_memory
 
-# How long a thread that wants Python's lock waits before it asks for it. The device thread wants it after each of some
-# hundred operations of a batch; at the default of 5 ms every one may wait for a whole burst of requests that are parsed
-# or refused on the event loop, and every reply for packets that are being decoded.
+# GIL switch interval (sys.setswitchinterval). The device thread takes the GIL after each of some hundred operations of
+# a batch. At Python's default of 5 ms each of them may wait while the event loop parses or refuses a burst of requests,
+# and each reply may wait for packets that are being decoded.
 SWITCH_S = 0.0002
 
 
 def settle_process() -> None:
-    """Short turns of Python's threads, and freed memory is kept. Both hold for the whole process."""
+    """Sets a short GIL switch interval, and keeps freed memory in the process instead of returning it to the system."""
     sys.setswitchinterval(SWITCH_S)
     keep_freed_memory()

@@ -1,4 +1,4 @@
-"""CLIP's image tower with its batch normalisation folded into the convolutions: the same vectors, sooner."""
+"""Folds the batch normalisation of CLIP's image tower into its convolutions: the same vectors in less time."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ CHECK_IMAGES = 2
 
 
 def folded(clip: Clip) -> Clip:
-    """`clip` (float32) with a folded copy of its image tower; `clip` itself where nothing is to be folded.
+    """`clip` (float32) with a folded copy of its image tower, or `clip` itself where it has no batch normalisation.
 
-    Adapters are learned on the tower as it was: add them first. A tower whose modules do not run in the order in which
-    they stand would give other vectors folded; that is looked at, and such a one stays as it is.
+    Add adapters first: they were trained on the unfolded tower. Folding assumes that modules run in definition order;
+    outputs are compared, and on a mismatch the tower stays unfolded.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""What a server can answer with: CLIPs by name and bundles by id, loaded when first needed, replaced as a whole."""
+"""The models of a server: CLIPs by name, bundles by id. Loaded when first needed; a reload replaces the whole set."""
 
 from __future__ import annotations
 
@@ -28,15 +28,22 @@ if TYPE_CHECKING:
 
 
 class LoadedModels:
-    """CLIPs and bundles that share one shelf: the default CLIP is always there, everything else while memory lasts.
+    """CLIPs and bundles over one LRU cache of networks. The default CLIP is never evicted.
 
-    clips: as for `load_clip`; the first is the default. A bundle that decodes into another CLIP's vectors is an error
-    where `strict`, else it is refused packet by packet for that CLIP. `adapters` are of the default CLIP's image tower:
-    packets of their bundles and rates get the adapted one, which the first of them loads. `shelf` may be shared by
-    successive sets: what did not change on disk is not loaded again.
+    runner: what loads and runs decoders.
+    shelf: the cache. Successive sets may share it: files that did not change are not loaded again.
+    clips: as for `load_clip`; the first is the default.
+    bundles: codecs to serve.
+    device: as `pick_device` returns it.
+    cache_dir: folder of text heads.
+    precision: of image towers, as for `cloud.networks.precision.in_precision`.
+    adapters: of the default CLIP's image tower. Packets of an adapter's bundle and rates get the adapted tower, which
+        the first such packet loads.
+    clip_backend: as for `cloud.networks.onnx_tower.in_backend`.
+    strict: a bundle made for another CLIP's embedding space is an error at start; else its packets are refused.
 
-    Raises, when made, what loading the default CLIP and every bundle's canary raise, and `AdapterError` for an adapter
-    of another CLIP.
+    The constructor raises what loading the default CLIP raises, what each bundle's canary run raises, and
+    `AdapterError` for an adapter of another CLIP.
     """
 
     def __init__(
@@ -69,7 +76,7 @@ class LoadedModels:
         if strict and self.intake.refused:
             error = next(iter(self.intake.refused.values()))
             raise type(error)(str(error))
-        for bundle in self.intake.bundles.values():  # canaries: no set of models serves before each has answered once
+        for bundle in self.intake.bundles.values():  # a canary run of each bundle, before the set is used
             self._net(bundle, self._first.heads.clip)
 
     def names(self) -> tuple[str, ...]:
@@ -108,7 +115,7 @@ class LoadedModels:
         return self._shelf.find(_net_key(bundle, self._first.heads.clip)) is not None
 
     def drop_others(self) -> None:
-        """Lets go of what earlier sets on the same shelf loaded and this one does not use."""
+        """Removes from the cache what only earlier sets use."""
         clips = set(map(self._clip_key, self._specs))
         decoders = {_decoder_key(bundle) for bundle in self._bundles.values()}
         towers = set(map(self._tower_key, self.adapters))
@@ -132,8 +139,11 @@ class LoadedModels:
         return ("tower", adapter.digest, adapter.scale, self._clip_key(self.default))
 
     def _tower(self, adapter: Adapter) -> Clip:
-        """The default CLIP with the adapter in its image tower. Weights are read from disk again: those in use may be
-        in half precision or recorded, and differences are to be added to what they were learned on."""
+        """The default CLIP with the adapter added to its image tower.
+
+        The tower is read from disk again: the one in use may be in half precision or part of a CUDA graph, and the
+        adapter's weight differences belong to the original float32 weights.
+        """
 
         def make() -> tuple[Clip, int]:
             adapted = adapted_clip(load_clip(self._specs[self.default], self._device), adapter)
@@ -144,7 +154,7 @@ class LoadedModels:
 
     def _loaded_clip(self, heads: HeadCache) -> LoadedClip:
         clip = heads.clip
-        if clip.id not in self._by_clip_id:  # two threads may both make it: they make the same
+        if clip.id not in self._by_clip_id:  # two threads may both compute it, with the same result
             refused: dict[bytes, ThinwireError] = {}
             for bundle in self._bundles.values():
                 try:
@@ -165,9 +175,11 @@ class LoadedModels:
 
 
 def as_served(clip: Clip, precision: str = "auto", backend: str = "auto") -> Clip:
-    """`clip` as `load_clip` gives it → with its image tower as quick as it can be here: folded, in `precision` (see
-    `cloud.networks.precision.in_precision`), recorded as CUDA graphs, in `backend` (see
-    `cloud.networks.onnx_tower.in_backend`)."""
+    """Makes the image tower of a `clip` from `load_clip` as fast as this machine allows.
+
+    Folds its batch normalisation, converts it to `precision` (`cloud.networks.precision.in_precision`), records CUDA
+    graphs on a GPU, and moves it to `backend` (`cloud.networks.onnx_tower.in_backend`).
+    """
     from cloud.networks.onnx_tower import in_backend
 
     clip = in_precision(folded(clip), precision)
@@ -179,7 +191,7 @@ def as_served(clip: Clip, precision: str = "auto", backend: str = "auto") -> Cli
 
 
 def _by_name(specs: Sequence[str]) -> dict[str, str]:
-    """What requests call a CLIP → how it is loaded. A folder goes by its last name: its path is nobody's business."""
+    """{name in requests: how the CLIP is loaded}. A folder is named by its last part: clients see no paths."""
     named: dict[str, str] = {}
     for spec in specs:
         name = Path(spec).resolve().name if spec != SHIPPED and Path(spec).is_dir() else spec
@@ -189,7 +201,7 @@ def _by_name(specs: Sequence[str]) -> dict[str, str]:
 
 
 def clip_signature(spec: str) -> Hashable:
-    """What tells whether the files behind `spec` changed since; hub models (by tag) count as fixed."""
+    """A value that changes when the files behind `spec` change. Hub models (by tag) are taken as fixed."""
     path = shipped_clip_path() if spec == SHIPPED else Path(spec if Path(spec).is_dir() else spec.partition(":")[2])
     if path.is_dir():
         return tuple(sorted(_file_state(file) for file in path.iterdir() if file.is_file()))
@@ -202,7 +214,7 @@ def _file_state(path: Path) -> tuple[str, int, int]:
 
 
 def _decoder_key(bundle: Bundle) -> Hashable:
-    """Model id and the decoder's content: a decoder trained further keeps the id and is another net all the same."""
+    """Model id and hashes of the decoder's files: further training of a decoder keeps the model id."""
     hashes = sorted((name, entry["sha256"]) for name, entry in bundle.card.cloud["files"].items())
     return bundle.model_id, tuple(hashes), str(sorted(bundle.card.cloud["synthesis"].items()))
 

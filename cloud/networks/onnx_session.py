@@ -1,4 +1,4 @@
-"""Nets in ONNX Runtime as the service has them."""
+"""ONNX Runtime sessions with the settings of the service."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class GraphNet(nn.Module):
     def __init__(self, graph: Path, net: nn.Module, device: torch.device, fallback_flag: str) -> None:
         """Raises `DeviceUnavailable` where the device's provider is not there."""
         super().__init__()
-        # Kept: the session reads them where they are
+        # The session reads these arrays in place: they must live as long as it does
         self._weights = {name: value.contiguous().numpy() for name, value in net.state_dict().items()}
         self.nbytes = sum(value.nbytes for value in self._weights.values())
         self.session = _open_session(graph, device, fallback_flag, self._weights)
@@ -34,7 +34,10 @@ class GraphNet(nn.Module):
 def _open_session(
     graph: Path, device: torch.device, fallback_flag: str, weights: dict[str, np.ndarray]
 ) -> ort.InferenceSession:
-    """With as many CPU threads as torch has. They do not wait awake: the next stage has threads of its own."""
+    """A session with as many CPU threads as torch. Spin-waiting is off: the next stage needs the cores.
+
+    Raises `DeviceUnavailable`, which names `fallback_flag`.
+    """
     import onnxruntime as ort
 
     provider, options = "CPUExecutionProvider", {}
@@ -51,7 +54,7 @@ def _open_session(
         list(weights), [ort.OrtValue.ortvalue_from_numpy(value) for value in weights.values()]
     )
     session = ort.InferenceSession(str(graph), settings, providers=[(provider, options)])
-    if session.get_providers()[0] != provider:  # the list of what is available promises too much
+    if session.get_providers()[0] != provider:  # ONNX Runtime lists providers that it cannot load
         raise DeviceUnavailable(
             f"onnxruntime has no {provider} here: install the extra for this device (cloud-gpu), or use {fallback_flag}"
         )

@@ -1,4 +1,4 @@
-"""The device side: stacked symbols → synthesis → CLIP → embeddings. Runs on one thread and knows no requests."""
+"""Runs the networks on one device: stacked symbols → synthesis → CLIP → embeddings. Knows nothing of requests."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Loader = Callable[["Bundle", str], "nn.Module"]  # `synthesis.load`, or a test's
 
 @dataclass(frozen=True, eq=False)
 class Net:
-    """A bundle's synthesis net on the device. `gives_vectors`: CLIP vectors and no pixels."""
+    """A bundle's synthesis net on the device. `gives_vectors`: it decodes to CLIP embeddings, not to pixels."""
 
     module: nn.Module
     gives_vectors: bool
@@ -86,9 +86,10 @@ class TorchRunner:
             return pixels.mul(255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
 
     def run(self, batch: Sequence[Prepared]) -> Embedded:
-        """A mixed batch (several bundles, layer counts, image files) of one CLIP → embeddings in its order.
+        """Embeds a batch for one CLIP; it may mix bundles, layer counts and image files. Embeddings keep its order.
 
-        One synthesis call per bundle, then one call of each image tower; embeddings from bundles skip CLIP.
+        One synthesis call per bundle, then one call per image tower (plain or adapted). Items of a bundle that decodes
+        to embeddings skip the tower.
         """
         import torch
 
@@ -102,6 +103,7 @@ class TorchRunner:
                 )
             images: dict[int, tuple[Clip, list, list[int]]] = {}  # by image tower: its pictures and their rows
             vectors, vector_rows = [], []
+            # 1. Symbols to pictures (or embeddings), one call per bundle; image files are pictures already
             for rows in groups.values():
                 items = [batch[row] for row in rows]
                 if not items[0].model_id:
@@ -122,10 +124,12 @@ class TorchRunner:
                     parts.append(out if len(places) == len(rows) else out[places])
                     tower_rows += [rows[place] for place in places]
             clock.mark()
+            # 2. Pictures to embeddings, one call per image tower
             for tower, parts, tower_rows in images.values():
                 vectors.append(tower.encode_images(torch.cat(parts) if len(parts) > 1 else parts[0]))
                 vector_rows += tower_rows
             clock.mark()
+            # 3. One copy back to the host for the whole batch, then the batch's own order
             stacked = (torch.cat(vectors) if len(vectors) > 1 else vectors[0]).cpu().numpy()
             synthesis_ms, clip_ms = clock.intervals_ms()
         embeddings = np.empty_like(stacked)
@@ -152,7 +156,7 @@ def _upload(arrays: list[np.ndarray], dtype: torch.dtype, device: str) -> torch.
 
 
 def module_bytes(module: nn.Module) -> int:
-    """Bytes of its parameters and buffers; nets that live in another runtime, also as parts, state their `nbytes`."""
+    """Bytes of its parameters and buffers. Networks or parts that run outside torch state theirs as `nbytes`."""
     if (nbytes := getattr(module, "nbytes", None)) is not None:
         return nbytes
     elsewhere = sum(getattr(part, "nbytes", 0) for part in module.modules())
@@ -162,7 +166,7 @@ def module_bytes(module: nn.Module) -> int:
 def check_clip(bundle: Bundle, clip: Clip) -> None:
     """Raises `ClipMismatch` when `bundle` decodes into the embedding space of another CLIP.
 
-    Bundles that decode to pixels serve any CLIP; the one named in their card is only the one they were tuned for.
+    A bundle that decodes to pixels works with any CLIP: the one named on its card is the one it was trained with.
     """
     wanted = bundle.card.cloud.get("clip")
     if bundle.card.cloud["output"] == "embedding" and wanted and not clip.matches(wanted):
@@ -177,7 +181,7 @@ def check_clip(bundle: Bundle, clip: Clip) -> None:
 
 
 class _Clock:
-    """Times stages without stopping a CUDA stream: events there, the wall clock on the CPU."""
+    """Times stages: CUDA events on a GPU, which do not block the stream; the wall clock on a CPU."""
 
     def __init__(self, device: str) -> None:
         self._cuda = device.startswith("cuda")

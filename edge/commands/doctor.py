@@ -179,7 +179,7 @@ class Doctor:
             try:
                 context.load_cert_chain(self._line.client_certificate, self._line.client_key)
             except (OSError, ssl.SSLError) as error:
-                raise Broken(f"our own certificate is of no use ({error})", "check --tls-cert and --tls-key") from error
+                raise Broken(f"client certificate cannot be used: {error}", "check --tls-cert and --tls-key") from error
         try:
             with (
                 socket.create_connection((self._host, self._port), CONNECT_TIMEOUT_S) as plain,
