@@ -1,18 +1,19 @@
-"""The courier: takes frames from the spool to the cloud over one stream, and their answers back into the spool.
+"""The courier: sends frames from the spool to the cloud over one stream, and writes their answers into the spool.
 
 Guarantees and requirements
-- A frame leaves the spool only with a final result. Whatever is unanswered when a stream ends is sent again on the next
-  one, with the same `frame_id` (the first 8 bytes of its key) under the same `thinwire-spool`: the idempotency key by
-  which the server gives the answer it gave before. A second answer to a frame changes nothing.
-- At most `window` frames are on their way. A frame that is not answered within `timeout_s` ends the connection, and a
-  new one is made: on a line that is silently dead nothing else helps.
-- Refusals that another try cannot change (BAD_PACKET, TOO_LARGE, ...) become the frame's final result. Others are tried
-  again after the pause that the server asks for, or after a growing one with jitter. A server that does not hold the
-  bundle, refuses the token or speaks another version is told about once, and asked again every minute.
-- Labels cross once per stream, not with each frame; from the second stream on as a handle (`edge.line.label_handles`).
-- With a `confidence`, a frame begins with its first layer, and the server asks for further ones (`need_more`) where
-  they may change the answer. They are sent while the rate control, the cap and the budget agree; else the answer so far
-  is the frame's result. A server without a calibration for the bundle gets frames as usual.
+- A frame leaves the spool only with a final result. Frames that are unanswered when a stream ends are sent again on the
+  next one, with the same `frame_id` (the first 8 bytes of the key) under the same `thinwire-spool`. Together they are
+  the idempotency key: the server repeats the answer it gave before. A second answer to a frame is ignored.
+- At most `window` frames are in flight. A frame without an answer after `timeout_s` ends the connection, and a new one
+  is made: a line can be dead without any error.
+- Permanent refusals (BAD_PACKET, TOO_LARGE, ...) become the frame's final result. Other refusals are retried after the
+  pause that the server asks for, or with exponential backoff and jitter. If the server lacks the bundle, refuses the
+  token or runs another version, the courier reports it once and retries every minute.
+- Labels are sent once per stream, not with each frame; from the second stream on as a handle
+  (`edge.line.label_handles`).
+- With a `confidence`, only the first layer of a frame is sent at first. The server asks for more (`need_more`) where
+  they may change the answer. They are sent if rate control, cap and budget allow it; otherwise the answer so far is the
+  frame's result. A server without a calibration for the bundle gets all layers at once.
 """
 
 from __future__ import annotations
@@ -60,10 +61,18 @@ OPERATOR_REASONS = frozenset(
 class Courier:
     """See the module. Runs on its own thread between `start` and `close`; `wake` tells it of a new frame.
 
-    line: where to; window: frames on their way at a time; rate: how many layers; cap, budget: see `rate_control`.
-    say: gets one line when the link goes, comes back, or an operator must act. on_result: called after each result.
-    fallback: gets its label vectors when the link works. confidence: how sure an answer must be (0: as the server
-    likes) that further layers would not change it; None: layers go at once.
+    line: the server, and how to connect to it.
+    spool: where frames come from and results go.
+    bundle: what the frames' packets were made with.
+    rate: chooses how many layers to send.
+    cap, budget: bytes per second and per day; see `rate_control`.
+    window: the most frames in flight.
+    say: gets one line when the link is lost, when it is back, and when an operator must act.
+    on_result: called after each result.
+    fallback: gets its label vectors when the link works.
+    confidence: probability above which further layers need not be sent; 0: the server's default; None: send all layers
+        at once.
+    counts: what was sent and answered.
     """
 
     line: Line
@@ -86,7 +95,7 @@ class Courier:
         self._flying: dict[bytes, Flight] = {}
         self._again: dict[bytes, Again] = {}
         self._handles = LabelHandles()
-        self._asked: int | None = None  # the question that the stream knows
+        self._asked: int | None = None  # the question whose labels this stream has been sent
         self._session = 0
         self._checked = self._progressive = False
         self._stopping = False
@@ -133,7 +142,7 @@ class Courier:
                 if self.spool.waiting_frames == 0:
                     self._wait(EXPIRE_EVERY_S)  # no frame, no connection
                     continue
-                # Frames given to a channel that has no connection would be counted against the budget, and not be sent
+                # Connect first: frames given to an unconnected channel would count as sent bytes and not be sent
                 self._uplink.connect(CONNECT_S)
                 if not self._checked:
                     self._check()
@@ -149,7 +158,7 @@ class Courier:
                 slow = isinstance(error, Refused) and error.server_reason in OPERATOR_REASONS
                 if slow:
                     self._checked = False
-                # Full jitter: a thousand devices behind one mast must not come back in step
+                # Full jitter: devices that lost their link at the same moment must not all retry at the same moment
                 self._pause(SLOW_PAUSE_S if slow else PAUSE_S[0] / 4 + random.uniform(0, pause))
 
     def _check(self) -> None:
@@ -162,7 +171,7 @@ class Courier:
             fetch_in_background(self.fallback, self._uplink, self.say)
 
     def _register(self) -> None:
-        """Labels that would cross for the second time are registered instead. Raises when nobody answers."""
+        """Registers labels that would be sent a second time: a handle replaces them. Raises if no server answers."""
         for frame in self.spool.waiting(1):
             wanted = self._handles.registration(self._question(frame.question))
             size = 0 if wanted is None else wanted.ByteSize() + FRAMING_BYTES
@@ -181,12 +190,12 @@ class Courier:
         return pb.ClassifyRequest(labels=question["labels"], top_k=question["top_k"], prompt_set=question["prompt_set"])
 
     def _trouble(self, error: ThinwireError) -> None:
-        if self._broke:  # a silent line: leave its connection behind
+        if self._broke:  # a dead line: gRPC would keep the old connection
             self._broke = False
             self._uplink.close()
             self._uplink = Uplink(self.line)
         if self.spool.waiting_frames == 0:
-            return  # nobody waits for anything: no trouble
+            return  # nothing to send: not worth a message
         if self._down_since is None:
             self._down_since = time.monotonic()
         if type(error).__name__ != self._told:
@@ -194,12 +203,12 @@ class Courier:
             self.say(f"{error}; frames wait in the spool")
 
     def _wait(self, seconds: float) -> None:
-        """Until a new frame comes, at most."""
+        """Waits for a new frame, at most `seconds`."""
         with contextlib.suppress(queue.Empty):
             self._events.get(timeout=seconds)
 
     def _pause(self, seconds: float) -> None:
-        """Whole, whatever comes: a burst of frames must not become a burst of attempts."""
+        """Waits all of `seconds` even if frames come: a burst of frames must not become a burst of attempts."""
         end = time.monotonic() + seconds
         while not self._stopping and (left := end - time.monotonic()) > 0:
             self._wait(left)
@@ -251,7 +260,7 @@ class Courier:
         now = time.monotonic()
         if any(now - each.sent_at >= self.line.timeout_s for each in self._flying.values()):
             self._broke = True
-            raise ServerTimeout(f"{self.line.server} has not answered for {self.line.timeout_s:g} s: connecting anew")
+            raise ServerTimeout(f"{self.line.server} has not answered for {self.line.timeout_s:g} s: connecting again")
 
     def _expire(self) -> None:
         if time.monotonic() - self._expired_at > EXPIRE_EVERY_S:
@@ -262,12 +271,14 @@ class Courier:
     # ---------------------------------------------------------------- frames
 
     def _fill(self, outgoing: queue.SimpleQueue) -> float:
-        """Sends what may be sent now; returns how long to wait at most."""
+        """Sends the frames that may be sent now; returns the longest time to wait for an event before the next call."""
         now = time.monotonic()
         wait_s = EXPIRE_EVERY_S
+        # Wake up when the oldest frame in flight times out
         if self._flying:
             oldest = min(each.sent_at for each in self._flying.values())
             wait_s = min(wait_s, max(0.01, oldest + self.line.timeout_s - now))
+        # Forget pauses that are over, unless they carry facts for the next attempt (failures, or to send all layers)
         for key in [key for key, again in self._again.items() if again.due <= now and not again.failures]:
             if not self._again[key].whole:
                 del self._again[key]
@@ -275,8 +286,10 @@ class Courier:
         room = self.window - len(self._flying)
         if room <= 0:
             return wait_s
+        # One frame more than there is room for shows `_layers` that there is a backlog
         frames = self.spool.waiting(room + 1, without=held | self._flying.keys(), fresh_s=self.rate.deadline_s)
         for place, frame in enumerate(frames[:room]):
+            # The cap on kbit/s: wait until the bytes sent before have had their time
             if (cap_s := self.cap.wait_s()) > 0:
                 return min(wait_s, cap_s)
             try:
@@ -284,12 +297,14 @@ class Courier:
             except ThinwireError as error:  # the packet was damaged on disk
                 self._final(frame, lost(frame.key, frame.source, frame.captured_at, error.reason, str(error)))
                 continue
+            # The day's budget: checked with the real size, before anything is sent
             size = request.ByteSize() + FRAMING_BYTES
             if not self.budget.allows(size):
                 if not self._budget_told:
                     self._budget_told = True
                     self.say("the day's byte budget is spent: frames wait in the spool until midnight UTC")
                 return min(wait_s, self.budget.resumes_in_s())
+            # In flight from here on: an answer may come as soon as it is sent
             self._asked = frame.question
             self._handles.sent(request.request)
             self.counts.labels_saved_bytes = self._handles.counts.saved_bytes
@@ -330,14 +345,17 @@ class Courier:
     def _take(self, response: pb.ClassifyStreamResponse, outgoing: queue.SimpleQueue) -> None:
         key = next((key for key in self._flying if frame_id(key) == response.frame_id), None)
         if key is None:
-            return  # a second answer
+            return  # a second answer to a frame that is settled
         flying = self._flying[key]
         kind = response.WhichOneof("outcome")
         reply = response.need_more.so_far if kind == "need_more" else response.result
+        # The meter subtracts the server's own time: it measures the link
         took_s = self.meter.answered(key, reply.timing.total_ms / 1000)
         frame = flying.frame
+        # 1. More layers are wanted and can be sent: the frame stays in flight
         if kind == "need_more" and self._extend(flying, response.need_more.layer, outgoing):
             return
+        # 2. An answer, or one that must do: it is the final result
         del self._flying[key]
         if kind in ("result", "need_more"):
             late_s = max(0.0, time.time() - frame.accepted_at)
@@ -348,17 +366,18 @@ class Courier:
             where = (frame.key, frame.source, frame.captured_at)
             self._final(frame, answered(*where, reply, flying.layers, flying.packet_bytes, took_s, late_s))
             return
+        # 3. An error: final if another attempt cannot change it, else the frame waits for its next attempt
         error = response.error
         again = self._again.setdefault(key, Again())
         internal = error.code == grpc.StatusCode.INTERNAL.value[0]
         again.failures += internal
-        again.whole |= flying.extended  # the server has let go of the first layers: all go again
+        again.whole |= flying.extended  # the server no longer has the first layers: send all of them
         if (error.code in FINAL_CODES and not flying.extended) or again.failures > RETRIES_OF_INTERNAL:
             self.counts.failed += 1
             self._final(frame, lost(key, frame.source, frame.captured_at, error.reason, error.message))
             return
         if error.reason == Reason.UNKNOWN_LABEL_SET:
-            # The server was started again: this stream gets labels, the next a new handle
+            # The server has restarted: send this stream the labels, register a new handle before the next
             if self._handles.forget_all():
                 self._asked = None
             return
@@ -371,7 +390,7 @@ class Courier:
         again.due = time.monotonic() + pause_s
 
     def _extend(self, flying: Flight, wanted: int, outgoing: queue.SimpleQueue) -> bool:
-        """Sends the layers up to `wanted` if that fits the link, the cap and the budget; says whether it did."""
+        """Sends layers up to `wanted` if rate control, cap and budget allow it; returns whether it did."""
         packet = Packet.from_bytes(flying.frame.packet)
         backlog = self.spool.waiting_frames - len(self._flying)
         fits = flying.layers < wanted <= self._layers(packet, flying.frame, min(backlog, self.window))
