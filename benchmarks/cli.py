@@ -13,6 +13,7 @@ from benchmarks.commands.output import deliver
 from benchmarks.system import field, frame_search, ray_serve, service_load, watching
 from benchmarks.timing import coder
 from thinwire.errors import ThinwireError
+from thinwire.text import safe_streams
 
 COMMANDS = (
     eval_command,
@@ -42,6 +43,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs `thinwire-bench`; returns the exit code: 0 measured, 1 failed, 2 wrong use, 3 some images failed."""
+    safe_streams()
     words = list(sys.argv[1:] if argv is None else argv)
     args = _parser().parse_args(words)
     try:

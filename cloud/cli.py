@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from cloud.config import Config, add_flags, load_config
 from cloud.search import client_commands
 from cloud.watch.logs import set_up_logs
+from thinwire.text import safe_streams
 
 _WHERE = (
     "Settings come from flags, then THINWIRE_* variables (--tls-cert is THINWIRE_TLS_CERT), then the TOML file of "
@@ -66,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs `thinwire-cloud`; returns the exit code: 0 stopped in good order, 1 failed, 2 wrong use."""
+    safe_streams()
     args = _parser().parse_args(argv)
     from thinwire.errors import ThinwireError
 

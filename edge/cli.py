@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from edge.commands import field_options as field_cli
 from edge.commands.options import add_codec_options, add_line_options, add_question_options, command, positive
 from edge.defaults import CANNOT_RUN, DEFAULT_IN_FLIGHT, INTERRUPTED, SOME_FAILED
+from thinwire.text import safe_streams, shown, without_secrets
 
 HOMES = {
     "classify": ("edge.commands.classify", "run"),
@@ -161,6 +162,7 @@ def _add_inspect(commands) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs `thinwire-edge`; returns the exit code: 0 done, 1 some images or packets failed, 2 could not run."""
+    safe_streams()
     args = _parser().parse_args(argv)
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its log of every lost connection would only repeat our errors
     from thinwire.errors import ThinwireError
@@ -188,7 +190,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fail(text: str) -> int:
-    print(f"thinwire-edge: {text}", file=sys.stderr)
+    for line in without_secrets(text).splitlines():
+        print(f"thinwire-edge: {shown(line)}", file=sys.stderr)
     return CANNOT_RUN
 
 

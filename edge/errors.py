@@ -53,6 +53,26 @@ class NothingToDo(ThinwireError):
     reason: ClassVar[str] = "NOTHING_TO_DO"
 
 
+class CropOutside(ThinwireError):
+    """--crop leaves nothing of this picture."""
+
+    reason: ClassVar[str] = "CROP_OUTSIDE"
+
+
+class FrameFailed(ThinwireError):
+    """An exception that nobody expected, raised by one image; others are not concerned."""
+
+    reason: ClassVar[str] = "INTERNAL"
+
+
+def described(error: BaseException) -> str:
+    """An exception of any kind as one line: its own words where it has some, and its kind where it is not ours."""
+    text = " ".join(str(error).split())
+    if isinstance(error, ThinwireError):
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
 def reason_of(error: ThinwireError) -> str:
     """The upper-case word that names the trouble: the server's own where it refused, else the class's."""
     return error.server_reason if isinstance(error, Refused) else error.reason

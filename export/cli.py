@@ -7,6 +7,8 @@ import json
 import sys
 from pathlib import Path
 
+from thinwire.text import safe_streams
+
 MODELS = Path(__file__).resolve().parents[1] / "thinwire" / "models"
 
 EPILOG = """examples:
@@ -194,6 +196,7 @@ def run_list(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
+    safe_streams()
     args = build_parser().parse_args(argv)
     commands = {
         "train": run_train,

@@ -7,17 +7,54 @@ import itertools
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edge.commands.terminal import ProgressBar, shown, table
+from edge.commands.terminal import ProgressBar, table
 from edge.defaults import CANNOT_RUN, OK, SOME_FAILED
-from edge.errors import ConnectionOptionsError, NothingToDo, ServerUnreachable, reason_of
+from edge.errors import ConnectionOptionsError, NothingToDo, ServerUnreachable, SourceLost, reason_of
 from edge.line.client import Client, Outcome
-from edge.line.image_files import Source, find_images
-from thinwire.errors import LabelError
+from edge.line.image_files import search
+from edge.line.web import WebError, fetched_image, is_web_address
+from thinwire.errors import LabelError, ThinwireError
 from thinwire.labels import parse_labels, read_labels, validate_labels
+from thinwire.text import safe_text, shown, shown_address, without_secrets
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One image of the command line. name: safe to show; image: a path, or the bytes that a web address gave."""
+
+    name: str
+    image: Path | bytes
+    error: ThinwireError | None = None
+
+    @property
+    def file_bytes(self) -> int | None:
+        return file_bytes(self.image) if isinstance(self.image, Path) else len(self.image)
+
+
+def pictures_of(words: Sequence[str], say: Callable[[str], None]) -> list[Picture]:
+    """Files, folders searched for images, and snapshots of web addresses, in their order."""
+    found: list[Picture] = []
+    for word in words:
+        if is_web_address(word):
+            name = shown_address(word)
+            try:
+                data = fetched_image(word)
+                if data is None:
+                    raise WebError("gives no single picture: a stream is for `thinwire-edge run`")
+                found.append(Picture(name, data))
+            except WebError as error:
+                found.append(Picture(name, b"", SourceLost(f"{name}: {error}")))
+            continue
+        inside = search([word])
+        for note in inside.notes():
+            say(note)
+        found.extend(Picture(safe_text(source.path), source.path) for source in inside.images)
+    return found
 
 
 class Tally:
@@ -28,14 +65,14 @@ class Tally:
         self.server_lost = False
         self.labels_saved_bytes = 0
 
-    def add(self, outcome: Outcome) -> None:
+    def add(self, outcome: Outcome, picture: Picture) -> None:
         if outcome.result is None:
             self.failed += 1
             self.server_lost |= isinstance(outcome.error, ServerUnreachable)
             return
         self.answered += 1
         self.packet_bytes += outcome.result.packet_bytes
-        self.file_bytes += file_bytes(Path(outcome.image)) or 0
+        self.file_bytes += picture.file_bytes or 0
 
     def text(self, total: int) -> str:
         """One line for people."""
@@ -57,22 +94,23 @@ class Tally:
 def run(args: argparse.Namespace) -> int:
     """Returns the exit code. Raises `ThinwireError` for what keeps the whole run from starting."""
     labels = labels_of(args)
-    sources = find_images(args.images)
+    sources = pictures_of(args.images, _complain)
     if not sources:
-        raise NothingToDo(f"no image files in {', '.join(args.images)}: name files, or folders that hold some")
+        named = ", ".join(map(shown_address, args.images))
+        raise NothingToDo(f"no image files in {named}: name files, or folders that hold some")
     tally, answers = Tally(), []
     with _client(args) as client:
         client.check()
         try:
             with ProgressBar(len(sources), sys.stderr, "classifying") as progress:
-                for outcome in _outcomes(client, sources, labels, args, tally):
-                    tally.add(outcome)
+                for picture, outcome in _outcomes(client, sources, labels, args, tally):
+                    tally.add(outcome, picture)
                     if args.json:
-                        print(json.dumps(_record(client, outcome, args.rate or client.rate)), flush=True)
+                        print(json.dumps(_record(client, picture, outcome, args.rate or client.rate)), flush=True)
                     elif outcome.ok:
-                        answers.append(outcome)
+                        answers.append((picture, outcome))
                     if outcome.error is not None:
-                        progress.say(f"thinwire-edge: {_named(outcome)}")
+                        progress.say(f"thinwire-edge: {_named(picture, outcome)}")
                     progress.advance()
         finally:  # what was answered before Ctrl-C has been paid for: show it
             tally.labels_saved_bytes = client.handles.counts.saved_bytes
@@ -124,20 +162,28 @@ def _client(args: argparse.Namespace) -> Client:
 
 
 def _outcomes(
-    client: Client, sources: Sequence[Source], labels: tuple[str, ...], args: argparse.Namespace, tally: Tally
-) -> Iterator[Outcome]:
+    client: Client, pictures: Sequence[Picture], labels: tuple[str, ...], args: argparse.Namespace, tally: Tally
+) -> Iterator[tuple[Picture, Outcome]]:
+    for place, picture in enumerate(pictures):
+        if picture.error is not None:
+            yield picture, Outcome(place, picture.image, error=picture.error)
+    good = [picture for picture in pictures if picture.error is None]
     # Once the server is gone, every further image would wait for the same nothing; what is on its way is waited for
-    paths = (source.path for source in itertools.takewhile(lambda _: not tally.server_lost, sources))
-    return client.classify_many(paths, labels, args.top_k, args.prompt_set, in_flight=args.in_flight)
+    images = (picture.image for picture in itertools.takewhile(lambda _: not tally.server_lost, good))
+    for outcome in client.classify_many(images, labels, args.top_k, args.prompt_set, in_flight=args.in_flight):
+        yield good[outcome.index], outcome
 
 
-def _record(client: Client, outcome: Outcome, rate: str) -> dict[str, Any]:
+def _record(client: Client, picture: Picture, outcome: Outcome, rate: str) -> dict[str, Any]:
     """One JSON line. Numbers are rounded to what they mean: microseconds and parts in a million."""
-    record: dict[str, Any] = {"image": os.fspath(outcome.image), "ok": outcome.ok}
+    # A file's own name, whatever its bytes: JSON's \udcXX lets a reader find the file again
+    name = picture.name if isinstance(picture.image, bytes) else os.fspath(picture.image)
+    record: dict[str, Any] = {"image": name, "ok": outcome.ok}
     if outcome.result is None:
-        return {**record, "error": {"reason": reason_of(outcome.error), "message": str(outcome.error)}}
+        message = without_secrets(safe_text(str(outcome.error)))
+        return {**record, "error": {"reason": reason_of(outcome.error), "message": message}}
     answer = _rounded(outcome.result.to_dict())
-    where = {"file_bytes": file_bytes(Path(outcome.image)), "rate": rate, "bundle": client.bundle.name}
+    where = {"file_bytes": picture.file_bytes, "rate": rate, "bundle": client.bundle.name}
     return {**record, **answer, **where, "model_id": client.bundle.model_id.hex()}
 
 
@@ -151,14 +197,14 @@ def _rounded(value: Any) -> Any:
     return value
 
 
-def _table(outcomes: Sequence[Outcome]) -> str:
+def _table(answers: Sequence[tuple[Picture, Outcome]]) -> str:
     heads = ("image", "label", "probability", "bytes", "edge ms", "round trip ms")
     rows = []
-    for outcome in outcomes:
+    for picture, outcome in answers:
         result = outcome.result
         rows.append(
             (
-                [shown(outcome.image)],
+                [shown(picture.name)],
                 [shown(each.label) for each in result.predictions],
                 [f"{100 * each.probability:.1f} %" for each in result.predictions],
                 [f"{result.packet_bytes:,}"],
@@ -169,10 +215,14 @@ def _table(outcomes: Sequence[Outcome]) -> str:
     return table(heads, rows, 2, sys.stdout)
 
 
-def _named(outcome: Outcome) -> str:
+def _named(picture: Picture, outcome: Outcome) -> str:
     """The error, with the image's name unless it begins with it."""
-    name, message = os.fspath(outcome.image), str(outcome.error)
-    return message if message.startswith(name) else f"{name}: {message}"
+    message = safe_text(str(outcome.error))
+    return message if message.startswith(picture.name) else f"{picture.name}: {message}"
+
+
+def _complain(text: str) -> None:
+    print(f"thinwire-edge: {shown(without_secrets(text))}", file=sys.stderr)
 
 
 def file_bytes(path: Path) -> int | None:

@@ -16,15 +16,19 @@ from edge.commands.classify import labels_of, token_of
 from edge.encoder import Encoder, default_rate
 from edge.field.courier import Courier
 from edge.field.fallback import Fallback, ImageVectors
-from edge.field.mqtt import MqttSink
+from edge.field.in_work import InWork
+from edge.field.mqtt import Brokers, MqttSink
 from edge.field.rate_control import Budget, Cap, RateControl
-from edge.field.run import FieldRun, open_sources
+from edge.field.run import FieldRun
+from edge.field.service_manager import service_manager
 from edge.field.sinks import FileSink, Sink, StreamSink, WebhookSink
-from edge.field.sources import Gate, parse_crop
+from edge.field.sources import open_sources
 from edge.field.spool import Spool
+from edge.field.views import Gate, parse_crop
 from edge.line.client import Question
 from edge.line.uplink import Line
 from thinwire.bundle import load_bundle
+from thinwire.text import shown, without_secrets
 
 AUTO = "auto"
 
@@ -51,18 +55,20 @@ def assemble(args: argparse.Namespace, say: Callable[[str], None]) -> Iterator[F
     question = Question.check(labels_of(args), args.top_k, args.prompt_set)
     asked = {"labels": list(question.labels), "top_k": question.top_k, "prompt_set": question.prompt_set}
     text = json.dumps(asked, ensure_ascii=False)
-    sinks: list[Sink] = [FileSink(path) for path in args.out or ()]
-    sinks += [WebhookSink(url) for url in args.webhook or ()]
-    sinks += [MqttSink(url) for url in args.mqtt or ()]
+    outputs = sinks_of(args) or [StreamSink()]
     bundle = load_bundle(args.bundle)
     auto = args.rate == AUTO
     rate = list(bundle.rates)[-1] if auto else args.rate or default_rate(bundle)
     control = RateControl(args.deadline, None if auto else bundle.n_layers(rate))
     crop = parse_crop(args.crop) if args.crop else None
-    sources = open_sources(args, text, say)
+    gate = Gate(args.min_change)
     encoder = Encoder(bundle, args.threads, args.precision, args.provider)
     images = ImageVectors(load_bundle(args.fallback), args.threads) if args.fallback else None
-    with Spool(args.spool, int(args.spool_mb * 1e6), args.max_age_h * 3600, args.when_full) as spool:
+    with (
+        Spool(args.spool, int(args.spool_mb * 1e6), args.max_age_h * 3600, args.when_full) as spool,
+        contextlib.closing(InWork(f"{args.spool}.working")) as in_work,
+    ):
+        sources = open_sources(args, text, say, in_work)
         per_day = None if args.mb_per_day is None else int(args.mb_per_day * 1e6)
         fallback = None if images is None else Fallback(images, asked, Path(args.spool).absolute().parent, say)
         courier = Courier(
@@ -77,18 +83,39 @@ def assemble(args: argparse.Namespace, say: Callable[[str], None]) -> Iterator[F
             fallback=fallback,
             confidence=args.confidence,
         )
-        gate = Gate(args.min_change)
-        outputs = sinks or [StreamSink()]
         yield FieldRun(
-            sources, encoder, rate, text, spool, courier, outputs, gate, say, crop, fallback, drain_s=args.drain
+            sources,
+            encoder,
+            rate,
+            text,
+            spool,
+            courier,
+            outputs,
+            gate,
+            say,
+            in_work,
+            crop,
+            fallback,
+            drain_s=args.drain,
+            notify=service_manager(),
         )
+
+
+def sinks_of(args: argparse.Namespace) -> list[Sink]:
+    """The outputs that the options describe; `-` is stdout."""
+    sinks: list[Sink] = [StreamSink() if path == "-" else FileSink(path) for path in dict.fromkeys(args.out or ())]
+    sinks += [WebhookSink(url) for url in dict.fromkeys(args.webhook or ())]
+    brokers = Brokers()
+    sinks += [MqttSink(url, brokers) for url in dict.fromkeys(args.mqtt or ())]
+    return sinks
 
 
 def run(args: argparse.Namespace) -> int:
     """`thinwire-edge run`. Returns the exit code."""
 
     def say(text: str) -> None:
-        print(f"thinwire-edge: {text}", file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError, ValueError):  # a log that is gone or full must not end the run
+            print(f"thinwire-edge: {shown(without_secrets(text))}", file=sys.stderr, flush=True)
 
     if args.nice:
         os.nice(args.nice)
@@ -101,12 +128,16 @@ def run(args: argparse.Namespace) -> int:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-        counts = runner.courier.counts
+        counts, tally = runner.courier.counts, runner.tally
         say(
-            f"{runner.tally.accepted} frames accepted, {counts.answered} answered, {counts.failed} failed, "
-            f"{runner.tally.unchanged} unchanged, {runner.tally.missed + runner.tally.refused} turned away, "
+            f"{tally.accepted} frames accepted, {counts.answered} answered, {counts.failed + tally.unreadable} failed, "
+            f"{tally.unchanged} unchanged, {tally.missed + tally.refused} turned away, "
             f"{runner.spool.waiting_frames} wait in the spool; {counts.sent_bytes} bytes sent"
         )
+        for name, count in runner.unwritten.items():
+            say(f"{name}: {count} results are not written, they wait in the spool: mend it and run this again")
         if args.summary:
-            print(json.dumps({**asdict(runner.tally), **asdict(counts), "waiting": runner.spool.waiting_frames}))
-    return 0 if complete and not counts.failed and not runner.tally.unreadable else 1
+            facts = {**asdict(tally), **asdict(counts), "waiting": runner.spool.waiting_frames}
+            print(json.dumps({**facts, "unwritten": sum(runner.unwritten.values()), "unwritten_by": runner.unwritten}))
+    failed = counts.failed or tally.unreadable or tally.sources_failed
+    return 0 if complete and not failed else 1

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 import unicodedata
 from collections.abc import Sequence
 from typing import TextIO
 
+from thinwire.text import shown, takes, without_secrets
+
 BOLD, RED, PLAIN = "\x1b[1m", "\x1b[31m", "\x1b[0m"
 CLEAR_LINE = "\r\x1b[K"
 BAR_CELLS = 30
 REDRAW_S = 0.1
-
-
-def shown(text: str | os.PathLike[str]) -> str:
-    """A file name or message as one line that no terminal trips over.
-
-    Bytes that are no UTF-8 become �, and so do control characters: a name must not move the cursor.
-    """
-    clean = os.fspath(text).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-    return "".join("�" if unicodedata.category(char) in ("Cc", "Zl", "Zp") else char for char in clean)
 
 
 def cells(text: str) -> int:
@@ -70,7 +62,8 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[Sequence[str]]], left: i
         return "  ".join(padded).rstrip()
 
     head = line(heads)
-    lines = [f"{BOLD}{head}{PLAIN}" if stream.isatty() else head, "  ".join("─" * width for width in widths)]
+    rule = "─" if takes(stream, "─") else "-"
+    lines = [f"{BOLD}{head}{PLAIN}" if stream.isatty() else head, "  ".join(rule * width for width in widths)]
     for row in rows:
         for place in range(max(map(len, row))):
             lines.append(line([cell[place] if place < len(cell) else "" for cell in row]))
@@ -100,7 +93,7 @@ class ProgressBar:
     def say(self, text: str) -> None:
         """One line of trouble, in red on a terminal."""
         self._clear()
-        text = shown(text)
+        text = shown(without_secrets(text))
         print(f"{RED}{text}{PLAIN}" if self._stream.isatty() else text, file=self._stream, flush=True)
         self._drawn = float("-inf")
         self._draw()
@@ -115,7 +108,8 @@ class ProgressBar:
         if self._done:
             seconds = round((now - self._started) * (self._total - self._done) / self._done)
             left = f"  {seconds // 60}:{seconds % 60:02} left"
-        bar = "█" * full + "░" * (BAR_CELLS - full)
+        on, off = "█░" if takes(self._stream, "█░") else "#."
+        bar = on * full + off * (BAR_CELLS - full)
         self._stream.write(f"{CLEAR_LINE}{self._what} {bar} {self._done}/{self._total}{left}")
         self._stream.flush()
 

@@ -1,56 +1,146 @@
-"""Results to an MQTT broker (extra `edge-mqtt`): QoS 1, each confirmed by the broker before the spool lets go of it."""
+"""Results to an MQTT broker (extra `edge-mqtt`): QoS 1, each confirmed by the broker before the spool lets go of it.
+
+All topics of one broker share one connection: a broker throws a client out when another comes under its name.
+"""
 
 from __future__ import annotations
 
 import json
 import ssl
+import threading
+import time
 import urllib.parse
+from dataclasses import dataclass, field
+from typing import Any
 
 from edge.errors import ConnectionOptionsError, OutputError
+from edge.field.sinks import sink_name
 from edge.field.spool import Spool
+from thinwire.text import shown_address
 
+CONNECT_TIMEOUT_S = 10.0
 CONFIRM_TIMEOUT_S = 10.0
 PORTS = {"mqtt": 1883, "mqtts": 8883}
 BATCH = 32
+MAX_TOPIC_BYTES = 65535
+# Reason codes of CONNACK in MQTT 3.1.1 (2 to 5) and 5.0, section 3.2.2.2
+LOGIN_REASONS = {"Bad user name or password", "Not authorized", "Bad authentication method", "Banned"}
+
+
+@dataclass(frozen=True)
+class Address:
+    """A broker, and how to log in. user, password: as they are sent, no longer percent-encoded."""
+
+    scheme: str
+    host: str
+    port: int
+    user: str | None = None
+    password: str | None = field(default=None, repr=False)
+
+
+class Brokers:
+    """One connection for each broker that the outputs of a run name. May be shared by threads."""
+
+    def __init__(self) -> None:
+        self._held: dict[Address, Broker] = {}
+
+    def at(self, address: Address) -> Broker:
+        return self._held.setdefault(address, Broker(address))
+
+
+class Broker:
+    """A connection, opened with the first result and opened again with the next one after a failure."""
+
+    def __init__(self, address: Address) -> None:
+        self._address = address
+        self._client: Any = None
+        self._lock = threading.Lock()
+
+    def publish(self, topic: str, payload: str, device: str) -> None:
+        """Returns once the broker has confirmed. Raises `OSError`, `ValueError` or `RuntimeError`."""
+        with self._lock:
+            client = self._connected(device)
+        message = client.publish(topic, payload, qos=1)
+        end = time.monotonic() + CONFIRM_TIMEOUT_S
+        while not message.is_published():
+            if not client.is_connected():
+                raise OSError("the connection was lost")
+            if time.monotonic() > end:
+                raise OSError("the broker does not confirm")
+            message.wait_for_publish(0.2)
+
+    def close(self) -> None:
+        with self._lock:
+            client, self._client = self._client, None
+        if client is not None:
+            client.disconnect()
+            client.loop_stop()
+
+    def _connected(self, device: str) -> Any:
+        if self._client is not None:
+            return self._client
+        import paho.mqtt.client as paho
+
+        answered = threading.Event()
+        reasons: list[Any] = []
+
+        def on_connect(client, userdata, flags, reason, properties) -> None:
+            reasons.append(reason)
+            answered.set()
+
+        client = paho.Client(
+            paho.CallbackAPIVersion.VERSION2, client_id=f"thinwire-{device[:12]}", reconnect_on_failure=False
+        )
+        client.on_connect = on_connect
+        client.on_disconnect = lambda *_: answered.set()
+        if self._address.user is not None:
+            client.username_pw_set(self._address.user, self._address.password)
+        if self._address.scheme == "mqtts":
+            client.tls_set_context(ssl.create_default_context())
+        client.connect_timeout = CONNECT_TIMEOUT_S
+        client.connect(self._address.host, self._address.port, keepalive=60)
+        client.loop_start()
+        answered.wait(CONNECT_TIMEOUT_S)
+        if not reasons or reasons[0].is_failure:
+            client.loop_stop()
+            client.disconnect()
+            if not reasons:
+                raise OSError(
+                    "what answers there does not speak MQTT" if answered.is_set() else "no answer to the login"
+                )
+            said = str(reasons[0])
+            fix = ": check user and password in --mqtt" if said in LOGIN_REASONS else ""
+            raise OSError(f"the broker refuses the login ({said}){fix}")
+        self._client = client
+        return client
 
 
 class MqttSink:
     """mqtt://[USER:PASSWORD@]HOST[:PORT]/TOPIC, or mqtts:// for TLS with the public authorities.
 
-    At least once, as QoS 1 is; each message is a result's JSON, whose `key` and `final` tell a repeat. Raises
-    `ConnectionOptionsError` for another form of address, or without paho-mqtt.
+    USER and PASSWORD are percent-encoded where they hold : / @ % and the like. At least once, as QoS 1 is; each message
+    is a result's JSON, whose `key` and `final` tell a repeat. Raises `ConnectionOptionsError` for another form of
+    address, or without paho-mqtt.
     """
 
-    def __init__(self, url: str) -> None:
-        self._parts = urllib.parse.urlsplit(url)
-        self._topic = self._parts.path.lstrip("/")
+    def __init__(self, url: str, brokers: Brokers | None = None) -> None:
+        self._broker = (brokers or Brokers()).at(_address(url))
+        self._topic = _topic(url)
         try:
-            port = self._parts.port
-        except ValueError:
-            port = 0
-        if self._parts.scheme not in PORTS or not self._parts.hostname or port == 0 or not self._topic:
-            raise ConnectionOptionsError(f"{_shown(url)}: write mqtt://HOST:PORT/TOPIC, or mqtts:// for TLS")
-        if set("+#") & set(self._topic):
-            raise ConnectionOptionsError(f"{_shown(url)}: results go to one topic, without + and #")
-        try:
-            import paho.mqtt.client as paho
+            import paho.mqtt.client  # noqa: F401
         except ModuleNotFoundError as error:
             raise ConnectionOptionsError("MQTT needs paho-mqtt: pip install 'thinwire[edge-mqtt]'") from error
-        self._paho, self._port = paho, port or PORTS[self._parts.scheme]
-        self.name = f"mqtt:{self._parts.hostname}:{self._port}/{self._topic}"
-        self._client = None
+        address = _address(url)
+        host = f"[{address.host}]" if ":" in address.host else address.host
+        self.name = f"mqtt:{host}:{address.port}/{self._topic}"
+        if address.user is not None:
+            self.name = sink_name("mqtt", url).replace(shown_address(url), self.name.removeprefix("mqtt:"), 1)
 
     def deliver(self, spool: Spool) -> int:
         rows, _ = spool.undelivered(self.name, limit=BATCH)
-        if not rows:
-            return 0
         try:
-            client = self._connected(spool.device)
             for number, line in rows:
-                message = client.publish(self._topic, json.dumps(json.loads(line)), qos=1)
-                message.wait_for_publish(CONFIRM_TIMEOUT_S)
-                if not message.is_published():
-                    raise OSError("the broker does not confirm")
+                self._broker.publish(self._topic, json.dumps(json.loads(line)), spool.device)
                 spool.delivered(self.name, number, {})
         except (OSError, ValueError, RuntimeError) as error:  # paho raises the latter two once a connection is lost
             self.close()
@@ -59,24 +149,26 @@ class MqttSink:
 
     def close(self) -> None:
         """Ends the connection; the next result opens a new one."""
-        if self._client is not None:
-            self._client.disconnect()
-            self._client.loop_stop()
-            self._client = None
-
-    def _connected(self, device: str):
-        if self._client is None:
-            client = self._paho.Client(self._paho.CallbackAPIVersion.VERSION2, client_id=f"thinwire-{device[:12]}")
-            if self._parts.username:
-                client.username_pw_set(self._parts.username, self._parts.password)
-            if self._parts.scheme == "mqtts":
-                client.tls_set_context(ssl.create_default_context())
-            client.connect(self._parts.hostname, self._port, keepalive=60)
-            client.loop_start()
-            self._client = client
-        return self._client
+        self._broker.close()
 
 
-def _shown(url: str) -> str:
-    """Without a password."""
-    return repr(url.rpartition("@")[2])
+def _address(url: str) -> Address:
+    parts = urllib.parse.urlsplit(url)
+    try:
+        port = parts.port
+    except ValueError:
+        port = 0
+    if parts.scheme not in PORTS or not parts.hostname or port == 0:
+        raise ConnectionOptionsError(f"{shown_address(url)!r}: write mqtt://HOST:PORT/TOPIC, or mqtts:// for TLS")
+    user = None if parts.username is None else urllib.parse.unquote(parts.username)
+    password = None if parts.password is None else urllib.parse.unquote(parts.password)
+    return Address(parts.scheme, parts.hostname, port or PORTS[parts.scheme], user, password)
+
+
+def _topic(url: str) -> str:
+    topic = urllib.parse.urlsplit(url).path.lstrip("/")
+    if not topic or set("+#\0") & set(topic) or len(topic.encode("utf-8", "replace")) > MAX_TOPIC_BYTES:
+        raise ConnectionOptionsError(
+            f"{shown_address(url)!r}: results go to one topic, named after the host, without + and #"
+        )
+    return topic

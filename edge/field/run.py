@@ -1,43 +1,49 @@
 """`thinwire-edge run`: sources → encoder → spool → cloud → results, for months, with nobody watching.
 
-Three threads meet only in the spool: this one encodes and accepts, the courier sends, the delivery writes results.
-Each live source has a thread of its own, which drops frames rather than wait.
+Threads meet only in the spool: this one encodes and accepts, the courier sends, each output has one that writes its
+results. Each source has a thread of its own; a live one drops frames rather than wait.
+
+One frame never ends the run: whatever exception it raises becomes its final line, and a frame that was in work when the
+process died twice (`edge.field.in_work`) gets one too. A source that ends by an exception is told and counted.
 """
 
 from __future__ import annotations
 
-import argparse
-import os
 import queue
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from edge.encoder import Encoder, read_image
-from edge.errors import SpoolDiskFull, SpoolFull
+from edge.errors import SpoolDiskFull, SpoolFull, SpoolReadOnly, described
 from edge.field.courier import Courier
 from edge.field.fallback import Fallback
+from edge.field.in_work import MAX_DEATHS, InWork
 from edge.field.result_lines import lost, provisional
+from edge.field.shot import Shot, Source
 from edge.field.sinks import Delivery, Sink
-from edge.field.sources import Files, Gate, Lines, Shot, Video, WatchedFolder, cropped, is_video
 from edge.field.spool import Spool
-from thinwire.errors import ImageError, ThinwireError
+from edge.field.views import Gate, cropped
+from thinwire.errors import ThinwireError
+from thinwire.text import safe_text
 
 ROOM_EVERY_S = 0.5
 NOTE_EVERY_S = 5.0
 DOWN_AFTER_S = 3.0  # without an answer for so long, the device answers for itself
-
-Source = Files | WatchedFolder | Lines | Video
+MAX_SAID = 1000  # messages about frames that are remembered, so that a camera does not repeat one with each frame
 
 
 @dataclass
 class FrameCounts:
-    """Frames of this run. unchanged: stopped by the gate; missed: a live source was faster than the encoder."""
+    """Frames of this run.
+
+    unchanged: stopped by the gate; missed: a live source was faster than the encoder; refused: no room; unreadable:
+    failed before they were sent, with a final line. sources_failed: sources that an exception ended.
+    """
 
     seen: int = 0
     known: int = 0
@@ -46,6 +52,15 @@ class FrameCounts:
     accepted: int = 0
     refused: int = 0
     unreadable: int = 0
+    sources_failed: int = 0
+
+
+@dataclass(frozen=True)
+class _Ended:
+    """What a source's thread leaves: the exception that ended it, None at its proper end."""
+
+    source: Source
+    error: BaseException | None = None
 
 
 @dataclass
@@ -61,19 +76,28 @@ class FieldRun:
     sinks: list[Sink]
     gate: Gate
     say: Callable[[str], None]
+    in_work: InWork
     crop: tuple[float, float, float, float] | None = None
     fallback: Fallback | None = None
     drain_s: float = float("inf")
+    notify: Callable[[str], None] = lambda state: None
     stop: threading.Event = field(default_factory=threading.Event)
     tally: FrameCounts = field(default_factory=FrameCounts)
+    unwritten: dict[str, int] = field(default_factory=dict)
 
     def run(self) -> bool:
-        """Until every source has ended and every frame has its result, or `stop` is set. Says whether all have one."""
+        """Until every source has ended and every frame has its result, or `stop` is set.
+
+        Says whether all have one and every output holds them; `unwritten` tells what outputs lack.
+        """
         if self.spool.recovered:
             self.say(self.spool.recovered)
+        self._said: set[str] = set()
+        self._noted_at = 0.0
         self._delivery = delivery = Delivery(self.spool, self.sinks, self.say)
         self.courier.on_result = delivery.wake
         self.courier.start()
+        self.notify("READY=1")
         try:
             self._take_all()
             end = time.monotonic() + self.drain_s
@@ -81,16 +105,18 @@ class FieldRun:
                 self.stop.wait(0.05)
                 self._note()
         finally:
+            self.notify("STOPPING=1")
             self.stop.set()
             self.courier.close()
             delivery.close()
             self._note(last=True)
-        return self.spool.waiting_frames == 0
+        self.unwritten = {name: count for name, count in self.spool.unwritten().items() if count}
+        return self.spool.waiting_frames == 0 and not self.unwritten
 
     # ---------------------------------------------------------------- frames in
 
     def _take_all(self) -> None:
-        shots: queue.Queue[Shot | ThinwireError | None] = queue.Queue(maxsize=4)
+        shots: queue.Queue[Shot | _Ended] = queue.Queue(maxsize=4)
         feeders = [threading.Thread(target=self._feed, args=(source, shots), daemon=True) for source in self.sources]
         for feeder in feeders:
             feeder.start()
@@ -101,16 +127,15 @@ class FieldRun:
             except queue.Empty:
                 self._note()
                 continue
-            if shot is None:
-                running -= 1
-            elif isinstance(shot, ThinwireError):
-                self.say(str(shot))
-                self.tally.unreadable += 1
-            else:
+            if isinstance(shot, Shot):
                 self._take(shot)
+            else:
+                running -= 1
+                self._ended(shot, running)
             self._note()
 
     def _feed(self, source: Source, shots: queue.Queue) -> None:
+        error: BaseException | None = None
         try:
             for shot in source.shots(self.stop):
                 if not source.live:
@@ -120,28 +145,52 @@ class FieldRun:
                     shots.put_nowait(shot)
                 except queue.Full:
                     self.tally.missed += 1  # the next frame will be newer
-        except ThinwireError as error:
-            _put(shots, error, self.stop)
-        _put(shots, None, self.stop)
+        except BaseException as caught:  # of any kind: a thread that dies unseen leaves a run that only looks alive
+            error = caught
+        _put(shots, _Ended(source, error), self.stop)
+
+    def _ended(self, ended: _Ended, running: int) -> None:
+        if ended.error is None:
+            return
+        self.tally.sources_failed += 1
+        text = str(ended.error) if isinstance(ended.error, ThinwireError) else ""
+        text = text or f"{ended.source.name}: {described(ended.error)}"
+        self.say(f"{text}; no more frames are taken from it{'' if running else ', and no source is left'}")
 
     def _take(self, shot: Shot) -> None:
         self.tally.seen += 1
         if self.spool.knows(shot.key):
             self.tally.known += 1
             return
-        try:
-            view = self._view(shot)
-            if not self.gate.passes(_place(shot), view):
-                self.tally.unchanged += 1
-                return
-            packet = self.encoder.encode(view, self.rate).packet.to_bytes()
-            early = self._early(shot, view)
-        except ImageError as error:
-            self.say(str(error))
-            self.tally.unreadable += 1
-            self._accept(shot, None, lost(shot.key, shot.source, shot.captured_at, error.reason, str(error)))
+        if self.in_work.given_up(shot.key):
+            why = f"the process died {MAX_DEATHS} times while this frame was in work: it is not tried again"
+            self._give_up(shot, "GIVEN_UP", f"{shot.source}: {why}")
             return
-        self._accept(shot, packet, early)
+        try:
+            with self.in_work.on(shot.key):
+                view = self._view(shot)
+                if not self.gate.passes(shot.place, view):
+                    self.tally.unchanged += 1
+                    return
+                packet = self.encoder.encode(view, self.rate).packet.to_bytes()
+        except Exception as error:
+            self._give_up(shot, *_reason(error, shot))
+            return
+        except BaseException as error:  # a panic of a library in Rust is no Exception; Ctrl-C and exit are no frame's
+            if isinstance(error, (KeyboardInterrupt, SystemExit, GeneratorExit)):
+                raise
+            self._give_up(shot, *_reason(error, shot))
+            return
+        self._accept(shot, packet, self._early(shot, view))
+
+    def _give_up(self, shot: Shot, reason: str, why: str) -> None:
+        """The frame's final line, without an answer."""
+        self.tally.unreadable += 1
+        if why not in self._said and len(self._said) < MAX_SAID:
+            self._said.add(why)
+            self.say(why)
+        self._accept(shot, None, lost(shot.key, shot.source, shot.captured_at, reason, why))
+        self.in_work.forget(shot.key)
 
     def _view(self, shot: Shot) -> np.ndarray:
         image = read_image(shot.image)
@@ -150,12 +199,20 @@ class FieldRun:
         return self.encoder.bundle.view(image)
 
     def _early(self, shot: Shot, view: np.ndarray) -> dict[str, Any] | None:
-        if self.fallback is None or not self.fallback.ready or self.courier.down_s() < DOWN_AFTER_S:
+        """The device's own answer while the link is down; None where it has none, for whatever reason."""
+        try:
+            if self.fallback is None or not self.fallback.ready or self.courier.down_s() < DOWN_AFTER_S:
+                return None
+            own = self.fallback.bundle
+            if own.input_size != self.encoder.bundle.input_size:
+                view = own.view(view)
+            return provisional(shot.key, shot.source, shot.captured_at, self.fallback.answer(view))
+        except Exception as error:
+            text = f"no answers on the device: {described(error)}"
+            if text not in self._said:
+                self._said.add(text)
+                self.say(text)
             return None
-        own = self.fallback.bundle
-        if own.input_size != self.encoder.bundle.input_size:
-            view = own.view(view)
-        return provisional(shot.key, shot.source, shot.captured_at, self.fallback.answer(view))
 
     def _accept(self, shot: Shot, packet: bytes | None, line: dict[str, Any] | None) -> None:
         """Accepts, or waits for room where the source can wait; a live frame is turned away instead."""
@@ -169,13 +226,14 @@ class FieldRun:
                     self.courier.on_result()
                 self.courier.wake()
                 return
-            except (SpoolFull, SpoolDiskFull) as error:
-                if not told and (self.tally.refused == 0 or isinstance(shot.image, Path)):
+            except (SpoolFull, SpoolDiskFull, SpoolReadOnly) as error:
+                if not told and (self.tally.refused == 0 or not shot.live):
                     self.say(str(error))
                     told = True
-                if not isinstance(shot.image, Path) or self.stop.wait(ROOM_EVERY_S):
+                if shot.live or self.stop.wait(ROOM_EVERY_S):
                     self.tally.refused += 1
                     return
+                self._note()
 
     # ---------------------------------------------------------------- books
 
@@ -183,8 +241,9 @@ class FieldRun:
         """State for `thinwire-edge status`. Raises what ended another thread: better started again than hung."""
         if not last and (fault := self.courier.fault or self._delivery.fault):
             raise fault
+        self.notify("WATCHDOG=1")
         now = time.monotonic()
-        if not last and now - getattr(self, "_noted_at", 0.0) < NOTE_EVERY_S:
+        if not last and now - self._noted_at < NOTE_EVERY_S:
             return
         self._noted_at = now
         try:
@@ -194,32 +253,25 @@ class FieldRun:
             self.spool.note(
                 "run.speed", {"base_ms": round(1000 * meter.base_s, 1), "us_per_byte": round(1e6 * meter.s_per_byte, 1)}
             )
+            lost_sources = {source.name: source.trouble for source in self.sources if source.trouble is not None}
+            self.spool.note("run.lost_sources", lost_sources)
+            self.spool.note("run.failing_outputs", self._delivery.troubles())
             self.spool.note("run.noted_at", time.time())
         except ThinwireError as error:  # a full disk must not end the run
             self.say(str(error))
 
 
-def open_sources(args: argparse.Namespace, question: str, say: Callable[[str], None]) -> list[Source]:
-    """The sources that the words of the command line mean."""
-    sources: list[Source] = []
-    plain: list[str] = []
-    for word in args.sources:
-        if word == "-":
-            sources.append(Lines(question))
-        elif args.watch and Path(word).is_dir():
-            sources.append(WatchedFolder(word, question))
-        elif is_video(word):
-            sources.append(Video(word, question, args.fps, say))
-        else:
-            plain.append(word)
-    return [Files(plain, question, say), *sources] if plain else sources
-
-
-def _place(shot: Shot) -> str:
-    """What the gate compares within: a camera with itself, a video's frames with each other, a folder's files too."""
-    if isinstance(shot.image, Path):
-        return os.fspath(shot.image.parent)
-    return shot.source.rpartition("#")[0] or shot.source
+def _reason(error: BaseException, shot: Shot) -> tuple[str, str]:
+    """Reason and message of a frame's final line. The message names the frame."""
+    text = described(error)
+    if isinstance(error, MemoryError):
+        text = "there is not enough memory for this picture: scale it down"
+    text = safe_text(text)
+    if shot.source not in text:
+        text = f"{shot.source}: {text}"
+    if isinstance(error, ThinwireError):
+        return error.reason, text
+    return ("OUT_OF_MEMORY" if isinstance(error, MemoryError) else "INTERNAL"), text
 
 
 def _put(shots: queue.Queue, item: object, stop: threading.Event) -> None:

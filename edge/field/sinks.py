@@ -9,22 +9,24 @@ or a lost reply, and carries the same `Idempotency-Key`. stdout is at least once
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import hashlib
 import io
 import json
 import os
 import sys
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
-from edge.errors import ConnectionOptionsError, OutputError
+from edge.errors import ConnectionOptionsError, OutputError, described
 from edge.field.spool import Spool
+from edge.line.web import WebError, checked, open_url, read_reply
 from thinwire.errors import ThinwireError
+from thinwire.text import safe_text, shown_address, takes, without_secrets
 
 CSV_FIELDS = ("key", "final", "ok", "source", "captured_at", "label", "probability", "similarity", "answered_by")
 CSV_FIELDS += ("layers", "packet_bytes", "error")
@@ -50,7 +52,7 @@ class FileSink:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        self.name = f"file:{self.path.absolute()}"
+        self.name = safe_text(f"file:{self.path.absolute()}")
         self._csv = self.path.suffix.lower() == ".csv"
         self._aligned = False
         self._skip: set[tuple[str, bool]] = set()
@@ -73,7 +75,9 @@ class FileSink:
                 os.fsync(file.fileno())
                 end = os.fstat(file.fileno())
         except OSError as error:
-            raise OutputError(f"{self.path}: results cannot be written ({error.strerror or error})") from error
+            raise OutputError(
+                f"{safe_text(self.path)}: results cannot be written ({error.strerror or error})"
+            ) from error
         spool.delivered(self.name, rows[-1][0], {"inode": end.st_ino, "offset": end.st_size})
         self._aligned = True
         return len(rows)
@@ -109,7 +113,7 @@ class FileSink:
 
 
 class StreamSink:
-    """JSON lines on an open text stream (stdout): at least once."""
+    """JSON lines on an open text stream (stdout): at least once. ASCII where the stream is not UTF-8."""
 
     name = "stdout"
 
@@ -118,10 +122,17 @@ class StreamSink:
 
     def deliver(self, spool: Spool) -> int:
         rows, _ = spool.undelivered(self.name)
-        if rows:
-            self._stream.writelines(line + "\n" for _, line in rows)
+        if not rows:
+            return 0
+        try:
+            for _, line in rows:
+                self._stream.write((line if takes(self._stream, line) else json.dumps(json.loads(line))) + "\n")
             self._stream.flush()
-            spool.delivered(self.name, rows[-1][0], {})
+        except BrokenPipeError:  # nobody will ever read on: the run ends
+            raise
+        except (OSError, ValueError) as error:
+            raise OutputError(f"stdout: takes no results ({error})") from error
+        spool.delivered(self.name, rows[-1][0], {})
         return len(rows)
 
 
@@ -132,87 +143,129 @@ class WebhookSink:
     """
 
     def __init__(self, url: str, timeout_s: float = WEBHOOK_TIMEOUT_S) -> None:
-        if not url.startswith(("http://", "https://")):
-            raise ConnectionOptionsError(f"{url!r} is no web address: write http://HOST/PATH or https://HOST/PATH")
-        self.url, self.name, self._timeout_s = url, f"webhook:{url}", timeout_s
-        self._opener = urllib.request.build_opener(_NoRedirect)
+        try:
+            checked(url)
+        except WebError as error:
+            raise ConnectionOptionsError(f"--webhook {shown_address(url)!r} is no web address: {error}") from error
+        self.name = sink_name("webhook", url)
+        self._url, self._timeout_s = url, timeout_s
 
     def deliver(self, spool: Spool) -> int:
         rows, _ = spool.undelivered(self.name, limit=32)
         for number, line in rows:
             key, final = _identity(json.loads(line))
-            request = urllib.request.Request(self.url, line.encode(), method="POST")
-            request.add_header("Content-Type", "application/json")
-            request.add_header("Idempotency-Key", f"{key}-{'final' if final else 'early'}")
+            headers = {
+                "Content-Type": "application/json",
+                "Idempotency-Key": f"{key}-{'final' if final else 'early'}",
+            }
             try:
-                with self._opener.open(request, timeout=self._timeout_s) as reply:
-                    reply.read(1)
-            except (OSError, ValueError) as error:  # URLError is an OSError; a bad reply line is a ValueError
-                raise OutputError(f"{self.url}: takes no results ({error})") from error
+                with open_url(self._url, self._timeout_s, line.encode(), headers, follow=False) as reply:
+                    read_reply(reply, 1)
+            except WebError as error:
+                raise OutputError(f"{shown_address(self._url)}: takes no results ({error})") from error
             spool.delivered(self.name, number, {})
         return len(rows)
 
 
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *_: object) -> None:
-        return None  # becomes an HTTPError; following would turn the POST into a GET
+def sink_name(kind: str, address: str) -> str:
+    """What the spool calls an output: its address without secrets, told apart from others by a hash where it has some.
+
+    >>> sink_name("webhook", "http://host/path")
+    'webhook:http://host/path'
+    """
+    plain = shown_address(address)
+    if plain == address:
+        return f"{kind}:{plain}"
+    return f"{kind}:{plain}#{hashlib.sha256(os.fsencode(address)).hexdigest()[:8]}"
 
 
 class Delivery:
-    """Carries results from the spool to its sinks on one thread; a sink that fails is tried again with growing pauses.
+    """Carries results from the spool to its sinks, each on a thread of its own: one that hangs holds up no other.
 
-    say: told once when a sink begins to fail, and when it works again.
+    A sink that fails, whatever the exception, is tried again with growing pauses. say: told once when a sink begins to
+    fail, and when it works again.
     """
 
     def __init__(self, spool: Spool, sinks: Sequence[Sink], say: Callable[[str], None]) -> None:
-        self._spool, self._sinks, self._say = spool, sinks, say
-        self._wake, self._ending = threading.Event(), threading.Event()
-        self._thread = threading.Thread(target=self._guarded, name="thinwire-results", daemon=True)
-        self.fault: BaseException | None = None  # a defect that ended the thread
         spool.set_sinks([sink.name for sink in sinks])
-        self._thread.start()
+        self._carriers = [_Carrier(spool, sink, say) for sink in sinks]
+
+    @property
+    def fault(self) -> BaseException | None:
+        """What ended an output for good: its reader is gone."""
+        return next((each.fault for each in self._carriers if each.fault is not None), None)
+
+    def troubles(self) -> dict[str, dict[str, Any]]:
+        """Outputs that take nothing at present: since when (seconds since 1970), and why."""
+        held = [(each.name, each.trouble) for each in self._carriers]
+        return {name: trouble for name, trouble in held if trouble is not None}
 
     def wake(self) -> None:
         """There may be something new."""
-        self._wake.set()
+        for each in self._carriers:
+            each.wake.set()
 
     def close(self, timeout_s: float = 15.0) -> None:
         """Writes what there is, once more, and ends."""
-        self._ending.set()
-        self._wake.set()
-        self._thread.join(timeout_s)
+        end = time.monotonic() + timeout_s
+        for each in self._carriers:
+            each.ending.set()
+            each.wake.set()
+        for each in self._carriers:
+            each.thread.join(max(0.0, end - time.monotonic()))
+
+
+class _Carrier:
+    """One sink's thread."""
+
+    def __init__(self, spool: Spool, sink: Sink, say: Callable[[str], None]) -> None:
+        self._spool, self._sink, self._say = spool, sink, say
+        self.name = sink.name
+        self.wake, self.ending = threading.Event(), threading.Event()
+        self.fault: BaseException | None = None
+        self.trouble: dict[str, Any] | None = None
+        self.thread = threading.Thread(target=self._guarded, name="thinwire-results", daemon=True)
+        self.thread.start()
 
     def _guarded(self) -> None:
         try:
             self._run()
         except BaseException as error:
             self.fault = error
+        close = getattr(self._sink, "close", None)
+        if close is not None:
+            with contextlib.suppress(Exception):
+                close()
 
     def _run(self) -> None:
-        due = dict.fromkeys(range(len(self._sinks)), 0.0)
-        pause = dict.fromkeys(due, 0.0)
+        pause = 0.0
         while True:
-            ending = self._ending.is_set()
-            self._wake.clear()
-            for place, sink in enumerate(self._sinks):
-                if time.monotonic() < due[place] and not ending:
-                    continue
-                try:
-                    while sink.deliver(self._spool):
-                        pass
-                except ThinwireError as error:
-                    if not pause[place]:
-                        self._say(f"{error}; results wait in the spool")
-                    pause[place] = min(PAUSE_S[1], max(PAUSE_S[0], 2 * pause[place]))
-                    due[place] = time.monotonic() + pause[place]
-                else:
-                    if pause[place]:
-                        self._say(f"{sink.name}: takes results again")
-                    pause[place] = due[place] = 0.0
+            ending = self.ending.is_set()
+            self.wake.clear()
+            try:
+                while self._sink.deliver(self._spool):
+                    pass
+            except BrokenPipeError:
+                raise
+            except Exception as error:  # whatever a sink, its other end or one line does: it is the sink's pause
+                text = str(error) if isinstance(error, ThinwireError) else f"{self.name}: {described(error)}"
+                if self.trouble is None:
+                    self._say(f"{text}; results wait in the spool")
+                    self.trouble = {"since": time.time(), "error": without_secrets(text)}
+                pause = min(PAUSE_S[1], max(PAUSE_S[0], 2 * pause))
+            else:
+                if self.trouble is not None:
+                    self._say(f"{self.name}: takes results again")
+                self.trouble, pause = None, 0.0
             if ending:
                 return
-            waits = [due[place] - time.monotonic() for place in due if pause[place]]
-            self._wake.wait(max(0.0, min(waits)) if waits else None)
+            self._rest(pause)
+
+    def _rest(self, pause_s: float) -> None:
+        """Until there may be something new; after a failure the whole pause."""
+        if not pause_s:
+            self.wake.wait()
+        self.ending.wait(pause_s)
 
 
 def _identity(record: dict[str, Any]) -> tuple[str, bool]:

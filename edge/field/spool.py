@@ -32,6 +32,7 @@ from typing import Any
 from edge.errors import SpoolError, SpoolFull
 from edge.field.result_lines import lost
 from edge.field.spool_file import hold, open_database, typed
+from thinwire.text import safe_text
 
 WHEN_FULL = ("refuse", "drop-oldest")
 CLOCK_STEP_S = 60.0  # a wall clock that leaves the monotonic one by more has been set, not drifted
@@ -119,6 +120,7 @@ class Spool:
         or the final one of a frame that cannot be sent, whose packet is None. Raises `SpoolFull` (policy),
         `SpoolDiskFull`, `SpoolReadOnly`; then the frame was not accepted.
         """
+        question = safe_text(question)
         if len(key) != 16:
             raise SpoolError(f"a key is 16 bytes, not {len(key)}: take edge.field.frame_keys")
         size = 0 if packet is None else len(packet) + ROW_BYTES
@@ -133,7 +135,7 @@ class Spool:
                 (number,) = db.execute("SELECT id FROM questions WHERE text = ?", (question,)).fetchone()
                 db.execute(
                     "INSERT INTO frames (key, source, captured_at, accepted_at, question, packet) VALUES (?,?,?,?,?,?)",
-                    (key, _clean(source), captured_at, now, number, packet),
+                    (key, safe_text(source), captured_at, now, number, packet),
                 )
                 db.execute("INSERT OR REPLACE INTO meta VALUES ('last_seen', ?)", (repr(now),))
                 size += self._put(db, line) if line is not None else 0
@@ -197,6 +199,7 @@ class Spool:
 
     def set_sinks(self, names: Collection[str]) -> None:
         """The outputs from now on. A new one gets what lies in the outbox; one that is gone keeps nothing back."""
+        names = [safe_text(name) for name in names]
         with self._lock, self._transaction() as db:
             for (name,) in db.execute("SELECT name FROM sinks").fetchall():
                 if name not in names:
@@ -207,7 +210,9 @@ class Spool:
     def undelivered(self, sink: str, limit: int = 256) -> tuple[list[tuple[int, str]], dict[str, Any]]:
         """((outbox id, JSON line), ...) that `sink` has not confirmed, in order, and the state that it kept."""
         with self._lock:
-            cursor, state = self._db.execute("SELECT cursor, state FROM sinks WHERE name = ?", (sink,)).fetchone()
+            cursor, state = self._db.execute(
+                "SELECT cursor, state FROM sinks WHERE name = ?", (safe_text(sink),)
+            ).fetchone()
             rows = self._db.execute("SELECT id, line FROM outbox WHERE id > ? ORDER BY id LIMIT ?", (cursor, limit))
             return rows.fetchall(), json.loads(state)
 
@@ -217,7 +222,7 @@ class Spool:
             with self._transaction() as db:
                 db.execute(
                     "UPDATE sinks SET cursor = max(cursor, ?), state = ? WHERE name = ?",
-                    (cursor, json.dumps(state), sink),
+                    (cursor, json.dumps(state), safe_text(sink)),
                 )
                 (least,) = db.execute("SELECT min(cursor) FROM sinks").fetchone()
                 (freed,) = db.execute(
@@ -225,6 +230,13 @@ class Spool:
                 ).fetchone()
                 db.execute("DELETE FROM outbox WHERE id <= ?", (least,))
             self.held_bytes -= freed
+
+    def unwritten(self) -> dict[str, int]:
+        """How many results each output has not confirmed."""
+        with self._lock:
+            cursors = self._db.execute("SELECT name, cursor FROM sinks ORDER BY name").fetchall()
+            count = "SELECT count(*) FROM outbox WHERE id > ?"
+            return {name: self._db.execute(count, (cursor,)).fetchone()[0] for name, cursor in cursors}
 
     # ---------------------------------------------------------------- books
 
@@ -266,7 +278,7 @@ class Spool:
         return True
 
     def _put(self, db: sqlite3.Connection, line: dict[str, Any]) -> int:
-        text = json.dumps(line, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+        text = safe_text(json.dumps(line, separators=(",", ":"), ensure_ascii=False, allow_nan=False))
         db.execute("INSERT INTO outbox (line) VALUES (?)", (text,))
         return len(text) + ROW_BYTES
 
@@ -331,8 +343,3 @@ class Spool:
                 raise
         except sqlite3.Error as error:
             raise typed(error, self.path) from error
-
-
-def _clean(text: str) -> str:
-    """A file name with bytes that are no UTF-8, as SQLite takes it."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

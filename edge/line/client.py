@@ -15,7 +15,7 @@ import grpc
 
 from edge.defaults import DEFAULT_BUNDLE, DEFAULT_IN_FLIGHT, DEFAULT_SERVER, DEFAULT_TIMEOUT_S, DEFAULT_TOP_K
 from edge.encoder import Encoder, ImageLike, default_rate
-from edge.errors import ConnectionOptionsError, Refused
+from edge.errors import ConnectionOptionsError, FrameFailed, Refused, described
 from edge.line.label_handles import LabelHandles, is_unknown
 from edge.line.result import Prediction, Result, ServerTiming, read_reply
 from edge.line.uplink import Line, Uplink
@@ -86,9 +86,16 @@ class PreparedRequest:
 
 
 def prepare(encoder: Encoder, image: ImageLike, rate: str, question: Question) -> PreparedRequest:
-    """Image → request. Raises `ImageError`, `RateError` or `EncoderError`."""
-    encoded = encoder.encode_image(image, rate)
-    data = encoded.packet.to_bytes()
+    """Image → request. Raises `ImageError`, `RateError`, `EncoderError`, or `FrameFailed` for what nobody expected."""
+    try:
+        encoded = encoder.encode_image(image, rate)
+        data = encoded.packet.to_bytes()
+    except ThinwireError:
+        raise
+    except MemoryError as error:
+        raise FrameFailed("there is not enough memory for this picture: scale it down") from error
+    except Exception as error:
+        raise FrameFailed(described(error)) from error
     edge_ms = (encoded.decode_image_ms, encoded.preprocess_ms, encoded.encode_ms, encoded.code_ms)
     return PreparedRequest(question.request(packet=data), len(data), len(encoded.packet.layers), edge_ms)
 
