@@ -26,9 +26,9 @@ examples:
   thinwire-cloud serve
       the shipped CLIP and codecs on 127.0.0.1:50051
   thinwire-cloud serve --host 0.0.0.0 --tls-cert tls.pem --tls-key tls.key --token-file tokens
-      for other machines: encrypted, and only for those who hold a token
+      for other machines: encrypted, and only for clients with a token
   thinwire-cloud serve --adapter runs/adapt-layered/adapter
-      packets of that adapter's bundle and rates are seen by a tower that learned to read them
+      packets of the adapter's bundle and rates are embedded by the adapted image tower
   thinwire-cloud serve --clip clip-lite --clip ViT-B-32:laion2b_s34b_b79k --model-mb 2000
       two CLIPs; requests choose by name
 """
@@ -42,8 +42,8 @@ def _parser() -> argparse.ArgumentParser:
         help="answer packets until SIGTERM or Ctrl-C",
         description=textwrap.fill(
             "Answers packets over gRPC. Prints 'listening on HOST:PORT' to stderr once it is ready. "
-            "SIGTERM or Ctrl-C: health turns NOT_SERVING, accepted work is answered, exit 0. SIGHUP: bundles and CLIPs "
-            "are read again, and used when every one of them has passed its canary. " + _WHERE,
+            "SIGTERM or Ctrl-C: health turns NOT_SERVING, accepted work is answered, exit 0. SIGHUP: "
+            "reads bundles and CLIPs again, and uses them once each has passed a test run. " + _WHERE,
             100,
         ),
         epilog=_EXAMPLES,
@@ -51,10 +51,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     check = commands.add_parser(
         "check-config",
-        help="print the settings and where each comes from; say what is wrong with them",
+        help="print the settings and their sources; report what is wrong",
         description=textwrap.fill(
             "Prints every setting with its source, and checks what can be checked without loading networks: "
-            "values, files, certificates, tokens, bundles. Exit 0: `serve` would go on to load models. " + _WHERE,
+            "values, files, certificates, tokens, bundles. Exit 0: `serve` would start to load models. " + _WHERE,
             100,
         ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -188,7 +188,7 @@ def _serve(config: Config) -> int:
     for adapter in engine.models.adapters:
         _say(f"adapter {adapter.name}: for {adapter.bundle} at {', '.join(adapter.rates)}")
     if config["allow_plaintext"] and not security.tls:
-        _say(f"WARNING: listening on {config['host']} without TLS: anyone on the way can read images and tokens")
+        _say(f"WARNING: listening on {config['host']} without TLS: anyone on the network can read images and tokens")
     host = f"[{config['host']}]" if ":" in config["host"] else config["host"]
     options = ServerOptions(
         max_image_file_bytes=config["max_image_mb"] << 20,
@@ -225,7 +225,10 @@ def _serve(config: Config) -> int:
         await stop.wait()
         _say(f"stopping: answering what was accepted (at most {config['grace']:g} s)")
         drained = await server.stop()
-        _say(", ".join(f"{count} {what}" for what, count in server.counts.items() if count) or "nothing was asked")
+        _say(
+            ", ".join(f"{count} {what}" for what, count in server.counts.items() if count)
+            or "no requests were received"
+        )
         return drained
 
     try:
@@ -235,14 +238,14 @@ def _serve(config: Config) -> int:
     if drained:
         _say("stopped")
         return 0
-    _say("stopped with work unanswered: the grace was too short")
+    _say("stopped before all work was answered: --grace was too short")
     sys.stderr.flush()
     os._exit(1)  # a worker may be stuck inside a network call, which a normal exit would wait for
 
 
 def _begin_reload(engine, running: set[asyncio.Task]) -> None:
     if running:
-        _say("a reload is under way already")
+        _say("a reload is already running")
         return
     task = asyncio.ensure_future(_reload(engine))
     running.add(task)
@@ -253,7 +256,7 @@ async def _reload(engine) -> None:
     try:
         await asyncio.to_thread(engine.reload)
     except Exception as error:  # whatever is wrong with the new files, the old models go on answering
-        _say(f"reload failed, the models in use stay in use: {error}")
+        _say(f"reload failed, the current models stay in use: {error}")
         return
     _say("reloaded: " + ", ".join(bundle.name for bundle in engine.intake.bundles.values()))
 

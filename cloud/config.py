@@ -29,7 +29,7 @@ MAX_FILE_BYTES = 1 << 20
 def port(text: str) -> int:
     number = int(text)
     if not 0 <= number <= 65535:
-        raise ValueError(f"{number} is no port (0 to 65535)")
+        raise ValueError(f"{number} is not a port (0 to 65535)")
     return number
 
 
@@ -50,21 +50,21 @@ def whole(text: str) -> int:
 def seconds(text: str) -> float:
     number = float(text)
     if not 0 <= number < float("inf"):
-        raise ValueError(f"{text} is no number of seconds, 0 or more")
+        raise ValueError(f"{text} is not a number of seconds, 0 or more")
     return number
 
 
 def rate(text: str) -> float:
     number = float(text)
     if not 0 < number < float("inf"):
-        raise ValueError(f"{text} is no rate above 0")
+        raise ValueError(f"{text} is not a rate above 0")
     return number
 
 
 def probability(text: str) -> float:
     number = float(text)
     if not 0 < number < 1:
-        raise ValueError(f"{text} is no probability between 0 and 1")
+        raise ValueError(f"{text} is not a probability between 0 and 1")
     return number
 
 
@@ -84,7 +84,7 @@ def one_of(*choices: str) -> Callable[[str], str]:
 
 def device(text: str) -> str:
     if text not in ("auto", "cpu") and not re.fullmatch(r"cuda(:\d+)?", text):
-        raise ValueError(f"{text!r} is none of auto, cpu, cuda, cuda:N")
+        raise ValueError(f"{text!r} is not one of auto, cpu, cuda, cuda:N")
     return text
 
 
@@ -129,8 +129,8 @@ SETTINGS = (
         "adapter",
         words,
         None,
-        "one that ships, or a folder that `thinwire-export adapt` wrote, repeatable: the first CLIP's image tower as "
-        "adapted to a bundle's pictures sees the packets of that bundle at that adapter's rates (default: none)",
+        "a shipped adapter, or a folder that `thinwire-export adapt` wrote, repeatable: packets of its bundle and "
+        "rates are embedded by the first CLIP's image tower with the adapter in it (default: none)",
         "NAME|PATH",
     ),
     Setting("device", device, "auto", "auto, cpu, cuda or cuda:N; auto takes CUDA when it is there"),
@@ -138,7 +138,7 @@ SETTINGS = (
         "precision",
         one_of("auto", "fp32", "bf16", "fp16"),
         "auto",
-        "of CLIP's image tower: fp32, bf16, fp16; auto takes fp32 on a CPU",
+        "precision of CLIP's image tower: fp32, bf16, fp16; auto takes fp32 on a CPU",
     ),
     Setting(
         "clip-backend",
@@ -159,11 +159,16 @@ SETTINGS = (
         "decode-threads",
         whole,
         None,
-        "CPU threads that decode packets; 0: where the networks run, one after the other (default: 0 on a CPU of up to "
+        "CPU threads that decode packets; 0: decode on the thread that runs the networks (default: 0 on a CPU of up to "
         "4 cores, else 2)",
     ),
-    Setting("model-mb", positive, None, "megabytes of weights kept loaded; least recently used leave (default: all)"),
-    Setting("queue", positive, 256, "requests held at once; more get QUEUE_FULL"),
+    Setting(
+        "model-mb",
+        positive,
+        None,
+        "megabytes of weights kept in memory; beyond it the least recently used are evicted (default: keep all)",
+    ),
+    Setting("queue", positive, 256, "most requests in the queue; more get QUEUE_FULL"),
     Setting(
         "max-wait",
         seconds,
@@ -171,39 +176,56 @@ SETTINGS = (
         "seconds; refuse (QUEUE_FULL) when the estimated queueing delay exceeds this; two batches are always accepted; "
         "0 for no bound",
     ),
-    Setting("queue-mb", positive, 64, "megabytes of request data held at once; more get QUEUE_FULL"),
-    Setting("batch", positive, None, "most items of one device batch (default: 8 on a CPU, 64 on CUDA)"),
-    Setting("window", positive, 32, "frames of one stream that may be unanswered at a time"),
+    Setting("queue-mb", positive, 64, "most megabytes of request data in the queue; more get QUEUE_FULL"),
+    Setting("batch", positive, None, "largest device batch (default: 8 on a CPU, 64 on CUDA)"),
+    Setting("window", positive, 32, "most unanswered frames of one stream"),
     Setting("max-image-mb", positive, 16, "largest image file taken, megabytes"),
-    Setting("repeat-mb", whole, 16, "megabytes of answers kept for devices that ask again; 0 keeps none"),
-    Setting("repeat-age", seconds, 86400.0, "seconds for which they are kept"),
-    Setting("confidence", probability, 0.97, "of progressive answers whose request names none"),
+    Setting("repeat-mb", whole, 16, "megabytes of answers kept for devices that repeat a request; 0 keeps none"),
+    Setting("repeat-age", seconds, 86400.0, "seconds that those answers are kept"),
+    Setting("confidence", probability, 0.97, "confidence of progressive answers when the request gives none"),
     Setting("tls-cert", Path, None, "this server's certificate chain (PEM); read again when it changes", "FILE"),
     Setting("tls-key", Path, None, "its private key (PEM, not encrypted)", "FILE"),
-    Setting("tls-client-ca", Path, None, "let in only clients with a certificate of these authorities (mTLS)", "FILE"),
-    Setting("token-file", Path, None, "let in only calls with one of the bearer tokens in it, one a line", "FILE"),
+    Setting("tls-client-ca", Path, None, "accept only clients with a certificate of these authorities (mTLS)", "FILE"),
+    Setting(
+        "token-file", Path, None, "accept only calls with one of the bearer tokens in this file, one a line", "FILE"
+    ),
     Setting(
         "operator-token-file",
         Path,
         None,
-        "tokens that may search and delete kept frames (docs/search.md); others may not then",
+        "tokens that may search and delete kept frames (docs/search.md); without this any client may",
         "FILE",
     ),
     Setting("rate-limit", rate, None, "images a second that one client may send (default: no limit)"),
-    Setting("rate-burst", positive, None, "images that it may send at once (default: one second's worth)"),
-    Setting("allow-plaintext", switch, False, "listen beyond loopback without TLS (something in front ends it)"),
-    Setting("grace", seconds, 20.0, "seconds that a stopping server answers what it holds"),
-    Setting("drain-delay", seconds, 0.0, "seconds between NOT_SERVING and refusing calls, for slow load balancers"),
-    Setting("max-connection-age", seconds, 0.0, "seconds after which clients are asked to connect again; 0 for never"),
+    Setting("rate-burst", positive, None, "images that one client may send at once (default: one second's worth)"),
+    Setting("allow-plaintext", switch, False, "listen beyond loopback without TLS (a proxy in front terminates it)"),
+    Setting("grace", seconds, 20.0, "seconds that a stopping server goes on answering accepted requests"),
+    Setting(
+        "drain-delay",
+        seconds,
+        0.0,
+        "seconds between reporting NOT_SERVING and refusing calls, for load balancers that check seldom",
+    ),
+    Setting(
+        "max-connection-age",
+        seconds,
+        0.0,
+        "seconds after which a connection is closed and the client reconnects; 0: never",
+    ),
     Setting("http-port", port, None, "port of /metrics, /healthz and the page; 0 takes a free one (default: none)"),
-    Setting("http-host", str, "127.0.0.1", "its address; beyond loopback only with --no-page or --allow-plaintext"),
+    Setting(
+        "http-host",
+        str,
+        "127.0.0.1",
+        "address of the HTTP port; beyond loopback only with --no-page or --allow-plaintext",
+    ),
     Setting("page", switch, True, "show the page, with pictures of what was sent, on the HTTP port"),
     Setting("store", Path, None, "keep answered frames in this file, for search (default: nothing is kept)", "FILE"),
-    Setting("store-mb", positive, 256, "megabytes of frames kept; the oldest leave"),
+    Setting("store-mb", positive, 256, "megabytes of frames kept; the oldest are deleted"),
     Setting("store-days", rate, 7.0, "days that frames are kept"),
     Setting("log-format", one_of(*FORMATS), "auto", "auto, rich (for people), plain, json (for machines)"),
     Setting("traces", str, None, "OpenTelemetry collector (http://HOST:4317), or console", "ENDPOINT"),
-    Setting("reflection", switch, False, "offer gRPC reflection (for grpcurl and the like)"),
+    Setting("reflection", switch, False, "offer gRPC reflection, for tools such as grpcurl"),
     Setting("verbose", switch, False, "log more"),
 )
 BY_KEY = {setting.key: setting for setting in SETTINGS}
@@ -274,7 +296,7 @@ def load_config(args: argparse.Namespace, environment: Mapping[str, str] | None 
         if not variable.startswith(PREFIX) or variable in OWNED_ELSEWHERE | {PREFIX + "CONFIG"}:
             continue
         if variable not in known:
-            log.warning("%s names no setting and is left aside", variable)  # other tools may own it
+            log.warning("%s is not a setting and is ignored", variable)  # other tools may own it
             continue
         setting = known[variable]
         values[setting.key], sources[setting.key] = _checked(setting, text, variable), variable

@@ -26,13 +26,13 @@ examples:
   thinwire-edge classify photo.jpg --labels "cat,dog,bicycle"
   thinwire-edge classify holiday/ --labels-file labels.txt --rate low --json > answers.jsonl
   thinwire-edge run rtsp://cam/1 --labels "person,car,nobody" --fps 2 --out answers.jsonl     for months
-  thinwire-edge doctor --server HOST:PORT          what is wrong, and how to mend it
-  thinwire-edge encode photo.jpg -o photo.twp      what would be sent, as a file
+  thinwire-edge doctor --server HOST:PORT          finds what is wrong, and how to fix it
+  thinwire-edge encode photo.jpg -o photo.twp      writes what would be sent to a file
   thinwire-edge inspect photo.twp                  what is in it
-  thinwire-edge decode photo.twp -o back.png       what the cloud makes of it (needs thinwire[cloud])
+  thinwire-edge decode photo.twp -o back.png       the picture that the cloud decodes (needs thinwire[cloud])
 
 The answers come from a server: start one with `thinwire-cloud serve`.
-`thinwire-edge COMMAND --help` tells more."""
+`thinwire-edge COMMAND --help` shows more."""
 
 CLASSIFY_EXAMPLES = """\
 examples:
@@ -43,7 +43,7 @@ examples:
 Labels are any words that complete "a photo of a ...". Folders are searched below for image files.
 An image that fails does not stop the others.
 
-exit code: 0 every image has an answer, 1 some have none, 2 wrong use or no server to ask"""
+exit code: 0 every image has an answer, 1 some have none, 2 wrong use or no server found"""
 
 ENCODE_EXAMPLES = """\
 examples:
@@ -110,7 +110,7 @@ def _add_classify(commands) -> None:
         type=positive,
         default=DEFAULT_IN_FLIGHT,
         metavar="N",
-        help=f"images on their way at a time ({DEFAULT_IN_FLIGHT})",
+        help=f"most images in flight ({DEFAULT_IN_FLIGHT})",
     )
 
 
@@ -124,7 +124,7 @@ def _add_encode(commands) -> None:
     )
     sub.add_argument("images", nargs="+", metavar="IMG|DIR", help="image files, and folders to search for them")
     sub.add_argument(
-        "-o", "--output", required=True, metavar="OUT", help="OUT.twp for one image; else a folder, made if need be"
+        "-o", "--output", required=True, metavar="OUT", help="OUT.twp for one image; else a folder, created if missing"
     )
     sub.add_argument("--json", action="store_true", help="one JSON object a line for each image on stdout")
     add_codec_options(sub)
@@ -134,8 +134,8 @@ def _add_decode(commands) -> None:
     sub = command(
         commands,
         "decode",
-        "make pictures of packet files (needs thinwire[cloud])",
-        "Shows what the cloud sees: the picture that its decoder makes of each packet.",
+        "decode packet files to pictures (needs thinwire[cloud])",
+        "Writes what the cloud sees: the picture that its decoder makes from each packet.",
         DECODE_EXAMPLES,
     )
     sub.add_argument("packets", nargs="+", metavar="PACKET", help="packet files")
@@ -149,7 +149,7 @@ def _add_inspect(commands) -> None:
     sub = command(
         commands,
         "inspect",
-        "tell what is in a packet or a bundle",
+        "show what is in a packet or a bundle",
         "Prints the header and the layers of a packet file, or the card of a bundle, after checking them.",
         INSPECT_EXAMPLES,
     )

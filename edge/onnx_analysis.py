@@ -65,7 +65,7 @@ def _open_session(path: os.PathLike[str], threads: int, provider: str) -> ort.In
             if provider == PROVIDERS["cpu"]
             else ": install thinwire[edge-gpu] in place of thinwire[edge], or use cpu"
         )
-        raise EncoderError(f"asked for {provider}, but ONNX Runtime runs on {', '.join(running)}{fix}")
+        raise EncoderError(f"asked for {provider}, but ONNX Runtime uses {', '.join(running)}{fix}")
     return session
 
 

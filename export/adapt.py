@@ -57,7 +57,9 @@ class Adapting:
         self.settings = settings
         self.bundle = load_bundle(settings.bundle)
         if self.bundle.card.cloud["output"] != "pixels":
-            raise AdapterError(f"bundle {self.bundle.name!r} decodes into CLIP vectors: no tower looks at its packets")
+            raise AdapterError(
+                f"bundle {self.bundle.name!r} decodes into CLIP vectors: no image tower processes its packets"
+            )
         self.rates = {rate: self.bundle.n_layers(rate) for rate in settings.rates or self.bundle.rates}
         self.tower = load_tower(settings.clip)
         self.answers = AnswerDivergence.of(settings.clip, self.tower.id)
@@ -67,7 +69,9 @@ class Adapting:
         self.unseen = maker.held_out(min(HELD_OUT, settings.count))
         targets = target_modules(self.tower.net.visual, self.tower.height, self.tower.width)
         if not targets:
-            raise AdapterError(f"the image tower of {settings.clip} has no layer that LoRA fits: see docs/adapting.md")
+            raise AdapterError(
+                f"the image tower of {settings.clip} has no layer that LoRA can adapt: see docs/adapting.md"
+            )
         torch.manual_seed(settings.seed)  # not before: making views, or finding them, takes random numbers or none
         self.tower.net.visual = add_lora(self.tower.net.visual, targets, settings.rank, settings.scale)  # the student
         fast_backward(self.tower.net)

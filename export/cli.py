@@ -30,7 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True)
 
-    train = commands.add_parser("train", help="train a codec family, or go on with a run, then write its bundle")
+    train = commands.add_parser("train", help="train a codec family, or resume a run, and write its bundle")
     train.add_argument("family")
     train.add_argument("--preset", choices=("cpu", "gpu"), default="cpu")
     train.add_argument("--minutes", type=float, help="training time (default: the preset's)")
@@ -38,7 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--seed", type=int, default=0)
     train.add_argument("--threads", type=int, default=2)
     train.add_argument("--decoder", metavar="NAME", help="another decoder of the family, such as linear's `learned`")
-    train.add_argument("--warm-start", type=Path, metavar="RUN", help="begin with the weights of this finished run")
+    train.add_argument("--warm-start", type=Path, metavar="RUN", help="start from the weights of this finished run")
     train.add_argument("--out", type=Path, help="run folder (default runs/FAMILY); the bundle is written to OUT/bundle")
 
     bundle = commands.add_parser("bundle", help="write a bundle from a run's checkpoint")
@@ -60,8 +60,10 @@ def build_parser() -> argparse.ArgumentParser:
     adapt = commands.add_parser("adapt", help="adapt a CLIP's image tower to a bundle's pictures at low rates (LoRA)")
     adapt.add_argument("--bundle", default="layered", metavar="NAME|PATH")
     adapt.add_argument("--clip", default="clip-lite", help="clip-lite, NAME:TAG, NAME:/path/to/checkpoint, folder")
-    adapt.add_argument("--rates", nargs="+", metavar="RATE", default=[], help="that it is for (default: all)")
-    adapt.add_argument("--minutes", type=float, default=10.0, help="training time, beside the decoding of views")
+    adapt.add_argument("--rates", nargs="+", metavar="RATE", default=[], help="rates the adapter is for (default: all)")
+    adapt.add_argument(
+        "--minutes", type=float, default=10.0, help="training time in minutes, without the time to decode views"
+    )
     adapt.add_argument("--steps", type=int, help="stop after this many steps instead")
     adapt.add_argument("--count", type=int, default=5000, help="decoded views to learn from, kept in the cache")
     adapt.add_argument("--rank", type=int, default=8)
@@ -78,10 +80,12 @@ def build_parser() -> argparse.ArgumentParser:
 
     evaluate = commands.add_parser("clip-lite-eval", help="zero-shot and retrieval figures of an open_clip folder")
     evaluate.add_argument("folder", type=Path, nargs="?", default=MODELS / "clip-lite")
-    evaluate.add_argument("--teacher-text", action="store_true", help="MiniLM as text tower: what distilling it cost")
+    evaluate.add_argument(
+        "--teacher-text", action="store_true", help="measure with MiniLM as text tower: what distillation lost"
+    )
 
-    listing = commands.add_parser("list", help="families and bundles, with sizes, work, ladder and measured figures")
-    listing.add_argument("bundles", type=Path, nargs="*", metavar="BUNDLE", help="folders to list beside the shipped")
+    listing = commands.add_parser("list", help="list families and bundles: sizes, operations, rates, measured figures")
+    listing.add_argument("bundles", type=Path, nargs="*", metavar="BUNDLE", help="more bundle folders to list")
     return parser
 
 

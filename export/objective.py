@@ -43,7 +43,7 @@ class FrozenTower(nn.Module):
         super().__init__()
         weights = clip / "open_clip_model.safetensors"
         if not weights.exists():
-            raise TeacherMissing(f"{weights} is missing: `thinwire-export clip-lite` makes it")
+            raise TeacherMissing(f"{weights} is missing: run `thinwire-export clip-lite`")
         net = fast_backward(fold_batch_norm(load_lite0(num_classes=0)).requires_grad_(False))
         self.net = net.to(torch.bfloat16, memory_format=torch.channels_last)
         prefix = "visual.head.mlp."

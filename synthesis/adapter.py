@@ -185,7 +185,7 @@ def _pairs(tensors: dict[str, torch.Tensor]) -> dict[str, tuple[torch.Tensor, to
     pairs = {name: (tensors[f"{name}.A"], tensors[f"{name}.B"]) for name in sorted(names)}
     for name, (a, b) in pairs.items():
         if a.ndim != 2 or b.ndim != 2 or len(a) != b.shape[1] or not (a.isfinite().all() and b.isfinite().all()):
-            raise ValueError(f"{name}: {tuple(a.shape)} and {tuple(b.shape)} are no finite factors")
+            raise ValueError(f"{name}: {tuple(a.shape)} and {tuple(b.shape)} are not finite factors")
     return pairs
 
 
@@ -209,7 +209,7 @@ def _read_card(path: Path) -> dict[str, Any]:
         if not sound:
             raise ValueError("a field is of the wrong kind")
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise AdapterError(f"{path}: is no card of an adapter ({error!r}): copy it again, or train one") from error
+        raise AdapterError(f"{path}: is not an adapter's card ({error!r}): copy it again, or train one") from error
     return card
 
 

@@ -186,7 +186,7 @@ def write_bundle(
     """
     folder = Path(folder)
     if folder.exists() and not (folder / CARD).is_file() and (not folder.is_dir() or any(folder.iterdir())):
-        raise BundleError(f"{folder}: exists and is no bundle; name another folder")
+        raise BundleError(f"{folder}: exists and is not a bundle; name another folder")
     packed, wire = _complete(wire, tables, encoder)
     named = {"fp32": encoder, "int8": encoder_int8}
     on_edge = {ENCODERS[name]: _bytes(source) for name, source in named.items() if source is not None}
@@ -327,7 +327,7 @@ def _plain(value: object) -> object:
         return value.tolist()
     if isinstance(value, os.PathLike):
         return os.fspath(value)
-    raise BadCard(f"{type(value).__name__} values do not belong in a card")
+    raise BadCard(f"{type(value).__name__} values cannot be stored in a card")
 
 
 def _refuse_constant(name: str) -> None:

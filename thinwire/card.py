@@ -59,9 +59,7 @@ def check_card(data: object, label: str) -> Card:
     try:
         card = _Section(data, "")
         if card.whole("format", 1, 1 << 30) != FORMAT:
-            raise BadCard(
-                f"format {card.data['format']} is unknown, this release reads {FORMAT}: bring thinwire up to date"
-            )
+            raise BadCard(f"format {card.data['format']} is unknown, this release reads {FORMAT}: update thinwire")
         _check_wire(card.section("wire"))
         for name in ("edge", "cloud"):
             _check_files(card.section(name).section("files"))

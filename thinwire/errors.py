@@ -44,7 +44,7 @@ class BadPayload(PacketError):
 
 
 class DamagedFrame(PacketError):
-    """The bytes are no AV1 frame of the size and settings that their packet stands for."""
+    """The bytes are not an AV1 frame of the size and settings that their packet stands for."""
 
 
 class PacketTooLarge(PacketError):

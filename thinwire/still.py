@@ -112,7 +112,7 @@ class StillCoder:
         level, frame = self._parsed(payloads)
         form = self.rungs[level - 1].form
         if len(frame) > 4 * form.width * form.height + 4096:
-            raise DamagedFrame(f"{len(frame)} bytes are no AV1 frame of {form.width}x{form.height} pixels")
+            raise DamagedFrame(f"{len(frame)} bytes are not an AV1 frame of {form.width}x{form.height} pixels")
         pixels = canonical_view(decode_apart(frame, form), *self.shape[1:])  # (H, W, 3)
         return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 

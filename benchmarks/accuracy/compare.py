@@ -29,8 +29,8 @@ def add_commands(commands) -> None:
     """Registers `compare`, which sets `run`."""
     parser = commands.add_parser(
         "compare",
-        help="bundles against each other at equal bytes: paired differences with intervals",
-        description="At each byte budget every bundle sends its dearest rate that fits; top-1 of each pair is compared "
+        help="compare bundles at equal bytes: paired differences with confidence intervals",
+        description="At each byte budget every bundle sends its highest rate that fits; top-1 of each pair is compared "
         "image by image (paired bootstrap, McNemar, Holm over all pairs and budgets). The last line on stdout is the "
         "JSON document that OUT gets too.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -39,7 +39,7 @@ def add_commands(commands) -> None:
     parser.add_argument("--data", required=True, metavar="TAR|DIR", help="labelled images; see thinwire-bench eval")
     parser.add_argument("--budgets", nargs="+", type=float, default=BUDGETS, metavar="BYTES", help="mean bytes")
     parser.add_argument("--json", default="reports/compare.json", metavar="OUT", help="where the JSON document goes")
-    parser.add_argument("--clip", default="clip-lite", help="CLIP that looks; see thinwire-cloud serve")
+    parser.add_argument("--clip", default="clip-lite", help="CLIP that answers; see thinwire-cloud serve")
     parser.add_argument("--prompt-set", default="7", choices=list(PROMPT_SETS), help="prompt templates")
     parser.add_argument("--limit", type=int, metavar="N", help="use N images, drawn by --seed (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the sample and of the bootstrap")

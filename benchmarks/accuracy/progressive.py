@@ -35,13 +35,13 @@ def add_commands(commands) -> None:
     """Registers `calibrate` and `progressive`; each sets `run`."""
     calibrate = commands.add_parser(
         "calibrate",
-        help="measure how far answers from few layers can be trusted; write the bundle's calibration.json",
+        help="measure how reliable answers from few layers are; write the bundle's calibration.json",
         description="Computes every image's answer from 1, 2, ... layers in this process.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     measure = commands.add_parser(
         "progressive",
-        help="bytes and accuracy of layers on demand against every fixed rate",
+        help="bytes and accuracy of progressive answers against every fixed rate",
         description="Starts its own server unless --server names one. The last line on stdout is one JSON document.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
@@ -53,7 +53,7 @@ def add_commands(commands) -> None:
         parser.add_argument("--limit", type=int, metavar="N", help="use N images, drawn by --seed (default: all)")
         parser.add_argument("--seed", type=int, default=0, help="seed of the sample")
     measure.add_argument("--server", metavar="HOST:PORT", help="measure against this server")
-    measure.add_argument("--confidence", type=float, default=0.97, help="the one whose figures stand in front")
+    measure.add_argument("--confidence", type=float, default=0.97, help="confidence whose figures are reported first")
     measure.add_argument("--json", metavar="PATH", help="also write the JSON document to PATH")
     calibrate.set_defaults(run=_calibrate)
     measure.set_defaults(run=_progressive)

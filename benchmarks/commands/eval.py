@@ -33,7 +33,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--limit", type=int, metavar="N", help="use N images, drawn by --seed (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the sample and of the bootstrap")
     parser.add_argument(
-        "--adapter", metavar="PATH", help="also with this adapter in the server's CLIP: its paired gain"
+        "--adapter", metavar="PATH", help="measure also with this adapter in the server's CLIP: the paired gain"
     )
     parser.add_argument("--server", metavar="HOST:PORT", help="measure against this server instead of starting one")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of the edge's encoder")

@@ -31,7 +31,9 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         "--json", default="reports/rate-accuracy.json", metavar="OUT", help="where the JSON document goes"
     )
     parser.add_argument("--plot", metavar="OUT.png", help="also draw relative top-1 against bytes (.png, .svg, .pdf)")
-    parser.add_argument("--adapter", metavar="PATH", help="its bundle also with this adapter in CLIP: its paired gain")
+    parser.add_argument(
+        "--adapter", metavar="PATH", help="measure its bundle also with this adapter in CLIP: the paired gain"
+    )
     parser.add_argument("--clip", default="clip-lite", help="CLIP of both server and peers; see thinwire-cloud serve")
     parser.add_argument("--prompt-set", default="7", choices=list(PROMPT_SETS), help="prompt templates")
     parser.add_argument("--limit", type=int, metavar="N", help="use N images, drawn by --seed (default: all)")

@@ -26,14 +26,16 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         "names the files.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    study.add_argument("--preset", default="quick", choices=["quick", "full"], help="how much; see docs/benchmarks.md")
+    study.add_argument(
+        "--preset", default="quick", choices=["quick", "full"], help="how much to measure; see docs/benchmarks.md"
+    )
     study.add_argument("--data-dir", required=True, metavar="DIR", help="folder of labelled data sets, or one of them")
     study.add_argument("--out", required=True, metavar="OUT", help="folder of the points and the report")
     study.add_argument("--only", action="append", default=[], metavar="NAME", help="run this experiment (repeatable)")
     study.add_argument("--data", metavar="A,B", help="data sets of DIR to use (default: the preset's)")
     study.add_argument("--families", metavar="A,B", help=FAMILIES_HELP + " (default: all)")
     study.add_argument("--peers", default="all", metavar="A,B", help='jpeg, webp, avif, jxl, jpeg2000; "" for none')
-    study.add_argument("--clip", nargs="+", default=["clip-lite"], metavar="CLIP", help="CLIPs that look")
+    study.add_argument("--clip", nargs="+", default=["clip-lite"], metavar="CLIP", help="CLIPs that answer")
     study.add_argument("--captions", type=Path, metavar="CSV|DIR|TAR", help="caption set of retrieval")
     study.add_argument(
         "--domain", action="append", default=[], type=Path, metavar="DIR", help="labelled set of domains (repeatable)"
@@ -44,7 +46,9 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     study.add_argument(
         "--skip-existing", action=argparse.BooleanOptionalAction, default=True, help="keep points that OUT holds"
     )
-    report = commands.add_parser("report", help="write report.html, report.md, results.csv and figures anew from OUT")
+    report = commands.add_parser(
+        "report", help="write report.html, report.md, results.csv and figures from the points in OUT"
+    )
     report.add_argument("out", metavar="OUT", help="folder that a study wrote")
     study.set_defaults(document=_study)
     report.set_defaults(document=_report)

@@ -53,10 +53,14 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     throughput.add_argument("--bundles", default="conv", metavar="A,B", help="shipped bundles or folders")
     throughput.add_argument("--rates", default="mid", metavar="A,B", help="rates of the packets, or all")
     throughput.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    throughput.add_argument("--server-threads", type=int, default=0, metavar="N", help="of torch; 0: all cores")
+    throughput.add_argument(
+        "--server-threads", type=int, default=0, metavar="N", help="CPU threads CPU threads of torch; 0: all cores"
+    )
     throughput.add_argument("--in-flight", type=int, metavar="N", help="unanswered requests (default: three batches)")
-    throughput.add_argument("--rounds", type=int, default=5, help="turns of bare, engine, served")
-    throughput.add_argument("--round-s", type=float, default=4.0, metavar="S", help="seconds of each turn")
+    throughput.add_argument(
+        "--rounds", type=int, default=5, help="rounds; each measures bare networks, engine and server"
+    )
+    throughput.add_argument("--round-s", type=float, default=4.0, metavar="S", help="seconds of each measurement")
 
     energy = _command(
         commands,
@@ -65,7 +69,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         "Edge: image file to request. Cloud: request to answer through the engine, one at a time, without transport.",
     )
     _add_ways(energy)
-    energy.add_argument("--device", default="auto", help="of the cloud side: auto, cpu, cuda or cuda:N")
+    energy.add_argument("--device", default="auto", help="device device of the cloud side: auto, cpu, cuda or cuda:N")
 
 
 def _command(
@@ -85,12 +89,14 @@ def _command(
     parser.add_argument("--n", type=int, default=50, metavar="N", help="images, drawn by --seed")
     parser.add_argument("--clip", default="clip-lite", help="CLIP of the server; see thinwire-cloud serve")
     parser.add_argument("--prompt-set", default="7", choices=list(PROMPT_SETS), help="prompt templates")
-    parser.add_argument("--seed", type=int, default=0, help="of the sample, the arrivals and the links' draws")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of the sample, the arrivals and the links' random delays"
+    )
     parser.add_argument(
         "--skip-existing",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="take points that OUT.points holds from there",
+        help="reuse the points that OUT.points holds",
     )
     parser.set_defaults(document=run)
     return parser
@@ -104,7 +110,7 @@ def _add_ways(parser: argparse.ArgumentParser) -> None:
         "--peer-points", default="224:20,160:20,112:20", metavar="SIDE:VALUE", help="sizes and settings of the peers"
     )
     parser.add_argument(
-        "--hull", metavar="JSON", help="instead: the peers' Pareto points of this rate-accuracy document"
+        "--hull", metavar="JSON", help="use the peers' Pareto points of this rate-accuracy document instead of --peers"
     )
     parser.add_argument("--on-edge", metavar="PATH", help="embedding bundle that answers on the device alone")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of the edge's encoder")
@@ -150,7 +156,7 @@ def _latency(args: argparse.Namespace, data: Dataset, store: PointStore, progres
             raise WrongUse(f"--loops: {name!r} is unknown: use closed, open or closed,open")
         loops.append(Loop(args.arrivals if name == "open" else None))
     if args.arrivals <= 0:
-        raise WrongUse(f"--arrivals: {args.arrivals:g} images per second never come: give more than 0")
+        raise WrongUse(f"--arrivals: {args.arrivals:g} images per second is not a rate: give more than 0")
     ways, links = _ways(args), find_links(args.links)
     run = LatencyRun(data, args.clip, args.prompt_set, args.seed, store, args.threads, args.timeout, progress=progress)
     return run.run(ways, [(link, loop) for link in links for loop in loops]), run.measured
@@ -211,7 +217,7 @@ def _peer_points(text: str) -> list[tuple[int, float]]:
         pairs = [each.split(":") for each in text.split(",") if each.strip()]
         return [(int(side), float(value)) for side, value in pairs]
     except ValueError:
-        raise WrongUse(f"--peer-points: {text!r} is no list of SIDE:VALUE, like 224:20,112:20") from None
+        raise WrongUse(f"--peer-points: {text!r} is not a list of SIDE:VALUE, like 224:20,112:20") from None
 
 
 def _hull(path: str, peer: str) -> list[tuple[int, float]]:
@@ -225,4 +231,4 @@ def _hull(path: str, peer: str) -> list[tuple[int, float]]:
         settings = [row["parameters"] for row in rows]
         return [(round(224 * each["side"] / full), each[PEERS[peer].dial]) for each in settings]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise WrongUse(f"--hull: {path} is no document of `thinwire-bench rate-accuracy` ({error!r})") from error
+        raise WrongUse(f"--hull: {path} is not a document of `thinwire-bench rate-accuracy` ({error!r})") from error

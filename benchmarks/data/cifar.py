@@ -77,5 +77,5 @@ def _load(data: bytes) -> dict[bytes, Any]:
     except Exception as error:  # a damaged pickle raises nearly anything
         raise ValueError(str(error) or type(error).__name__) from error
     if not isinstance(found, dict):
-        raise ValueError("is no dictionary")
+        raise ValueError("is not a dictionary")
     return found

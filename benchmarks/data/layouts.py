@@ -43,7 +43,7 @@ def open_listing(path: Path) -> Listing:
         return _open_folder(path)
     if path.is_file():
         return _open_tar(path)
-    raise DataError(f"{path}: there is no such tar or folder")
+    raise DataError(f"{path}: no such tar or folder")
 
 
 def open_files(path: Path) -> tuple[frozenset[str], Callable[[str], bytes]]:
@@ -52,7 +52,7 @@ def open_files(path: Path) -> tuple[frozenset[str], Callable[[str], bytes]]:
         names = frozenset(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
         return names, lambda name: _read_file(path, name)
     if not path.is_file():
-        raise DataError(f"{path}: there is no such tar or folder")
+        raise DataError(f"{path}: no such tar or folder")
     members, read = _open_archive(path)
     return frozenset(members), read
 
@@ -62,7 +62,7 @@ def _open_archive(path: Path) -> tuple[dict[str, tarfile.TarInfo], Callable[[str
         archive = tarfile.open(path)  # noqa: SIM115 - stays open as long as images are read from it
         members = {str(PurePosixPath(member.name)): member for member in archive if member.isfile()}
     except (tarfile.TarError, OSError, EOFError) as error:
-        raise DataError(f"{path}: is no readable tar ({error})") from error
+        raise DataError(f"{path}: is not a readable tar ({error})") from error
 
     def read(name: str) -> bytes:
         with archive.extractfile(members[name]) as file:
@@ -101,7 +101,7 @@ def _open_folder(path: Path) -> Listing:
         rows = _rows(read("labels.csv"), str(path / "labels.csv"))
         for name, _ in rows:
             if not (path / name).is_file():
-                raise DataError(f"{path}: labels.csv names {name}, which is not there")
+                raise DataError(f"{path}: labels.csv names {name}, which does not exist")
         return Listing(rows, read, templates=_templates(path))
     files = {str(each.relative_to(path)): each for pattern in ("*", "*/*") for each in path.glob(pattern)}
     if cifar_members(files):
@@ -166,7 +166,7 @@ def _imagenet_names(path: Path, wnids: list[str]) -> dict[str, str]:
         raise DataError(f"{path}: names of ImageNet's classes need the cloud extra, or a {CLASS_NAMES}") from error
     known = dict(zip(ImageNetInfo().label_names(), IMAGENET_CLASSNAMES))
     if missing := [wnid for wnid in wnids if wnid not in known]:
-        raise DataError(f"{path}: {missing[0]} is no class of ImageNet-1k: add a {CLASS_NAMES} with one name a line")
+        raise DataError(f"{path}: {missing[0]} is not a class of ImageNet-1k: add a {CLASS_NAMES} with one name a line")
     return {wnid: known[wnid] for wnid in wnids}
 
 
@@ -182,7 +182,7 @@ def _open_webdataset(path: Path, shards: list[Path]) -> Listing:
             archive = tarfile.open(shard)  # noqa: SIM115 - stays open as long as images are read from it
             members = {member.name: member for member in archive if member.isfile()}
         except (tarfile.TarError, OSError, EOFError) as error:
-            raise DataError(f"{shard}: is no readable tar ({error})") from error
+            raise DataError(f"{shard}: is not a readable tar ({error})") from error
         for name, member in members.items():
             stem, _, suffix = name.rpartition(".")
             if f".{suffix.lower()}" not in IMAGE_SUFFIXES:
@@ -215,7 +215,7 @@ def _lines(path: Path) -> list[str]:
     try:
         return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: is no UTF-8 text ({error})") from error
+        raise DataError(f"{path}: is not UTF-8 text ({error})") from error
 
 
 def _rows(data: bytes, name: str) -> list[tuple[str, str]]:
@@ -226,7 +226,7 @@ def _rows(data: bytes, name: str) -> list[tuple[str, str]]:
             raise DataError(f"{name}: needs the columns path and class, has {', '.join(table.fieldnames or ())}")
         rows = [(row["path"], (row["class"] or "").strip()) for row in table]
     except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{name}: is no UTF-8 csv ({error})") from error
+        raise DataError(f"{name}: is not a UTF-8 csv file ({error})") from error
     for line, (path, _) in enumerate(rows, start=2):
         if not path:
             raise DataError(f"{name}: line {line} lacks its path")

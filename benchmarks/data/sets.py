@@ -107,7 +107,7 @@ def find_datasets(folder: str | os.PathLike[str]) -> dict[str, Path]:
     """Labelled sets by name: those in `folder` (tars, subfolders), or `folder` itself where it holds none."""
     path = Path(folder)
     if not path.is_dir():
-        raise DataError(f"{path}: there is no such folder")
+        raise DataError(f"{path}: no such folder")
     candidates = sorted(each for each in path.iterdir() if each.is_dir() or ".tar" in each.suffixes)
     found = {_name(each): each for each in candidates if _is_labelled(each)}
     return found or ({_name(path): path} if _is_labelled(path) else {})
@@ -149,7 +149,7 @@ def load_captions(source: str | os.PathLike[str], limit: int | None = None, seed
             None,
         )
         if name is None:
-            raise DataError(f"{path}: {lists[0]} names {image}, which is not there")
+            raise DataError(f"{path}: {lists[0]} names {image}, which does not exist")
         images.setdefault(name, []).append(caption)
     rows = sorted(images.items())
     if not rows:
@@ -173,7 +173,7 @@ def _captions(data: bytes, name: str) -> list[tuple[str, str]]:
             raise DataError(f"{name}: needs a column path (or image) and caption columns, has {', '.join(fields)}")
         return [(row[image], row[each].strip()) for row in table for each in columns if (row[each] or "").strip()]
     except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{name}: is no UTF-8 csv ({error})") from error
+        raise DataError(f"{name}: is not a UTF-8 csv file ({error})") from error
 
 
 def _sampler(limit: int | None, seed: int) -> Callable[[int], np.ndarray]:

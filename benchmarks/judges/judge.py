@@ -112,7 +112,7 @@ class Judge:
                 told = ", ".join(f"{label} {similarity:.3f}" for label, similarity in here.items())
                 raise ClipsDiffer(
                     f"the server gives {there.label!r} a similarity of {there.similarity:.3f}, CLIP {self.clip.id} in "
-                    f"this process says {told}: were the weights replaced meanwhile? Start again"
+                    f"this process says {told}: if the weights were replaced meanwhile, start again"
                 )
 
 

@@ -33,7 +33,7 @@ def run_retrieval(study: Study) -> tuple[int, int]:
     source = study.captions or study.data_dir / SET
     if not source.exists():
         if study.captions:
-            raise DataError(f"{source}: there is no such caption set")
+            raise DataError(f"{source}: no such caption set")
         return 0, 0
     data = load_captions(source, study.limit or LIMITS.get(study.preset.name), study.seed)
     points = measured = 0

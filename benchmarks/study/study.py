@@ -114,7 +114,7 @@ class Study:
         elif not wanted:  # not our packs: whatever labelled sets are there
             wanted = dict.fromkeys(found, self.limit or self.preset.limit)
         if not wanted:
-            raise DataError(f"{self.data_dir}: holds no labelled data set; docs/benchmarks.md shows the layouts")
+            raise DataError(f"{self.data_dir}: contains no labelled data set; docs/benchmarks.md shows the layouts")
         counts = {name: count if most is None else min(count or most, most) for name, count in wanted.items()}
         return [load_dataset(found[name], count, self.seed) for name, count in counts.items()]
 

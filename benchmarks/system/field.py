@@ -43,7 +43,7 @@ def add_commands(commands) -> None:
     foot.add_argument("--precision", default="auto", choices=["auto", "fp32", "int8"], help="encoder weights")
     foot.set_defaults(run=run, measure=footprint)
     field = commands.add_parser(
-        "field", formatter_class=form, help="frames through a link that dies, with the server and the client killed"
+        "field", formatter_class=form, help="send frames over a failing link while server and client are killed"
     )
     field.add_argument("--frames", type=int, default=10_000, help="frames to send")
     field.add_argument("--cut-every", type=float, default=3.0, metavar="S", help="seconds between cuts of the link")
@@ -52,16 +52,16 @@ def add_commands(commands) -> None:
     field.add_argument(
         "--light", action="store_true", help="a server without networks (see benchmarks.rig.canned_server)"
     )
-    field.add_argument("--timeout", type=float, default=3600.0, metavar="S", help="give up after so many seconds")
+    field.add_argument("--timeout", type=float, default=3600.0, metavar="S", help="stop after this many seconds")
     field.set_defaults(run=run, measure=bad_day)
     auto = commands.add_parser(
-        "rate-auto", formatter_class=form, help="--rate auto against fixed rates, 20 kbit/s to 2 Mbit/s"
+        "rate-auto", formatter_class=form, help="compare --rate auto with fixed rates, 20 kbit/s to 2 Mbit/s"
     )
     auto.add_argument("--data", required=True, metavar="TAR|DIR", help="labelled images, as for eval")
     auto.add_argument("--seconds", type=float, default=90.0, help="length of each run")
     auto.add_argument("--fps", type=float, default=3.0, help="frames a second")
     auto.add_argument("--bundle", default="conv", metavar="NAME|PATH", help="codec")
-    auto.add_argument("--seed", type=int, default=0, help="of the swings and of the sample")
+    auto.add_argument("--seed", type=int, default=0, help="seed of the link's rate changes and of the sample")
     auto.set_defaults(run=run, measure=rate_auto)
 
 
@@ -228,7 +228,7 @@ def _live_through(args: argparse.Namespace, server: _Killable, client: _Killable
         time.sleep(0.05)
         now = time.monotonic()
         if now > end:
-            print("thinwire-bench: gave up waiting; what is missing counts as lost", file=sys.stderr)
+            print("thinwire-bench: timed out; missing frames count as lost", file=sys.stderr)
             return
         if now >= cut_at:
             link.cut()

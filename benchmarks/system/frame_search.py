@@ -28,7 +28,7 @@ def add_commands(commands) -> None:
     """Registers `search`, which sets `run`."""
     parser = commands.add_parser(
         "search",
-        help="search over many kept frames",
+        help="time of a search over many stored frames",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

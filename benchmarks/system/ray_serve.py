@@ -32,7 +32,7 @@ def add_commands(commands) -> None:
     parser.add_argument("--clip", default="clip-lite")
     parser.add_argument("--requests", type=int, default=400, help="sent while a replica dies (default: 400)")
     parser.add_argument("--in-flight", type=int, default=4)
-    parser.add_argument("--port", type=int, default=9000, help="of Serve's ingress")
+    parser.add_argument("--port", type=int, default=9000, help="requests to measure Serve's ingress with")
     parser.set_defaults(run=_run)
 
 

@@ -40,7 +40,7 @@ def add_commands(commands) -> None:
     """Registers `service`, which sets `run`."""
     parser = commands.add_parser(
         "service",
-        help="start time, lone overhead, overload, soak of a server process",
+        help="start time, overhead of a lone request, overload and soak of a server process",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -49,7 +49,7 @@ def add_commands(commands) -> None:
     parser.add_argument("--threads", type=int, help="CPU threads of the server's networks")
     parser.add_argument("--seconds", type=float, default=20.0, help="length of each load (default: 20)")
     parser.add_argument("--soak", type=float, default=60.0, help="seconds of soak; 1800 for the target (default: 60)")
-    parser.add_argument("--only", choices=("start", "lone", "overload", "soak"), help="measure this alone")
+    parser.add_argument("--only", choices=("start", "lone", "overload", "soak"), help="measure only this")
     parser.add_argument("--seed", type=int, default=0, help="seed of the arrival times")
     parser.add_argument("--json", metavar="PATH", help="also write the JSON document to PATH")
     parser.set_defaults(run=_run)

@@ -228,7 +228,7 @@ def _warm_up(way: Way, client: Client, data: bytes, question: Question) -> None:
             _answer(client, call, *sent)
         if call.error is None or sent is None:  # a broken first image is told when it is measured
             return
-    raise WarmUpFailed(f"nothing gets through to the server: {call.error}")
+    raise WarmUpFailed(f"no call reaches the server: {call.error}")
 
 
 class WarmUpFailed(ThinwireError):

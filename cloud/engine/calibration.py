@@ -104,9 +104,9 @@ def read_calibration(bundle: Bundle, clip_id: str) -> Calibration | None:
             return None
         layers = tuple(_read_layer(each) for each in entry["layers"])
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"{path}: {error}: remove it, or measure it anew with `thinwire-bench calibrate`") from error
+        raise ValueError(f"{path}: {error}: remove it, or measure it again with `thinwire-bench calibrate`") from error
     if len(layers) != len(bundle.coder.layers) - 1:
-        raise ValueError(f"{path}: speaks of {len(layers)} layers, the bundle has {len(bundle.coder.layers)}")
+        raise ValueError(f"{path}: describes {len(layers)} layers, the bundle has {len(bundle.coder.layers)}")
     return Calibration(layers)
 
 

@@ -99,4 +99,4 @@ class Observers(Observer):
             except Exception as error:
                 if (key := (id(observer), moment)) not in self._complained:
                     self._complained.add(key)
-                    log.error("%s failed at %r; further failures stay silent", observer, moment, exc_info=error)
+                    log.error("%s failed at %r; further failures are not logged", observer, moment, exc_info=error)

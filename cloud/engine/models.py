@@ -49,5 +49,5 @@ class Models(Protocol):
 def known_name(wanted: str, names: Sequence[str]) -> str:
     """`wanted` where it is one of `names`, the first of them for "". Raises `UnknownClip`."""
     if wanted and wanted not in names:
-        raise UnknownClip(f"this server has no CLIP {wanted!r}: it has {', '.join(names)}; leave it out for the first")
+        raise UnknownClip(f"this server has no CLIP {wanted!r}: it has {', '.join(names)}; omit it for the first one")
     return wanted or names[0]

@@ -171,7 +171,7 @@ class HeadCache:
         payload = data[_DIGEST_BYTES:]
         if len(data) != expected or hashlib.sha256(payload).digest() != data[:_DIGEST_BYTES]:
             self.counts["bad_files"] += 1
-            log.warning("text-head cache file %s is damaged; building it anew", path)
+            log.warning("text-head cache file %s is damaged; building it again", path)
             return None
         with contextlib.suppress(OSError):
             os.utime(path)  # its age decides what is dropped first

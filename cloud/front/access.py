@@ -56,8 +56,8 @@ class Security:
             raise BadConfiguration("--tls-client-ca asks clients for certificates: it needs --tls-cert and --tls-key")
         if not self.tls and not is_loopback(host) and not self.allow_plaintext:
             raise BadConfiguration(
-                f"--host {host} without TLS would let anyone on the way read images and tokens: give --tls-cert and "
-                "--tls-key, or --allow-plaintext where something in front ends TLS"
+                f"--host {host} without TLS would let anyone on the network read images and tokens: give --tls-cert "
+                "and --tls-key, or --allow-plaintext where a proxy in front terminates TLS"
             )
         if self.tls:
             Certificates(self).read()
@@ -94,10 +94,12 @@ class Certificates:
             ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(own.certificate, own.key, password=_no_password)
         except (ssl.SSLError, ValueError, OSError) as error:
             cause = getattr(error, "reason", None) or error
-            raise BadConfiguration(f"{own.certificate} and {own.key} are no certificate and its key: {cause}") from None
+            raise BadConfiguration(
+                f"{own.certificate} and {own.key} are not a certificate and its key: {cause}"
+            ) from None
         authorities = _read(own.client_ca) if own.client_ca else None
         if authorities is not None and b"-----BEGIN CERTIFICATE-----" not in authorities:
-            raise BadConfiguration(f"{own.client_ca}: holds no PEM certificate")
+            raise BadConfiguration(f"{own.client_ca}: contains no PEM certificate")
         return grpc.ssl_server_certificate_configuration([(key, certificate)], root_certificates=authorities)
 
     def changed(self) -> grpc.ServerCertificateConfiguration | None:
@@ -107,7 +109,7 @@ class Certificates:
                 return None
             fresh = self.read()
         except BadConfiguration as error:
-            log.error("the TLS files changed and cannot be used, the old ones stay in use: %s", error)
+            log.error("the TLS files changed but cannot be used; the old ones stay in use: %s", error)
             return None
         log.warning("the TLS files changed: new connections get the new certificate")
         return fresh
@@ -162,7 +164,9 @@ class Tokens:
                 )
             hashes.append(hashlib.sha256(token.encode()).digest())
         if not hashes:
-            raise BadConfiguration(f"{self._path}: holds no tokens, so nobody could get in: write one a line")
+            raise BadConfiguration(
+                f"{self._path}: contains no tokens, so every call would be refused: write one a line"
+            )
         return hashes
 
 
@@ -212,4 +216,4 @@ def _state(path: Path) -> tuple[int, int, int]:
 
 
 def _no_password() -> str:
-    raise ValueError("the key is encrypted: a server starts without anybody to type a password; decrypt it")
+    raise ValueError("the key is encrypted: a server cannot ask for its password; decrypt it")

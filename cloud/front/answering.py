@@ -58,7 +58,7 @@ class Answering:
         if not request.label_set:
             return check_label_set(request.labels, request.prompt_set, request.templates)
         if request.labels or request.templates or request.prompt_set:
-            raise InvalidRequest("label_set stands in place of labels, prompt_set and templates: send one or the other")
+            raise InvalidRequest("label_set replaces labels, prompt_set and templates: send one or the other")
         return self.label_sets.get(request.label_set)
 
     def answer_image(

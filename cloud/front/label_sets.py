@@ -79,8 +79,8 @@ class LabelSets:
         with self._lock:
             if handle not in self._sets:
                 raise UnknownLabelSet(
-                    f"label set {handle[:HANDLE_CHARS]!r} is not held here (any more): register its labels again with "
-                    "RegisterLabels, or send them with the request"
+                    f"label set {handle[:HANDLE_CHARS]!r} is not known here, or no longer: register its labels again "
+                    "with RegisterLabels, or send them with the request"
                 )
             self._sets.move_to_end(handle)
             return self._sets[handle]

@@ -147,11 +147,13 @@ class FrameStream:
         held = self._waiting.pop(more.frame_id, None)
         if held is None:
             raise UnknownFrame(
-                f"frame {more.frame_id} waits for no layers (any more): send its whole packet as a new request"
+                f"frame {more.frame_id} is not waiting for layers, or no longer: send its whole packet as a new request"
             )
         packet = Packet(held.packet.model_id, (*held.packet.layers, *more.layers))
         if int.from_bytes(packet.to_bytes()[-4:], "little") != more.packet_crc32c:
-            raise ChecksumMismatch("the layers do not fit the frame's others: send its whole packet as a new request")
+            raise ChecksumMismatch(
+                "these layers do not follow those sent before: send its whole packet as a new request"
+            )
         return Waiting(held.request, packet, held.progressive)
 
     async def _look(

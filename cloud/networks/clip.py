@@ -41,7 +41,7 @@ def pick_device(wanted: str) -> str:
         raise DeviceUnavailable(f"unknown device {wanted!r}: use auto, cpu or cuda[:N]")
     if not torch.cuda.is_available():
         raise DeviceUnavailable(
-            f"--device {wanted} was asked for, but torch {torch.__version__} sees no CUDA device: check `nvidia-smi` "
+            f"--device {wanted}: torch {torch.__version__} sees no CUDA device: check `nvidia-smi` "
             "and that torch is a CUDA build, or use --device cpu"
         )
     if index and int(index) >= torch.cuda.device_count():

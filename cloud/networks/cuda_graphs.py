@@ -89,6 +89,6 @@ def with_graphs(clip: Clip, record: Callable[[nn.Module, torch.Tensor], Recordin
         log.warning("CLIP %s: its image tower cannot be recorded as a CUDA graph (%s)", clip.name, error)
         return clip
     if parity.cosine_min < SAME:
-        log.warning("CLIP %s: its CUDA graph gives other vectors (cosine %.6f)", clip.name, parity.cosine_min)
+        log.warning("CLIP %s: its CUDA graph gives different vectors (cosine %.6f)", clip.name, parity.cosine_min)
         return clip
     return graphed

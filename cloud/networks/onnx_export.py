@@ -90,7 +90,7 @@ def write_graph(net: nn.Module, example: dict[str, torch.Tensor], output: str, p
                 tensor.data_location = onnx.TensorProto.EXTERNAL
                 tensor.external_data.add(key="location", value="brought-by-the-reader")
         if left:
-            raise ValueError(f"{len(left)} of its weights do not stand in the graph as they are")
+            raise ValueError(f"{len(left)} of its weights are not in the graph unchanged")
         for node in model.graph.node:  # stack traces and shapes: most of what is left
             node.ClearField("metadata_props")
         model.graph.ClearField("value_info")

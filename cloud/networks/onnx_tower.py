@@ -86,7 +86,7 @@ def _in_onnx(clip: Clip, cache_dir: Path | None) -> Clip:
     parity = parity_of(clip, quick, CHECK_IMAGES)
     if parity.cosine_min < MIN_COSINE:
         raise DeviceUnavailable(
-            f"it gives other vectors than torch (worst cosine {parity.cosine_min:.5f}): delete {path}"
+            f"its vectors differ from torch's (worst cosine {parity.cosine_min:.5f}): delete {path}"
         )
     return quick
 

@@ -89,7 +89,7 @@ def in_precision(clip: Clip, wanted: str) -> Clip:
     if wanted == "auto":
         return clip
     raise DeviceUnavailable(
-        f"CLIP {clip.name!r} in {wanted} gives other vectors (worst cosine {parity.cosine_min:.5f}, at least "
+        f"CLIP {clip.name!r} in {wanted} gives different vectors (worst cosine {parity.cosine_min:.5f}, at least "
         f"{MIN_COSINE} is wanted): use --precision fp32 or auto"
     )
 

@@ -77,7 +77,7 @@ class Archive(Observer):
                     self._tidy()
             except StoreFailed as error:  # answers go on, and so do later attempts
                 if str(error) != self._trouble:
-                    log.error("frames could not be kept: %s; they are dropped and counted until this is mended", error)
+                    log.error("frames could not be kept: %s; they are dropped and counted until this is fixed", error)
                 self._trouble = str(error)
                 return
             if self._trouble:
@@ -168,7 +168,7 @@ class Archive(Observer):
         """Deletes what `wanted` lets through and says how many. Raises `InvalidRequest` for an empty filter without
         `everything`, and for both."""
         if bool(wanted) == everything:
-            raise InvalidRequest("say what to delete: a filter that names something, or all, and not both")
+            raise InvalidRequest("say what to delete: either a filter that names something, or all")
         self.flush()
         with self._writing:
             ids = [vectors.matching(wanted) for vectors in self._vectors.values()]

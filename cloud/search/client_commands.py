@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     if args.tls_ca:
         channel = grpc.secure_channel(args.server, grpc.ssl_channel_credentials(args.tls_ca.read_bytes()))
     elif token and not is_loopback(args.server.rpartition(":")[0]):
-        raise InvalidRequest(f"a token must not cross the net to {args.server} unencrypted: give --tls-ca")
+        raise InvalidRequest(f"a token must not be sent to {args.server} unencrypted: give --tls-ca")
     else:
         channel = grpc.insecure_channel(args.server)
     method = {"search": "SearchFrames", "forget": "DeleteFrames", "kept": "GetStoreInfo"}[args.command]
@@ -85,7 +85,7 @@ def filter_of(args: argparse.Namespace, now: datetime):
     after = before = None
     if args.when:
         if args.after or args.before:
-            raise InvalidRequest("--when stands in place of --after and --before: give one or the other")
+            raise InvalidRequest("--when replaces --after and --before: give one or the other")
         after, before = span(args.when, now)
     after = moment(args.after, now) if args.after else after
     before = moment(args.before, now) if args.before else before
@@ -104,7 +104,7 @@ def _search_request(args: argparse.Namespace):
     from thinwire.v1 import search_pb2
 
     if sum(each is not None for each in (args.text, args.image, args.like)) != 1:
-        raise InvalidRequest('ask by exactly one: a text ("red truck"), --image FILE, or --like ID')
+        raise InvalidRequest('give exactly one query: a text ("red truck"), --image FILE, or --like ID')
     request = search_pb2.SearchFramesRequest(
         filter=filter_of(args, datetime.now()),
         top_k=args.count,

@@ -32,7 +32,7 @@ class Searcher:
         """Nearest first. Raises `InvalidRequest`, `UnknownFrame`, and whatever the engine raises for its input."""
         given = [each is not None for each in (question.text, question.packet, question.image_file, question.like_id)]
         if sum(given) != 1:
-            raise InvalidRequest("ask by exactly one of a text, an image, and a frame that is kept")
+            raise InvalidRequest("give exactly one query: a text, an image, or a kept frame")
         if not 1 <= question.top_k <= MAX_FOUND:
             raise InvalidRequest(f"top_k is 1 to {MAX_FOUND}, not {question.top_k}")
         await asyncio.to_thread(self.archive.flush)  # what was answered before this question is found by it
@@ -40,7 +40,7 @@ class Searcher:
         if question.like_id is not None:
             like = await asyncio.to_thread(self.archive.frame, question.like_id)
             if like is None:
-                raise UnknownFrame(f"frame {question.like_id} is not kept (any more)")
+                raise UnknownFrame(f"frame {question.like_id} is not in the store, or no longer")
             vector, clip_id, count = like.vector, like.clip_id, count + 1
         elif question.text is not None:
             vector = await self._text_vector(question)
@@ -74,7 +74,7 @@ class Searcher:
         name = models.name_of(wanted)
         loaded = models.clip_of(name)
         if loaded is None:
-            raise ClipUnavailable(f"CLIP {name!r} is not loaded: ask again once it has answered a request")
+            raise ClipUnavailable(f"CLIP {name!r} is not loaded: search again after it has answered a request")
         return loaded.heads.clip.id
 
     async def _text_vector(self, question: SearchQuery) -> np.ndarray:

@@ -36,7 +36,9 @@ class FrameStore:
             fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             os.close(self._held)
-            raise BadConfiguration(f"{path}: another process keeps its frames there: name another --store") from None
+            raise BadConfiguration(
+                f"{path}: another process is using this store: give another file with --store"
+            ) from None
         self._lock = threading.Lock()
         self._closed = False
         try:

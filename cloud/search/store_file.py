@@ -97,7 +97,7 @@ def _connect(path: Path) -> sqlite3.Connection:
             db.execute("PRAGMA auto_vacuum=INCREMENTAL")  # only before the first table
             db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version={SCHEMA_VERSION}; COMMIT;")
         elif version != SCHEMA_VERSION or not _has_frames(db):
-            raise BadConfiguration(f"{path}: is no frame store of version {SCHEMA_VERSION}: name another --store")
+            raise BadConfiguration(f"{path}: is not a frame store of version {SCHEMA_VERSION}: name another --store")
         db.execute("PRAGMA journal_mode=WAL")
         db.execute("PRAGMA synchronous=NORMAL")  # a power cut may lose the last moments, never the file
         db.execute("PRAGMA secure_delete=ON")

@@ -38,5 +38,5 @@ def _number(query: Mapping[str, str], name: str) -> float:
     except ValueError:
         number = -1.0
     if not 0 <= number < 1e14:
-        raise InvalidRequest(f"{name}={text!r} is no number, 0 or more")
+        raise InvalidRequest(f"{name}={text!r} is not a number, 0 or more")
     return number

@@ -37,7 +37,7 @@ def span(name: str, now: datetime) -> tuple[datetime, datetime]:
         "last week": (now - 7 * day, now),
     }
     if name not in spans:
-        raise InvalidRequest(f"{name!r} is no time that is known here: {', '.join(NAMED)}")
+        raise InvalidRequest(f"{name!r} is not a known time: use one of {', '.join(NAMED)}")
     return spans[name]
 
 
@@ -63,7 +63,7 @@ def moment(text: str, now: datetime) -> datetime:
         at.timestamp()
         return at
     except (ValueError, OverflowError, OSError):
-        raise InvalidRequest(f"{text!r} is no time: write {EXAMPLES}") from None
+        raise InvalidRequest(f"{text!r} is not a time: write {EXAMPLES}") from None
 
 
 def _ago(now: datetime, seconds: float) -> datetime:

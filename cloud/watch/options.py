@@ -22,8 +22,8 @@ class WebOptions:
         """Raises `BadConfiguration` where pictures would be shown beyond this machine without a word."""
         if self.page and not is_loopback(self.host) and not self.allow_plaintext:
             raise BadConfiguration(
-                f"--http-host {self.host} would show what cameras see to anyone on the way: give --no-page (metrics "
-                "and health alone), or --allow-plaintext where something in front ends TLS and asks who it is"
+                f"--http-host {self.host} would show what cameras see to anyone on the network: give --no-page "
+                "(metrics and health alone), or --allow-plaintext behind a proxy that ends TLS and checks users"
             )
 
 

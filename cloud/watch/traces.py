@@ -84,7 +84,9 @@ def _exporter(endpoint: str) -> SpanExporter:
         return ConsoleSpanExporter(out=sys.stderr)
     scheme = endpoint.partition("://")[0]
     if scheme not in ("http", "https") or "://" not in endpoint:
-        raise BadConfiguration(f"--traces {endpoint!r} is no collector: write http://HOST:4317, or console")
+        raise BadConfiguration(
+            f"--traces {endpoint!r} is not a collector's address: write http://HOST:4317, or console"
+        )
     try:
         from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
     except ModuleNotFoundError as error:

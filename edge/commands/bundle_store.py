@@ -49,7 +49,7 @@ def install(
         keys.append(pinned)
     if "://" in source and card_sha256 is None and not keys:
         raise UpdateRefused(
-            f"{source}: the net is not to be trusted: give the hash of its card with --card-sha256, or --public-key"
+            f"{source}: a download needs a check: give the SHA-256 of its card with --card-sha256, or --public-key"
         )
     store.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".incoming-", dir=store) as name:
@@ -82,7 +82,7 @@ def rollback(store: Path, name: str) -> Path:
     home = store / _safe(name)
     previous, now = _resolve(home / "previous"), current(home)
     if previous is None:
-        raise UpdateRefused(f"{home}: there is no bundle before this one to go back to")
+        raise UpdateRefused(f"{home}: no earlier bundle is installed to go back to")
     _try_out(load_bundle(previous))
     _link(home / "current", previous.name)
     if now is not None:
@@ -142,14 +142,14 @@ def _unpack(path: Path, target: Path, source: str) -> Path:
             members = [member for member in archive if not member.isdir()]
             names = [Path(member.name).name for member in members]
             if any(not member.isfile() for member in members) or len(set(names)) != len(members):
-                raise UpdateRefused(f"{source}: holds links or doubles: pack the bundle's plain files")
+                raise UpdateRefused(f"{source}: contains links or duplicate names: pack only the bundle's plain files")
             if len(members) > MAX_FILES or sum(member.size for member in members) > MAX_BUNDLE_BYTES:
-                raise UpdateRefused(f"{source}: holds more than a bundle does")
+                raise UpdateRefused(f"{source}: contains more files or bytes than a bundle may have")
             for member, name in zip(members, names):
                 with archive.extractfile(member) as packed, open(target / name, "wb") as file:
                     shutil.copyfileobj(packed, file)
     except (OSError, tarfile.TarError, EOFError) as error:
-        raise UpdateRefused(f"{source}: is neither a bundle's folder nor a tar of one ({error})") from error
+        raise UpdateRefused(f"{source}: is not a bundle: expected a folder or a tar ({error})") from error
     return target
 
 
@@ -171,7 +171,9 @@ def _try_out(bundle: Bundle) -> None:
         return  # the encoder has coded a blank view at every rate; decoding is the cloud's
     if not np.array_equal(bundle.decode(bundle.encode(symbols, list(bundle.rates)[-1])), symbols):
         rates = json.dumps(bundle.rates)
-        raise UpdateRefused(f"{bundle.path}: symbols do not come back from their packet at the highest rate of {rates}")
+        raise UpdateRefused(
+            f"{bundle.path}: self-test failed: a decoded packet gives other symbols at the highest rate of {rates}"
+        )
 
 
 def _link(path: Path, target: str) -> None:
@@ -197,5 +199,5 @@ def _sync(folder: Path) -> None:
 
 def _safe(name: str) -> str:
     if not name or name.startswith(".") or "/" in name or "\0" in name:
-        raise UpdateRefused(f"{name!r} is no name for a bundle's folder")
+        raise UpdateRefused(f"{name!r} is not a valid name for a bundle's folder")
     return name

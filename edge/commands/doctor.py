@@ -139,7 +139,8 @@ class Doctor:
             probe.unlink()
         except OSError as error:
             raise Broken(
-                f"{folder} takes no files ({error.strerror})", "mount it read-write, or name another place with --spool"
+                f"{folder} is not writable ({error.strerror})",
+                "mount it read-write, or name another place with --spool",
             ) from error
         if free_mb < LEAST_FREE_MB:
             return WARNING, f"{folder}: {free_mb:.0f} MB free", "free some space: the spool holds up to --spool-mb"
@@ -150,7 +151,7 @@ class Doctor:
             found = socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
         except OSError as error:
             raise Broken(
-                f"{self._host} has no address ({error.strerror or error})",
+                f"{self._host} cannot be resolved ({error.strerror or error})",
                 "check the name in --server, and the DNS server in /etc/resolv.conf",
             ) from error
         return OK, f"{self._host} is {', '.join(dict.fromkeys(each[4][0] for each in found))}", ""
@@ -162,7 +163,8 @@ class Doctor:
                 return OK, f"port {self._port} answers in {1000 * (time.perf_counter() - started):.1f} ms", ""
         except ConnectionRefusedError as error:
             raise Broken(
-                f"nobody listens on {self._line.server}", "start the server (`thinwire-cloud serve`), or mend --server"
+                f"no server listens on {self._line.server}",
+                "start the server (`thinwire-cloud serve`), or correct --server",
             ) from error
         except OSError as error:
             raise Broken(
@@ -191,7 +193,7 @@ class Doctor:
         except (ssl.SSLError, OSError) as error:
             raise Broken(
                 f"no TLS handshake ({getattr(error, 'reason', None) or error})",
-                "check that the server serves TLS on this port, or leave --tls and --tls-ca away",
+                "check that the server serves TLS on this port, or omit --tls and --tls-ca",
             ) from error
         days = (ssl.cert_time_to_seconds(peer["notAfter"]) - time.time()) / 86400
         detail = f"{version}, certificate valid for {days:.0f} more days"

@@ -23,17 +23,17 @@ examples:
   thinwire-edge run rtsp://camera/stream --labels-file labels.txt --fps 2 --min-change 0.02 --rate auto --out a.csv
   find /data -name '*.jpg' | thinwire-edge run - --labels "cat,dog" --max-kbps 20 --mb-per-day 50
 
-A frame is on disk (--spool) before it counts as accepted, and leaves with exactly one result, whatever dies meanwhile.
-Run the same command again after a crash: nothing is lost, nothing repeated. Ctrl-C or SIGTERM end in good order.
+A frame counts as accepted once it is on disk (--spool), and gets exactly one result, even across crashes of device or
+server. After a crash run the same command again: nothing is lost or repeated. Ctrl-C or SIGTERM stop it cleanly.
 
-exit code: 0 every frame has an answer, 1 some have none (or still wait), 2 wrong use or a disk that cannot be used"""
+exit code: 0 every frame has an answer, 1 some have none yet, 2 wrong use or a disk that cannot be used"""
 
 STATUS_EXAMPLES = """\
 examples:
   thinwire-edge status --spool /var/lib/thinwire/spool.db
   thinwire-edge status --json | jq .waiting_frames
 
-exit code: 0 told, 2 no spool there"""
+exit code: 0 shown, 2 no spool found"""
 
 
 DOCTOR_EXAMPLES = """\
@@ -41,7 +41,7 @@ examples:
   thinwire-edge doctor --server 10.0.0.5:50051
   thinwire-edge doctor --server vision.example.org:443 --tls --token-file token --spool /var/lib/thinwire/spool.db
 
-exit code: 0 healthy, 1 something failed (its line says how to mend it), 2 wrong use"""
+exit code: 0 healthy, 1 something failed (its line says how to fix it), 2 wrong use"""
 
 BENCH_EXAMPLES = """\
 examples:
@@ -56,7 +56,7 @@ examples:
   thinwire-edge bundle rollback conv                                    back to the one before
   thinwire-edge run ... --bundle /var/lib/thinwire/bundles/conv/current
 
-exit code: 0 done, 2 refused: what was in use still is"""
+exit code: 0 done, 2 refused: the bundle in use stays in use"""
 
 
 def add_commands(commands) -> None:
@@ -72,8 +72,8 @@ def _add_run(commands) -> None:
     sub = command(
         commands,
         "run",
-        "watch folders, cameras and streams for as long as it takes",
-        "Encodes frames as they come, keeps them on disk until the server has answered, and writes each result once.",
+        "classify folders, cameras and streams, for months",
+        "Encodes frames as they come, keeps each on disk until it is answered, and writes each result once.",
         RUN_EXAMPLES,
     )
     sub.add_argument(
@@ -81,12 +81,18 @@ def _add_run(commands) -> None:
     )
     add_question_options(sub)
     what = sub.add_argument_group("which frames")
-    what.add_argument("--watch", action="store_true", help="stay, and take what is added to the folders")
-    what.add_argument("--fps", type=seconds, metavar="F", help="frames a second to take of videos and cameras (all)")
     what.add_argument(
-        "--min-change", type=_share, default=0.0, metavar="S", help="skip frames that differ less, 0 to 1 (0: none)"
+        "--watch", action="store_true", help="keep running, and take images that are added to the folders"
     )
-    what.add_argument("--crop", metavar="X,Y,W,H", help="look at this part only: pixels, or shares of the frame")
+    what.add_argument("--fps", type=seconds, metavar="F", help="frames a second to take from videos and cameras (all)")
+    what.add_argument(
+        "--min-change",
+        type=_share,
+        default=0.0,
+        metavar="S",
+        help="skip frames that differ from the last one by less than this, 0 to 1 (0: skip none)",
+    )
+    what.add_argument("--crop", metavar="X,Y,W,H", help="use only this part: in pixels, or in fractions of the frame")
     out = sub.add_argument_group("results")
     out.add_argument("--out", action="append", metavar="FILE", help="append to a .jsonl or .csv file; repeatable")
     out.add_argument("--webhook", action="append", metavar="URL", help="POST each result as JSON; repeatable")
@@ -94,30 +100,40 @@ def _add_run(commands) -> None:
     out.add_argument("--summary", action="store_true", help="end with one JSON line of counts on stdout")
     spool = sub.add_argument_group("the spool")
     spool.add_argument("--spool", default=DEFAULT_SPOOL, metavar="FILE", help=f"SQLite file ({DEFAULT_SPOOL})")
-    spool.add_argument("--spool-mb", type=seconds, default=256.0, metavar="MB", help="most it holds (256)")
-    spool.add_argument("--max-age-h", type=seconds, default=168.0, metavar="H", help="longest wait of a frame (168)")
+    spool.add_argument("--spool-mb", type=seconds, default=256.0, metavar="MB", help="largest size of the spool (256)")
+    spool.add_argument(
+        "--max-age-h", type=seconds, default=168.0, metavar="H", help="give a frame up after this many hours (168)"
+    )
     spool.add_argument(
         "--when-full",
         choices=["refuse", "drop-oldest"],
         default="refuse",
-        help="turn new frames away, or give up the oldest (refuse)",
+        help="when full: refuse new frames, or drop the oldest (refuse)",
     )
     line = add_line_options(sub)
     line.set_defaults(timeout=30.0)
-    line.add_argument("--in-flight", type=positive, default=16, metavar="N", help="frames on their way at a time (16)")
-    line.add_argument("--max-kbps", type=seconds, metavar="K", help="never send faster, kbit/s")
-    line.add_argument("--mb-per-day", type=seconds, metavar="MB", help="never send more in a UTC day, MB of 10^6 bytes")
+    line.add_argument("--in-flight", type=positive, default=16, metavar="N", help="most frames in flight (16)")
+    line.add_argument("--max-kbps", type=seconds, metavar="K", help="most kbit/s to send")
+    line.add_argument("--mb-per-day", type=seconds, metavar="MB", help="most MB (10^6 bytes) to send in a UTC day")
     line.add_argument(
-        "--deadline", type=seconds, default=2.0, metavar="S", help="when an answer is wanted, for --rate auto (2)"
+        "--deadline",
+        type=seconds,
+        default=2.0,
+        metavar="S",
+        help="seconds within which --rate auto aims for an answer (2)",
     )
     line.add_argument(
         "--confidence",
         type=_share,
         metavar="C",
-        help="send one layer first, more where the server is less sure than C (0: its default) of the answer",
+        help="send one layer first, more only if the server is less sure of the answer than C (0: its default)",
     )
     line.add_argument(
-        "--drain", type=seconds, default=1e9, metavar="S", help="once the sources have ended, wait so long for answers"
+        "--drain",
+        type=seconds,
+        default=1e9,
+        metavar="S",
+        help="wait this many seconds for answers after the sources have ended",
     )
     add_codec_options(sub)
     sub.add_argument("--nice", type=positive, metavar="N", help="lower the priority by N (as nice -n N)")
@@ -128,7 +144,11 @@ def _add_run(commands) -> None:
 
 def _add_status(commands) -> None:
     sub = command(
-        commands, "status", "what a spool holds and how the link does", "Reads the spool of a run.", STATUS_EXAMPLES
+        commands,
+        "status",
+        "show what a spool holds and the state of the link",
+        "Reads the spool of a run.",
+        STATUS_EXAMPLES,
     )
     sub.add_argument("--spool", default=DEFAULT_SPOOL, metavar="FILE", help=f"SQLite file ({DEFAULT_SPOOL})")
     sub.add_argument("--json", action="store_true", help="one JSON object on stdout")
@@ -138,7 +158,7 @@ def _add_doctor(commands) -> None:
     sub = command(
         commands,
         "doctor",
-        "find out what is wrong between here and the server",
+        "find out what is wrong between this device and the server",
         "Checks encoder, disk, DNS, TCP, TLS, token, versions, bundle, clock, and sends a test frame.",
         DOCTOR_EXAMPLES,
     )
@@ -152,11 +172,11 @@ def _add_bench(commands) -> None:
     sub = command(
         commands,
         "bench",
-        "what a frame costs this device",
+        "measure what a frame costs on this device",
         "Encodes frames without sending them. The last line on stdout is one JSON object.",
         BENCH_EXAMPLES,
     )
-    sub.add_argument("images", nargs="*", metavar="IMG|DIR", help="images to encode (made-up patterns)")
+    sub.add_argument("images", nargs="*", metavar="IMG|DIR", help="images to encode (default: synthetic patterns)")
     sub.add_argument("--frames", type=positive, default=100, metavar="N", help="frames to encode (100)")
     add_codec_options(sub)
 
@@ -176,7 +196,7 @@ def _add_bundle(commands) -> None:
     sub.add_argument(
         "--public-key",
         metavar="PEM",
-        help="Ed25519 key that must have signed it (beside the store's trusted.pem, if there)",
+        help="Ed25519 public key that must have signed it (in addition to the store's trusted.pem, if present)",
     )
 
 
@@ -186,5 +206,5 @@ def _share(text: str) -> float:
     except ValueError:
         value = -1.0
     if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a share from 0 to 1")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to below 1")
     return value

@@ -22,7 +22,7 @@ def add_question_options(sub: argparse.ArgumentParser) -> None:
     """What is asked of each image."""
     from thinwire.prompts import PROMPT_SETS
 
-    sub.add_argument("--labels", metavar='"A,B,C"', help="what the images may show, split at commas")
+    sub.add_argument("--labels", metavar='"A,B,C"', help="what the images may show, separated by commas")
     sub.add_argument("--labels-file", metavar="FILE", help="labels from a text file, one a line (adds to --labels)")
     sub.add_argument(
         "--top-k",
@@ -45,14 +45,14 @@ def add_line_options(sub: argparse.ArgumentParser) -> argparse._ArgumentGroup:
         type=seconds,
         default=DEFAULT_TIMEOUT_S,
         metavar="S",
-        help=f"seconds that the answer for one image may take ({DEFAULT_TIMEOUT_S:g})",
+        help=f"most seconds to wait for an answer ({DEFAULT_TIMEOUT_S:g})",
     )
     line.add_argument("--tls", action="store_true", help="encrypt; trust the public certificate authorities")
     line.add_argument("--tls-ca", metavar="PEM", help="encrypt; trust the authority in this file instead")
-    line.add_argument("--tls-cert", metavar="PEM", help="certificate that shows the server who we are (mTLS)")
-    line.add_argument("--tls-key", metavar="PEM", help="its private key")
+    line.add_argument("--tls-cert", metavar="PEM", help="client certificate (mTLS)")
+    line.add_argument("--tls-key", metavar="PEM", help="private key of --tls-cert")
     line.add_argument("--token-file", metavar="FILE", help="file that holds a token for the server")
-    line.add_argument("--device-id", metavar="NAME", help="the name under which the server keeps this device's frames")
+    line.add_argument("--device-id", metavar="NAME", help="name of this device in the server's frame store")
     return line
 
 
@@ -65,7 +65,7 @@ def add_codec_options(sub: argparse.ArgumentParser) -> None:
         metavar="NAME|PATH",
         help=f"codec: a shipped bundle or a bundle's folder ({DEFAULT_BUNDLE})",
     )
-    group.add_argument("--rate", metavar="low|mid|high", help="how much to send of an image (mid); run: also auto")
+    group.add_argument("--rate", metavar="low|mid|high", help="how much of an image to send (mid); for run also auto")
     group.add_argument("--threads", type=positive, default=1, metavar="N", help="CPU threads of the encoder (1)")
     group.add_argument("--precision", default="auto", choices=["auto", "fp32", "int8"], help="encoder weights (auto)")
     group.add_argument("--provider", default="cpu", choices=["cpu", "cuda"], help="ONNX Runtime provider (cpu)")

@@ -126,7 +126,7 @@ def inspect(args: argparse.Namespace) -> int:
         else:
             shipped = ", ".join(shipped_bundles()) or "none"
             raise NothingToDo(
-                f"{args.target!r} is no file, no folder, and no bundle that ships with thinwire ({shipped})"
+                f"{args.target!r} is not a file, a folder or a bundle that ships with thinwire ({shipped})"
             )
     except (PacketError, BundleError) as error:
         message = str(error) if str(error).startswith(args.target) else f"{args.target}: {error}"

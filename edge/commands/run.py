@@ -131,8 +131,8 @@ def run(args: argparse.Namespace) -> int:
         counts, tally = runner.courier.counts, runner.tally
         say(
             f"{tally.accepted} frames accepted, {counts.answered} answered, {counts.failed + tally.unreadable} failed, "
-            f"{tally.unchanged} unchanged, {tally.missed + tally.refused} turned away, "
-            f"{runner.spool.waiting_frames} wait in the spool; {counts.sent_bytes} bytes sent"
+            f"{tally.unchanged} unchanged, {tally.missed + tally.refused} refused, "
+            f"{runner.spool.waiting_frames} still in the spool; {counts.sent_bytes} bytes sent"
         )
         for name, count in runner.unwritten.items():
             say(f"{name}: {count} results are not written, they wait in the spool: mend it and run this again")

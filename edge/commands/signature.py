@@ -37,12 +37,12 @@ def check_signature(folder: Path, public_key: Path) -> None:
     except (OSError, ValueError) as error:
         raise UpdateRefused(f"{public_key}: the public key cannot be read ({error})") from error
     if not isinstance(key, Ed25519PublicKey):
-        raise UpdateRefused(f"{public_key}: is no Ed25519 key: make one with `openssl genpkey -algorithm ed25519`")
+        raise UpdateRefused(f"{public_key}: is not an Ed25519 key: make one with `openssl genpkey -algorithm ed25519`")
     path = folder / SIGNATURE
     if not path.is_file():
         raise UpdateRefused(f"the bundle has no {SIGNATURE}: ask its maker for a signed one")
     if path.stat().st_size != SIGNATURE_BYTES:
-        raise UpdateRefused(f"{SIGNATURE} is no Ed25519 signature: it has {path.stat().st_size} bytes, not 64")
+        raise UpdateRefused(f"{SIGNATURE} is not an Ed25519 signature: it has {path.stat().st_size} bytes, not 64")
     try:
         key.verify(path.read_bytes(), (folder / CARD).read_bytes())
     except InvalidSignature as error:

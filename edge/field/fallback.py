@@ -191,7 +191,7 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray]:
             if name != "__metadata__"
         }
     except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
-        raise BundleError(f"{path}: is no readable safetensors file ({error})") from error
+        raise BundleError(f"{path}: is not a readable safetensors file ({error})") from error
 
 
 def fetch_in_background(fallback: Fallback, uplink: Uplink, say: Callable[[str], None]) -> None:

@@ -66,7 +66,7 @@ class Broker:
             if not client.is_connected():
                 raise OSError("the connection was lost")
             if time.monotonic() > end:
-                raise OSError("the broker does not confirm")
+                raise OSError("the broker did not confirm the message")
             message.wait_for_publish(0.2)
 
     def close(self) -> None:
@@ -144,7 +144,7 @@ class MqttSink:
                 spool.delivered(self.name, number, {})
         except (OSError, ValueError, RuntimeError) as error:  # paho raises the latter two once a connection is lost
             self.close()
-            raise OutputError(f"{self.name}: takes no results ({error})") from error
+            raise OutputError(f"{self.name}: does not accept results ({error})") from error
         return len(rows)
 
     def close(self) -> None:

@@ -131,7 +131,7 @@ class StreamSink:
         except BrokenPipeError:  # nobody will ever read on: the run ends
             raise
         except (OSError, ValueError) as error:
-            raise OutputError(f"stdout: takes no results ({error})") from error
+            raise OutputError(f"stdout: does not accept results ({error})") from error
         spool.delivered(self.name, rows[-1][0], {})
         return len(rows)
 
@@ -162,7 +162,7 @@ class WebhookSink:
                 with open_url(self._url, self._timeout_s, line.encode(), headers, follow=False) as reply:
                     read_reply(reply, 1)
             except WebError as error:
-                raise OutputError(f"{shown_address(self._url)}: takes no results ({error})") from error
+                raise OutputError(f"{shown_address(self._url)}: does not accept results ({error})") from error
             spool.delivered(self.name, number, {})
         return len(rows)
 
@@ -255,7 +255,7 @@ class _Carrier:
                 pause = min(PAUSE_S[1], max(PAUSE_S[0], 2 * pause))
             else:
                 if self.trouble is not None:
-                    self._say(f"{self.name}: takes results again")
+                    self._say(f"{self.name}: accepts results again")
                 self.trouble, pause = None, 0.0
             if ending:
                 return

@@ -65,7 +65,7 @@ def _connect(path: Path, max_pages: int) -> sqlite3.Connection:
 def spool_facts(path: str | os.PathLike[str]) -> dict[str, Any]:
     """What a spool holds, for `thinwire-edge status`, beside its writer. Raises `SpoolError` when there is none."""
     if not Path(path).is_file():
-        raise SpoolError(f"{path}: there is no spool: `thinwire-edge run --spool {path}` makes one")
+        raise SpoolError(f"{path}: no spool found: `thinwire-edge run --spool {path}` creates one")
     try:
         db = _open_to_look(Path(path).absolute().as_uri())
         try:
@@ -116,13 +116,15 @@ def hold(path: Path) -> int:
     except OSError as error:
         kind = SpoolDiskFull if error.errno == errno.ENOSPC else SpoolReadOnly
         raise kind(
-            f"{path}: the spool's folder takes no files ({error.strerror}): name another with --spool"
+            f"{path}: the spool's folder is not writable ({error.strerror}): name another with --spool"
         ) from error
     try:
         fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         os.close(guard)
-        raise SpoolBusy(f"{path}: another process writes this spool: stop it, or name another with --spool") from error
+        raise SpoolBusy(
+            f"{path}: another process is using this spool: stop it, or give another file with --spool"
+        ) from error
     return guard
 
 

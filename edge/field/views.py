@@ -16,7 +16,7 @@ class Gate:
 
     def __init__(self, least_change: float) -> None:
         if not 0 <= least_change < 1:
-            raise SourceError(f"a scene change is a share from 0 to 1, not {least_change}")
+            raise SourceError(f"--min-change is a number from 0 to below 1, not {least_change}")
         self._least = least_change
         self._last: dict[str, np.ndarray] = {}
 

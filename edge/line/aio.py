@@ -125,7 +125,7 @@ class AsyncClient:
         chosen = rate or self.rate
         self.bundle.n_layers(chosen)
         if in_flight < 1:
-            raise ConnectionOptionsError(f"at least 1 image must be on its way, not {in_flight}")
+            raise ConnectionOptionsError(f"in_flight must be 1 or more, not {in_flight}")
 
         async def one(index: int, image: ImageLike) -> Outcome:
             try:

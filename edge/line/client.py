@@ -58,7 +58,7 @@ class Question:
     @classmethod
     def check(cls, labels: Iterable[str], top_k: int, prompt_set: str) -> Question:
         if not 1 <= top_k < 1 << 31:
-            raise LabelError(f"top_k is the number of labels wanted back, 1 or more, not {top_k}")
+            raise LabelError(f"top_k must be 1 or more, not {top_k}")
         resolve_templates(prompt_set)
         return cls(validate_labels(labels), top_k, prompt_set)
 
@@ -227,7 +227,7 @@ class Client:
         chosen = rate or self.rate
         self.bundle.n_layers(chosen)
         if in_flight < 1:
-            raise ConnectionOptionsError(f"at least 1 image must be on its way, not {in_flight}")
+            raise ConnectionOptionsError(f"in_flight must be 1 or more, not {in_flight}")
         return self._many(iter(images), chosen, question, in_flight, ordered)
 
     def _many(

@@ -167,12 +167,12 @@ class _Stream:
             answer = self._in.get(timeout=self._line.timeout_s)
         except queue.Empty:
             raise ServerTimeout(
-                f"{self.server} was silent for {self._line.timeout_s:g} s: allow more with --timeout, or try later"
+                f"{self.server} sent nothing for {self._line.timeout_s:g} s: raise --timeout, or try later"
             ) from None
         if isinstance(answer, grpc.RpcError):
             raise typed_error(answer, self._line) from answer
         if answer is None:
-            raise ServerUnreachable(f"{self.server} ended the stream before it had answered everything: try again")
+            raise ServerUnreachable(f"{self.server} ended the stream before all frames were answered: try again")
         return answer
 
     def _read(self) -> None:

@@ -66,7 +66,9 @@ class Line:
         host, _, port = self.server.rpartition(":")
         # A target without a port would silently go to port 443
         if not re.fullmatch(r"\[[0-9A-Fa-f:.%\w]+\]|[^\s:/\[\]]+", host) or not re.fullmatch(r"\d{1,5}", port):
-            raise ConnectionOptionsError(f"{self.server!r} is no server address: write HOST:PORT, like 127.0.0.1:50051")
+            raise ConnectionOptionsError(
+                f"{self.server!r} is not a server address: write HOST:PORT, like 127.0.0.1:50051"
+            )
         if not 1 <= int(port) <= 65535:
             raise ConnectionOptionsError(f"{self.server!r} has no valid port: ports are 1 to 65535")
         if not 0 < self.timeout_s < float("inf"):
@@ -74,9 +76,9 @@ class Line:
         if self.token is not None and not re.fullmatch(r"[\x21-\x7e]+", self.token):
             raise ConnectionOptionsError("a token is printable ASCII without spaces: check the file it came from")
         if self.token is not None and not self.encrypted and not self.local:
-            raise ConnectionOptionsError(f"a token must not cross the net to {self.server} unencrypted: switch TLS on")
+            raise ConnectionOptionsError(f"a token must not be sent to {self.server} unencrypted: turn on TLS")
         if self.device_id is not None and not is_device_id(self.device_id):
-            raise ConnectionOptionsError(f"{self.device_id!r} is no device id: {DEVICE_ID_RULE}")
+            raise ConnectionOptionsError(f"{self.device_id!r} is not a valid device id: {DEVICE_ID_RULE}")
         if (self.client_certificate is None) != (self.client_key is None):
             raise ConnectionOptionsError("a client certificate and its key go together: give --tls-cert and --tls-key")
 
@@ -257,9 +259,7 @@ def typed_error(error: grpc.RpcError, line: Line, asked_only_info: bool = False)
             "or name another with --server HOST:PORT"
         )
     if code == grpc.StatusCode.DEADLINE_EXCEEDED:
-        return ServerTimeout(
-            f"{who} did not answer within {line.timeout_s:g} s: allow more with --timeout, or try later"
-        )
+        return ServerTimeout(f"{who} did not answer within {line.timeout_s:g} s: raise --timeout, or try later")
     if code == grpc.StatusCode.CANCELLED and not reason:
         return _closed(line)
     if code == grpc.StatusCode.UNIMPLEMENTED and not reason:

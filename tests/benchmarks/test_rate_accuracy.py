@@ -181,7 +181,7 @@ def test_another_clip_on_the_server_is_noticed(client, tmp_path, judge):
     view = synthetic_views(1, 64)[0]
     judge.check_agrees(client, view, LABELS, "1")
     other = Judge(str(write_tiny_clip(tmp_path / "tiny-random-clip", seed=1)), "cpu")
-    with pytest.raises(ClipsDiffer, match="weights replaced"):
+    with pytest.raises(ClipsDiffer, match="weights were replaced"):
         other.check_agrees(client, view, LABELS, "1")
 
 

@@ -40,15 +40,15 @@ def test_the_file_may_be_named_by_the_environment(tmp_path):
     ("toml", "says"),
     [
         ("prot = 1", "no setting 'prot'"),
-        ("port = 70000", "port: 70000 is no port"),
+        ("port = 70000", "port: 70000 is not a port"),
         ("port = true", "port: "),
         ("[port]\nx = 1", "wrong kind"),
         ("clip = [1]", "wrong kind"),
         ("reflection = 3", "wrong kind"),
         ("grace = -1", "seconds, 0 or more"),
         ("grace = nan", "seconds, 0 or more"),
-        ("confidence = 1.0", "no probability"),
-        ("rate-limit = 0", "no rate above 0"),
+        ("confidence = 1.0", "not a probability"),
+        ("rate-limit = 0", "not a rate above 0"),
         ("port = ", "is not TOML"),
     ],
 )
@@ -62,7 +62,7 @@ def test_a_wrong_variable_is_refused_and_an_unknown_one_is_told(caplog):
     with pytest.raises(BadConfiguration, match=r"THINWIRE_PORT: .*tcp"):
         load(env={"THINWIRE_PORT": "tcp://10.0.0.7:50051"})
     load(env={"THINWIRE_QUEUES": "1"})
-    assert "THINWIRE_QUEUES names no setting" in caplog.text
+    assert "THINWIRE_QUEUES is not a setting" in caplog.text
     with pytest.raises(BadConfiguration, match="cannot be read"):
         load(env={"THINWIRE_CONFIG": "/nowhere.toml"})
 
@@ -103,4 +103,4 @@ def test_what_check_config_refuses_serve_refuses_in_the_same_words(args, says, c
 def test_check_config_refuses_values_that_serve_would_refuse_later(flags, capsys):
     with pytest.raises(SystemExit):
         main(["check-config", *flags])
-    assert f"{flags[1]!r} is none of" in capsys.readouterr().err
+    assert f"{flags[1]!r} is not one of" in capsys.readouterr().err

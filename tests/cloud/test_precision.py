@@ -35,7 +35,7 @@ def test_a_cpu_stays_at_fp32_and_a_precision_that_misses_the_bound_is_refused(ti
     with pytest.raises(DeviceUnavailable, match="unknown"):
         in_precision(tiny_clip, "int4")
     monkeypatch.setattr("cloud.networks.precision.MIN_COSINE", 1.0)
-    with pytest.raises(DeviceUnavailable, match="gives other vectors"):
+    with pytest.raises(DeviceUnavailable, match="gives different vectors"):
         in_precision(tiny_clip, "bf16")
     monkeypatch.setattr("cloud.networks.precision.MIN_COSINE", 0.5)
     assert in_precision(tiny_clip, "bf16").image_dtype is torch.bfloat16

@@ -149,7 +149,7 @@ def test_deleted_frames_are_gone_from_search_and_from_the_file(archive):
     for invalid in ({"everything": False}, {}):
         with pytest.raises(InvalidRequest, match="say what to delete"):
             held.delete(Filter(), **invalid)
-    with pytest.raises(InvalidRequest, match="not both"):
+    with pytest.raises(InvalidRequest, match="either a filter"):
         held.delete(Filter(ids=(4,)), everything=True)
     assert held.delete(Filter(), everything=True) == 3
     assert held.store.frames == held.store.bytes == 0
@@ -353,7 +353,7 @@ def test_the_command_line(keeping, make_packet, tmp_path):
     assert (code, out) == (1, "")
     assert "say what to delete" in err
     assert run("search")[0] == 1
-    assert "stands in place of" in run("search", "x", "--when", "today", "--after", "1h")[2]
+    assert "--when replaces" in run("search", "x", "--when", "today", "--after", "1h")[2]
 
 
 def test_the_service_goes_on_without_its_disk(keeping, make_packet, caplog):

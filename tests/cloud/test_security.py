@@ -167,9 +167,9 @@ def test_half_a_tls_configuration_is_refused_by_name(files, tmp_path):
     wrong = [
         (Security(certificate=server.certificate), "go together"),
         (Security(client_ca=files["ca"].certificate), "needs --tls-cert"),
-        (Security(server.certificate, other.key), "no certificate and its key"),
+        (Security(server.certificate, other.key), "not a certificate and its key"),
         (Security(server.certificate, tmp_path / "missing.key"), r"missing\.key: cannot be read"),
-        (Security(server.certificate, server.key, server.key), "holds no PEM certificate"),
+        (Security(server.certificate, server.key, server.key), "contains no PEM certificate"),
     ]
     for security, says in wrong:
         with pytest.raises(BadConfiguration, match=says) as caught:

@@ -32,7 +32,7 @@ def test_moments(text, at):
 
 @pytest.mark.parametrize("text", ["", "soon", "2 parsecs", "2026-13-01", "-3h", "1e9d", "99999999999 weeks", "9" * 400])
 def test_no_moments(text):
-    with pytest.raises(InvalidRequest, match="is no time"):
+    with pytest.raises(InvalidRequest, match=r"is not a (known )?time"):
         moment(text, datetime(2026, 5, 4, 9, 30))
     with pytest.raises(InvalidRequest):
         span(text, datetime(2026, 5, 4, 9, 30))

@@ -364,7 +364,7 @@ def test_inspect_tells_damage_from_wrong_use(packet, tiny_bundle, tmp_path, caps
     assert main(["inspect", str(tmp_path)]) == 1
     assert "card.json" in capsys.readouterr().err
     assert main(["inspect", "nonesuch"]) == 2
-    assert "'nonesuch' is no file" in capsys.readouterr().err
+    assert "'nonesuch' is not a file" in capsys.readouterr().err
 
 
 def test_inspect_reads_a_bundle(tiny_bundle, capsys):

@@ -244,7 +244,7 @@ def test_a_signed_bundle_is_installed_and_any_other_refused_and_rollback_still_w
     shutil.copy(versions[0] / "card.json.sig", versions[1])  # another card's
     refuses("was not made by the key")
     (versions[1] / "card.json.sig").write_bytes(b"x")
-    refuses("no Ed25519 signature")
+    refuses("not an Ed25519 signature")
     sign(versions[1], key)
     tables = (versions[1] / "tables.npz").read_bytes()
     (versions[1] / "tables.npz").write_bytes(b"x")  # what the signed card does not vouch for

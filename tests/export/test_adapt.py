@@ -164,7 +164,7 @@ def spoil(folder, change):
         (lambda folder: (folder / CARD).unlink(), "cannot be read"),
         (lambda folder: (folder / WEIGHTS).unlink(), "cannot be read"),
         (lambda folder: (folder / WEIGHTS).write_bytes(b"x" * 100), "is not the file that"),
-        (lambda folder: (folder / CARD).write_text("{"), "no card of an adapter"),
+        (lambda folder: (folder / CARD).write_text("{"), "not an adapter's card"),
         (lambda folder: spoil(folder, lambda card: card.update(format=2)), "format 2 is unknown"),
         (lambda folder: spoil(folder, lambda card: card.update(rates={"low": 0})), "wrong kind"),
         (lambda folder: spoil(folder, lambda card: card.update(clip="clip-lite")), "wrong kind"),

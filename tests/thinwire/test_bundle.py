@@ -202,7 +202,7 @@ def test_tables_of_another_latent(copy):
 
 def test_a_folder_with_other_things_is_not_overwritten(tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(BundleError, match="no bundle"):
+    with pytest.raises(BundleError, match="not a bundle"):
         make_tiny_bundle(tmp_path)
     assert (tmp_path / "thesis.txt").exists()
 
