@@ -6,10 +6,13 @@ import-linter (`make lint`) holds which room may import which. Here imports insi
 from __future__ import annotations
 
 import ast
+import pkgutil
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
+
+from benchmarks.study.experiments import EXPERIMENTS, SECTIONS
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("thinwire", "edge", "cloud", "export", "benchmarks", "synthesis")
@@ -51,6 +54,11 @@ def test_no_module_imports_itself_by_a_detour():
 @pytest.mark.parametrize("room", FACES)
 def test_a_file_outside_the_rooms_is_a_face_or_a_command_line(room):
     assert {path.stem for path in (ROOT / room).glob("*.py")} == FACES[room]
+
+
+def test_experiments_and_report_sections_are_where_the_registry_says():
+    for place in (*(each.place for each in EXPERIMENTS.values()), *SECTIONS):
+        assert callable(pkgutil.resolve_name(place)), place
 
 
 def test_every_package_says_what_it_is_for():

@@ -12,50 +12,18 @@ import gzip
 import importlib.resources
 import io
 import json
+import pkgutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report.architecture import architecture_section
-from benchmarks.report.critical import critical_section, models_section
-from benchmarks.report.examples import examples_section
-from benchmarks.report.features import blip_section, probe_section, retrieval_section
-from benchmarks.report.hierarchy import hierarchy_section
-from benchmarks.report.links import links_section
-from benchmarks.report.predictors import predictors_section
-from benchmarks.report.prompts import calibration_section, prompts_section
-from benchmarks.report.rate_accuracy import points_section, rate_accuracy_section, savings_section
 from benchmarks.report.section import Section
 from benchmarks.report.stamp import stamp
-from benchmarks.report.timing import energy_section, throughput_section
-from benchmarks.report.tricks import decoders_section, tricks_section
 from benchmarks.results.store import ResultsError, point_paths, read_point
+from benchmarks.study.experiments import SECTIONS
 from thinwire.files import write_whole
-
-SECTIONS: tuple[Callable[[Path], Section | None], ...] = (
-    rate_accuracy_section,
-    links_section,
-    examples_section,
-    savings_section,
-    critical_section,
-    models_section,
-    architecture_section,
-    predictors_section,
-    hierarchy_section,
-    prompts_section,
-    calibration_section,
-    probe_section,
-    retrieval_section,
-    tricks_section,
-    decoders_section,
-    blip_section,
-    throughput_section,
-    energy_section,
-    points_section,
-)
-"""In the order of the page. A new experiment adds its section here; one that has no points gives None."""
 
 TITLE = "thinwire: accuracy on a thin wire"
 FIGURE_SUFFIXES = (".png", ".svg")
@@ -66,7 +34,8 @@ def write_study_report(out: Path) -> dict[str, Path]:
     points = _all_points(out)
     if not points:
         raise ResultsError(f"{out}: holds no measured points: run `thinwire-bench study --out {out}` first")
-    sections = [section for make in SECTIONS if (section := make(out)) is not None]
+    made = (pkgutil.resolve_name(name)(out) for name in SECTIONS)
+    sections: list[Section] = [section for section in made if section is not None]
     files = {"report_html": out / "report.html", "report_md": out / "report.md", "results_csv": out / "results.csv"}
     write_whole(files["results_csv"], _csv([row for section in sections for row in section.rows]))
     write_whole(files["report_md"], _markdown(sections, points))

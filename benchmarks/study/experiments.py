@@ -1,133 +1,87 @@
-"""The experiments of a study, in the order in which they run. A new one is a line in `EXPERIMENTS`.
+"""The registry of a study: experiments in the order in which they run, and the report's sections in page order.
 
-An experiment measures what its points in OUT/NAME lack and says how many there are and how many it measured; its
-section of the report is made from those files alone (`benchmarks.report.page.SECTIONS`).
+A new experiment is a module in `benchmarks.study` that measures, one in `benchmarks.report` that shows, and a line in
+each table here. An experiment measures the points that OUT/NAME lacks. A section is made from those files alone, and is
+left out if there are none. Both are named as "module:function" and imported when they are used.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import pkgutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from benchmarks.codecs.peers import Peer
-    from benchmarks.data.sets import Dataset
     from benchmarks.study.study import Study
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """run: measures what is missing; returns (points there are, points measured now)."""
+    """name: its folder in OUT, and what --only takes. place: "module:function" that takes a `Study`; see `run`."""
 
     name: str
     about: str
-    run: Callable[[Study], tuple[int, int]]
+    place: str
 
-
-DERIVED = ("critical-rate", "models", "architecture", "predictors", "hierarchy", "prompts", "calibration")
-"""Names that --only takes too: sections of the report that need the points of rate-accuracy and nothing else."""
-
-
-def _examples(study: Study) -> tuple[int, int]:
-    from benchmarks.study.examples import run_examples
-
-    return run_examples(study)
-
-
-def _rate_accuracy(study: Study) -> tuple[int, int]:
-    from benchmarks.accuracy.rate_accuracy import NAME
-
-    return _accuracy(study, NAME, study.datasets(), study.peers)
-
-
-def _domains(study: Study) -> tuple[int, int]:
-    from benchmarks.study.domains import NAME, PEERS, domain_sets
-
-    return _accuracy(study, NAME, domain_sets(study), [peer for peer in study.peers if peer.name in PEERS])
-
-
-def _accuracy(study: Study, name: str, sets: Sequence[Dataset], peers: Sequence[Peer]) -> tuple[int, int]:
-    """Points of the rate-accuracy kind, kept as those of experiment `name`."""
-    from benchmarks.accuracy.rate_accuracy import RateAccuracy
-    from benchmarks.judges.perceptual import perceptual_maker
-    from benchmarks.results.progress import progress_bar
-
-    perceptual = perceptual_maker()
-    points = measured = 0
-    for data in sets:
-        for clip in study.clips:
-            with progress_bar(f"{data.name}, {clip}") as progress:
-                run = RateAccuracy(
-                    data,
-                    study.judge(clip),
-                    clip,
-                    study.prompts(data),
-                    study.seed,
-                    study.store(name),
-                    study.preset.grid,
-                    progress=progress,
-                    perceptual=perceptual,
-                )
-                points += len(run.run(study.families_of(clip), peers))
-                measured += run.measured
-    return points, measured
-
-
-def _latency(study: Study) -> tuple[int, int]:
-    from benchmarks.study.timing import study_latency
-
-    return study_latency(study)
-
-
-def _throughput(study: Study) -> tuple[int, int]:
-    from benchmarks.study.timing import study_throughput
-
-    return study_throughput(study)
-
-
-def _energy(study: Study) -> tuple[int, int]:
-    from benchmarks.study.timing import study_energy
-
-    return study_energy(study)
-
-
-def _linear_probe(study: Study) -> tuple[int, int]:
-    from benchmarks.study.linear_probe import run_linear_probe
-
-    return run_linear_probe(study)
-
-
-def _retrieval(study: Study) -> tuple[int, int]:
-    from benchmarks.study.retrieval import run_retrieval
-
-    return run_retrieval(study)
-
-
-def _tricks(study: Study) -> tuple[int, int]:
-    from benchmarks.study.tricks import run_tricks
-
-    return run_tricks(study)
-
-
-def _blip(study: Study) -> tuple[int, int]:
-    from benchmarks.study.blip import run_blip
-
-    return run_blip(study)
+    def run(self, study: Study) -> tuple[int, int]:
+        """Measures the missing points; returns how many there are now, and how many were measured."""
+        return pkgutil.resolve_name(self.place)(study)
 
 
 EXPERIMENTS = {
     experiment.name: experiment
     for experiment in (
-        Experiment("examples", "photographs as the cloud sees them", _examples),
-        Experiment("rate-accuracy", "accuracy against bytes, families and peers", _rate_accuracy),
-        Experiment("domains", "the same on scenes, textures and --domain folders", _domains),
-        Experiment("linear-probe", "logistic regression on CLIP's vectors, of originals and decoded", _linear_probe),
-        Experiment("retrieval", "captions and images, originals against decoded", _retrieval),
-        Experiment("tricks", "what the cloud could do to a decoded picture", _tricks),
-        Experiment("blip", "BLIP image-text matching, where --blip gives weights", _blip),
-        Experiment("latency", "image to answer over emulated links", _latency),
-        Experiment("throughput", "the saturated service against the bare model", _throughput),
-        Experiment("energy", "joules or CPU-seconds an image, on the edge and in the cloud", _energy),
+        Experiment("examples", "photographs as the cloud sees them", "benchmarks.study.examples:run_examples"),
+        Experiment(
+            "rate-accuracy", "accuracy against bytes, families and peers", "benchmarks.study.accuracy:run_rate_accuracy"
+        ),
+        Experiment(
+            "domains", "the same on scenes, textures and --domain folders", "benchmarks.study.accuracy:run_domains"
+        ),
+        Experiment(
+            "linear-probe",
+            "logistic regression on CLIP's vectors, of originals and decoded",
+            "benchmarks.study.linear_probe:run_linear_probe",
+        ),
+        Experiment(
+            "retrieval", "captions and images, originals against decoded", "benchmarks.study.retrieval:run_retrieval"
+        ),
+        Experiment("tricks", "what the cloud could do to a decoded picture", "benchmarks.study.tricks:run_tricks"),
+        Experiment("blip", "BLIP image-text matching, where --blip gives weights", "benchmarks.study.blip:run_blip"),
+        Experiment("latency", "image to answer over emulated links", "benchmarks.study.timing:study_latency"),
+        Experiment(
+            "throughput", "the saturated service against the bare model", "benchmarks.study.timing:study_throughput"
+        ),
+        Experiment(
+            "energy",
+            "joules or CPU-seconds an image, on the edge and in the cloud",
+            "benchmarks.study.timing:study_energy",
+        ),
     )
 }
+
+DERIVED = ("critical-rate", "models", "architecture", "predictors", "hierarchy", "prompts", "calibration")
+"""Names that --only takes too: sections of the report that need the points of rate-accuracy and nothing else."""
+
+SECTIONS = (
+    "benchmarks.report.rate_accuracy:rate_accuracy_section",
+    "benchmarks.report.links:links_section",
+    "benchmarks.report.examples:examples_section",
+    "benchmarks.report.rate_accuracy:savings_section",
+    "benchmarks.report.critical:critical_section",
+    "benchmarks.report.critical:models_section",
+    "benchmarks.report.architecture:architecture_section",
+    "benchmarks.report.predictors:predictors_section",
+    "benchmarks.report.hierarchy:hierarchy_section",
+    "benchmarks.report.prompts:prompts_section",
+    "benchmarks.report.prompts:calibration_section",
+    "benchmarks.report.features:probe_section",
+    "benchmarks.report.features:retrieval_section",
+    "benchmarks.report.tricks:tricks_section",
+    "benchmarks.report.tricks:decoders_section",
+    "benchmarks.report.features:blip_section",
+    "benchmarks.report.timing:throughput_section",
+    "benchmarks.report.timing:energy_section",
+    "benchmarks.report.rate_accuracy:points_section",
+)
+"""Of the report, in the order of the page: OUT → `benchmarks.report.section.Section`, or None without points."""
