@@ -119,6 +119,37 @@ def test_commands_named_in_code_exist():
             assert name in commands_of(program), f"{path.relative_to(ROOT)}: {program} {name}"
 
 
+def _exists(name: str) -> bool:
+    """Whether `cloud.front.server.Server`, or `benchmarks/codecs/grid.py`, is there: a file, and the names in it."""
+    if "/" in name:
+        return (ROOT / name).exists()
+    place = ROOT
+    words = name.split(".")
+    while words and (place / words[0]).is_dir():
+        place /= words.pop(0)
+    if words and (place / f"{words[0]}.py").exists():
+        text = (place / f"{words.pop(0)}.py").read_text()
+    else:
+        text = (place / "__init__.py").read_text() if (place / "__init__.py").exists() else ""
+    return all(re.search(rf"\b{word}\b", text) for word in words)
+
+
+@pytest.mark.parametrize("path", [*PAGES, *CODE], ids=lambda path: str(path.relative_to(ROOT)))
+def test_modules_and_files_that_are_named_exist(path):
+    """Between backticks, in pages and docstrings: `benchmarks.codecs.grid`, `cloud/config.py`. LOG.md is history."""
+    if path.name == "LOG.md":
+        return
+    rooms = "benchmarks|cloud|edge|export|synthesis|thinwire|scripts|tests"
+    others = {
+        "cloud.clip",
+        "cloud.synthesis",
+        "edge.precision",
+        "thinwire._coder",
+    }  # card fields, compiled code
+    for name in re.findall(rf"`((?:{rooms})(?:\.[A-Za-z_]\w*)+|(?:{rooms})/[\w/-]+\.\w+)`", path.read_text()):
+        assert name in others or name.startswith("thinwire.v1.") or _exists(name), name
+
+
 def test_make_targets_that_are_quoted_exist():
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for path in PAGES:
