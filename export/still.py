@@ -80,7 +80,10 @@ def common_lead(frames: list[bytes]) -> bytes:
     """The start that saves most bytes when it is cut off every frame that has it."""
     best, saved = b"", 0
     for length in range(1, MAX_LEAD_BYTES + 1):
-        lead, times = Counter(frame[:length] for frame in frames if len(frame) > length).most_common(1)[0]
+        starts = Counter(frame[:length] for frame in frames if len(frame) > length)
+        if not starts:
+            break
+        ((lead, times),) = starts.most_common(1)
         if times * length > saved:
             best, saved = lead, times * length
     return best
