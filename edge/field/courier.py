@@ -23,7 +23,7 @@ import queue
 import random
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -327,11 +327,6 @@ class Courier:
         sizes = [len(packet.prefix(count + 1)) + FRAMING_BYTES for count in range(len(packet.layers))]
         age_s = max(0.0, time.time() - frame.accepted_at)
         return self.rate.layers(sizes, age_s, backlog, self.meter, self.cap.s_per_byte, self.budget.frame_bytes())
-
-    def affordable(self, sizes: Sequence[int]) -> int:
-        """How many of `sizes` (bytes on the wire, rising) a frame accepted now may take; the capturing thread asks."""
-        backlog = min(self.spool.waiting_frames, self.window)
-        return self.rate.layers(sizes, 0.0, backlog, self.meter, self.cap.s_per_byte, self.budget.frame_bytes())
 
     def _request(self, frame: SpooledFrame, backlog: int) -> tuple[pb.ClassifyStreamRequest, int]:
         packet = Packet.from_bytes(frame.packet)

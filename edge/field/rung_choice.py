@@ -1,7 +1,7 @@
 """`--rate auto` for stills: the rung is chosen when a frame is coded, because a still cannot be cut later.
 
-Layers are cut when a frame is sent, by what the link carries then. A still's rung is chosen a little earlier by the same
-rules (`RateControl`): the largest whose answer is expected in time.
+Layers are cut when a frame is sent, by what the link carries then. A still's rung is chosen a little earlier by the
+same rules (`RateControl`): the largest whose answer is expected in time.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 import numpy as np
 
 from edge.encoder import Encoded, Encoder
-from edge.field.courier import FRAMING_BYTES, Courier
+from edge.field.courier import Courier
+from edge.field.rate_control import FRAMING_BYTES
 
 WEIGHT = 0.1  # of a new packet in the expected size of its rung
 
@@ -37,4 +38,7 @@ class RungChoice:
         return encoded
 
     def _place(self) -> int:
-        return self._courier.affordable([round(size) + FRAMING_BYTES for size in self.sizes]) - 1
+        courier, sizes = self._courier, [round(size) + FRAMING_BYTES for size in self.sizes]
+        backlog = min(courier.spool.waiting_frames, courier.window)
+        frame_bytes = courier.budget.frame_bytes()
+        return courier.rate.layers(sizes, 0.0, backlog, courier.meter, courier.cap.s_per_byte, frame_bytes) - 1
