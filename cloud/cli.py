@@ -148,6 +148,7 @@ def _open(config: Config):
     limits = EngineLimits(
         queue_items=config["queue"],
         queue_bytes=config["queue_mb"] << 20,
+        pixel_bytes=config["pixel_mb"] << 20,
         max_wait_s=config["max_wait"] or None,
         batch=BatchLimits(items=config["batch"]) if config["batch"] else None,
         decode_threads=config["decode_threads"],

@@ -76,7 +76,7 @@ def words(text: str) -> list[str]:
 def one_of(*choices: str) -> Callable[[str], str]:
     def read(text: str) -> str:
         if text not in choices:
-            raise ValueError(f"{text!r} is not one of {', '.join(choices)}")
+            raise ValueError(f"{text!r} is none of {', '.join(choices)}")
         return text
 
     return read
@@ -177,6 +177,12 @@ SETTINGS = (
         "0 for no bound",
     ),
     Setting("queue-mb", positive, 64, "most megabytes of request data in the queue; more get QUEUE_FULL"),
+    Setting(
+        "pixel-mb",
+        positive,
+        512,
+        "most megabytes that image files take to decode at once; more get QUEUE_FULL, one alone is always taken",
+    ),
     Setting("batch", positive, None, "largest device batch (default: 8 on a CPU, 64 on CUDA)"),
     Setting("window", positive, 32, "most unanswered frames of one stream"),
     Setting("max-image-mb", positive, 16, "largest image file taken, megabytes"),

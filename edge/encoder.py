@@ -15,8 +15,9 @@ from PIL import Image
 
 from edge.errors import EncoderError
 from thinwire.bundle import Bundle
+from thinwire.decode_cost import Crop
 from thinwire.errors import ImageError
-from thinwire.imaging import open_image, upright_rgb
+from thinwire.imaging import Picture, crop_box, flat_note, held_picture, open_picture
 from thinwire.packet import Packet
 
 PROVIDERS = ("cpu", "cuda")
@@ -31,7 +32,8 @@ class Encoded:
     """A packet and the milliseconds that it cost.
 
     encode_ms in ONNX Runtime, code_ms in the range coder or the AV1 encoder; decode_image_ms (reading and decoding the
-    image file) and preprocess_ms (making the view) are 0 where a view was given.
+    image file) and preprocess_ms (making the view) are 0 where a view was given. note: what is odd about the picture,
+    one sentence.
     """
 
     packet: Packet
@@ -39,6 +41,7 @@ class Encoded:
     code_ms: float
     decode_image_ms: float = 0.0
     preprocess_ms: float = 0.0
+    note: str | None = None
 
 
 class Encoder:
@@ -104,14 +107,31 @@ class Encoder:
         """Any image → packet of the named rate. Raises `ImageError` too, naming the file."""
         self.bundle.n_layers(rate)
         started = time.perf_counter()
-        pixels = read_image(image)
+        pixels = read_image(image, (self.height, self.width))
         read = time.perf_counter()
         view = self.bundle.view(pixels)
         made = time.perf_counter()
         encoded = self.encode(view, rate)
         return Encoded(
-            encoded.packet, encoded.encode_ms, encoded.code_ms, 1000 * (read - started), 1000 * (made - read)
+            encoded.packet,
+            encoded.encode_ms,
+            encoded.code_ms,
+            1000 * (read - started),
+            1000 * (made - read),
+            flat_note(view, _name(image)),
         )
+
+    def view(self, image: ImageLike, crop: Crop | None = None, name: str = "frame") -> np.ndarray:
+        """The view uint8 (H, W, 3) of any image, or of the part of it inside `crop`. `name`: what errors call one that
+        has no file. Raises `ImageError`."""
+        size = self.height, self.width
+        pixels = read_image(image, size, crop)
+        if isinstance(pixels, Picture):
+            return pixels.view(*size, crop)
+        if crop is not None and pixels.ndim == 3:
+            left, top, right, bottom = crop_box(crop, pixels.shape[1], pixels.shape[0], name)
+            pixels = pixels[top:bottom, left:right]
+        return self.bundle.view(pixels)
 
 
 def _planes(view: np.ndarray) -> np.ndarray:
@@ -125,14 +145,21 @@ def default_rate(bundle: Bundle) -> str:
     return "mid" if "mid" in bundle.rates else names[(len(names) - 1) // 2]
 
 
-def read_image(image: ImageLike) -> Image.Image | np.ndarray:
-    """Whatever a caller holds → upright RGB for `Bundle.view`. Raises `ImageError`."""
+def read_image(image: ImageLike, view: tuple[int, int] | None = None, crop: Crop | None = None) -> Picture | np.ndarray:
+    """Whatever a caller holds → what `Bundle.view` takes. Raises `ImageError`. view, crop: as for `open_picture`."""
     if isinstance(image, np.ndarray):
         return image
     if isinstance(image, Image.Image):
-        return upright_rgb(image, getattr(image, "filename", "") or "image")
+        return held_picture(image, _name(image))
     if isinstance(image, (str, os.PathLike, bytes, bytearray, memoryview)):
-        return open_image(image)
+        return open_picture(image, view=view, crop=crop)
     raise ImageError(
         f"an image is a path, a file's bytes, a Pillow image or a uint8 (H, W, 3) array, not {type(image).__name__}"
     )
+
+
+def _name(image: ImageLike) -> str:
+    """What notes and errors call it."""
+    if isinstance(image, (str, os.PathLike)):
+        return os.fspath(image)
+    return getattr(image, "filename", "") or ("frame" if isinstance(image, np.ndarray) else "image")

@@ -53,12 +53,6 @@ class NothingToDo(ThinwireError):
     reason: ClassVar[str] = "NOTHING_TO_DO"
 
 
-class CropOutside(ThinwireError):
-    """--crop leaves nothing of this picture."""
-
-    reason: ClassVar[str] = "CROP_OUTSIDE"
-
-
 class FrameFailed(ThinwireError):
     """An exception that nobody expected, raised by one image; others are not concerned."""
 

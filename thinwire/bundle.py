@@ -38,7 +38,7 @@ from thinwire.errors import (
     UnknownBundle,
     UnknownModel,
 )
-from thinwire.imaging import canonical_view
+from thinwire.imaging import Picture, canonical_view
 from thinwire.packet import MODEL_ID_BYTES, Packet
 from thinwire.still import FAMILY as STILL
 from thinwire.still import Rung, StillCoder
@@ -85,7 +85,7 @@ class Bundle:
         """(C, h, w) of the symbols."""
         return self.coder.shape
 
-    def view(self, image: Image.Image | np.ndarray) -> np.ndarray:
+    def view(self, image: Image.Image | np.ndarray | Picture) -> np.ndarray:
         """The canonical view that this bundle's encoder takes: uint8 (H, W, 3)."""
         return canonical_view(image, *self.input_size)
 

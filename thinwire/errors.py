@@ -109,6 +109,12 @@ class ImageError(ThinwireError):
     reason: ClassVar[str] = "BAD_IMAGE"
 
 
+class CropOutside(ImageError):
+    """The part of the picture that was asked for lies outside it."""
+
+    reason: ClassVar[str] = "CROP_OUTSIDE"
+
+
 class LabelError(ThinwireError):
     """Labels or prompt templates are empty, too many, too long, or malformed."""
 

@@ -198,6 +198,7 @@ class Engine:
             due=now + self.limits.default_deadline_s if deadline is None else deadline,
             input_bytes=input_bytes,
             size_bytes=input_bytes + sum(map(len, labels)),
+            pixel_bytes=models.intake.decode_bytes(image_file) if image_file else 0,
             accepted=now,
             future=Future(),
             models=models,
@@ -212,7 +213,7 @@ class Engine:
                 raise self._ledger.refuse()
 
     def _accept(self, item: Item) -> None:
-        if self._ledger.is_full(item.size_bytes):
+        if self._ledger.is_full(item.size_bytes, item.pixel_bytes):
             self._sweep()
         self._ledger.accept(item)
 
@@ -272,7 +273,10 @@ class Engine:
         """Decodes `item`. False where another thread has to do something before the device can."""
         start = time.monotonic()
         item.queue_s += start - item.accepted
-        prepared = item.loaded_clip.intake.prepare(item.packet, item.image_file)
+        try:
+            prepared = item.loaded_clip.intake.prepare(item.packet, item.image_file)
+        finally:
+            self._ledger.decoded(item)
         item.packet = item.image_file = None  # frees the bytes: an item may wait long for its batch
         item.ready = time.monotonic()
         item.decode_s = item.ready - start

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from cloud.engine.prepared import Prepared
 from thinwire.errors import ThinwireError, UnknownModel
-from thinwire.imaging import canonical_view, open_image
+from thinwire.imaging import decode_cost, open_picture
 from thinwire.packet import Packet
 
 if TYPE_CHECKING:
@@ -31,10 +31,14 @@ class Intake:
         self.refused = refused or {}
         self._view = (view_height, view_width)
 
+    def decode_bytes(self, image_file: bytes) -> int:
+        """About how much memory `prepare` will take for an image file, from its header."""
+        return decode_cost(image_file, self._view)
+
     def prepare(self, packet: bytes | Packet | None, image_file: bytes | None) -> Prepared:
         """One input → its array. Raises `PacketError`, `UnknownModel`, `ClipMismatch` or `ImageError`."""
         if packet is None:
-            return Prepared(canonical_view(open_image(image_file), *self._view))
+            return Prepared(open_picture(image_file, view=self._view).view(*self._view))
         parsed = packet if isinstance(packet, Packet) else Packet.from_bytes(packet)
         if parsed.model_id in self.refused:
             error = self.refused[parsed.model_id]

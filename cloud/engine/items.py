@@ -25,6 +25,7 @@ class EngineLimits:
 
     queue_items: int = 256  # accepted and unanswered
     queue_bytes: int = 64 << 20  # input bytes of these
+    pixel_bytes: int = 512 << 20  # that their image files take to decode (280 kB can hold 88 megapixels)
     batch: BatchLimits | None = None  # None: what suits the device
     decode_threads: int | None = None  # 0: packets are decoded where the networks run; None: what suits the device
     pending_head_builds: int = 16
@@ -99,6 +100,7 @@ class Item:
     due: float  # monotonic seconds
     input_bytes: int  # of the packet or image file
     size_bytes: int  # of everything it holds
+    pixel_bytes: int  # that decoding will take; 0 for packets, and once it is decoded
     accepted: float
     future: Future
     models: Models

@@ -36,6 +36,7 @@ class Ledger:
         self._changed = threading.Condition()
         self.items: set[Item] = set()  # accepted and unanswered
         self.bytes = 0  # of their inputs
+        self.pixel_bytes = 0  # that those not yet decoded will take
         self.closing = False
         self.item_s = 0.01
         self.counts = dict.fromkeys(
@@ -44,14 +45,17 @@ class Ledger:
 
     # ---------------------------------------------------------------- room
 
-    def is_full(self, size_bytes: int = 0) -> bool:
-        """Whether an item of `size_bytes` would be refused now: too many items, too long a wait, or too many bytes."""
+    def is_full(self, size_bytes: int = 0, pixel_bytes: int = 0) -> bool:
+        """Whether an item of `size_bytes`, and `pixel_bytes` more while it is decoded, would be refused now: too many
+        items, too long a wait, or too many bytes."""
         waiting = len(self.items)
         if waiting >= self._limits.queue_items:
             return True
         longest_s = self._limits.max_wait_s
         if longest_s is not None and waiting >= 2 * self._batch_items and waiting * self.item_s > longest_s:
             return True
+        if pixel_bytes and self.pixel_bytes and self.pixel_bytes + pixel_bytes > self._limits.pixel_bytes:
+            return True  # a picture that is the only one is taken, however large
         return bool(self.items) and self.bytes + size_bytes > self._limits.queue_bytes
 
     def refuse(self) -> QueueFull:
@@ -69,11 +73,22 @@ class Ledger:
             if self.closing:
                 self._observers.refused(ShuttingDown.reason)
                 raise ShuttingDown("the service is stopping")
-            if self.is_full(item.size_bytes):
+            if self.is_full(item.size_bytes, item.pixel_bytes):
                 raise self.refuse()
             self.items.add(item)
             self.bytes += item.size_bytes
+            self.pixel_bytes += item.pixel_bytes
             self.counts["accepted"] += 1
+
+    def decoded(self, item: Item) -> None:
+        """Gives back what the item's pixels took; a second time does nothing."""
+        if item.pixel_bytes:
+            with self._changed:
+                self._give_back_pixels(item)
+
+    def _give_back_pixels(self, item: Item) -> None:
+        self.pixel_bytes -= item.pixel_bytes
+        item.pixel_bytes = 0
 
     def close(self, timeout_s: float | None) -> list[Item]:
         """Accepts no more items, waits until all are settled, and returns those that were not after `timeout_s`."""
@@ -162,6 +177,7 @@ class Ledger:
                 return False
             self.items.remove(item)
             self.bytes -= item.size_bytes
+            self._give_back_pixels(item)
             self.counts[outcome] += 1
             self._changed.notify_all()
         if outcome == "cancelled":

@@ -22,7 +22,7 @@ from PIL import Image
 
 from thinwire.contract import is_loopback
 from thinwire.errors import ThinwireError
-from thinwire.imaging import open_image
+from thinwire.imaging import open_picture
 
 if TYPE_CHECKING:
     from cloud.engine.engine import Engine
@@ -162,7 +162,7 @@ class Web:
 
 
 def _thumbnail(image_file: bytes) -> bytes:
-    image = open_image(image_file)
+    image = open_picture(image_file, view=(THUMBNAIL, THUMBNAIL)).upright()
     image.thumbnail((THUMBNAIL, THUMBNAIL))
     out = io.BytesIO()
     image.save(out, "JPEG", quality=80)

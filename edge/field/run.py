@@ -14,22 +14,23 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edge.encoder import Encoder, read_image
+from edge.encoder import Encoder
 from edge.errors import SpoolDiskFull, SpoolFull, SpoolReadOnly, described
 from edge.field.courier import Courier
 from edge.field.fallback import Fallback
 from edge.field.in_work import MAX_DEATHS, InWork
 from edge.field.result_lines import lost, provisional
-from edge.field.rung_choice import RungChoice
 from edge.field.shot import Shot, Source
 from edge.field.sinks import Delivery, Sink
 from edge.field.spool import Spool
-from edge.field.views import Gate, cropped
+from edge.field.views import Gate
 from thinwire.errors import ThinwireError
+from thinwire.imaging import flat_note
 from thinwire.text import safe_text
 
 ROOM_EVERY_S = 0.5
@@ -66,10 +67,7 @@ class _Ended:
 
 @dataclass
 class FieldRun:
-    """Everything that `run` needs, put together by `edge.cli`. rate: the layers that are spooled, by name.
-
-    rungs: chooses the rate of each frame in its place, for bundles whose packets cannot be cut later.
-    """
+    """Everything that `run` needs, put together by `edge.cli`. rate: the layers that are spooled, by name."""
 
     sources: list[Source]
     encoder: Encoder
@@ -83,7 +81,6 @@ class FieldRun:
     in_work: InWork
     crop: tuple[float, float, float, float] | None = None
     fallback: Fallback | None = None
-    rungs: RungChoice | None = None
     drain_s: float = float("inf")
     notify: Callable[[str], None] = lambda state: None
     stop: threading.Event = field(default_factory=threading.Event)
@@ -98,6 +95,7 @@ class FieldRun:
         if self.spool.recovered:
             self.say(self.spool.recovered)
         self._said: set[str] = set()
+        self._flat: set[str] = set()  # sources of which a nearly flat view was told
         self._noted_at = 0.0
         self._delivery = delivery = Delivery(self.spool, self.sinks, self.say)
         self.courier.on_result = delivery.wake
@@ -177,8 +175,7 @@ class FieldRun:
                 if not self.gate.passes(shot.place, view):
                     self.tally.unchanged += 1
                     return
-                encoded = self.rungs.encode(view) if self.rungs else self.encoder.encode(view, self.rate)
-                packet = encoded.packet.to_bytes()
+                packet = self.encoder.encode(view, self.rate).packet.to_bytes()
         except Exception as error:
             self._give_up(shot, *_reason(error, shot))
             return
@@ -192,17 +189,22 @@ class FieldRun:
     def _give_up(self, shot: Shot, reason: str, why: str) -> None:
         """The frame's final line, without an answer."""
         self.tally.unreadable += 1
-        if why not in self._said and len(self._said) < MAX_SAID:
-            self._said.add(why)
-            self.say(why)
+        self._say_once(why)
         self._accept(shot, None, lost(shot.key, shot.source, shot.captured_at, reason, why))
         self.in_work.forget(shot.key)
 
+    def _say_once(self, text: str) -> None:
+        if text not in self._said and len(self._said) < MAX_SAID:
+            self._said.add(text)
+            self.say(text)
+
     def _view(self, shot: Shot) -> np.ndarray:
-        image = read_image(shot.image)
-        if self.crop is not None:
-            image = cropped(np.asarray(image), self.crop)
-        return self.encoder.bundle.view(image)
+        view = self.encoder.view(shot.image, self.crop, shot.source)
+        name = shot.source if isinstance(shot.image, Path) else shot.place or shot.source
+        if name not in self._flat and len(self._flat) < MAX_SAID and (note := flat_note(view, name)) is not None:
+            self._flat.add(name)
+            self.say(note)
+        return view
 
     def _early(self, shot: Shot, view: np.ndarray) -> dict[str, Any] | None:
         """The device's own answer while the link is down; None where it has none, for whatever reason."""

@@ -140,7 +140,7 @@ class Video:
                     if stop.is_set():
                         return
                     if pace.wants(time.monotonic() if self.live or frame.time is None else frame.time):
-                        yield frame.to_ndarray(format="rgb24"), time.time()
+                        yield upright(frame), time.time()
         except (av.FFmpegError, OSError, IndexError, ValueError) as error:
             text = without_secrets(str(getattr(error, "strerror", None) or error))
             raise kind(f"{self.name}: {text}") from error
@@ -173,6 +173,29 @@ class Pace:
             return False
         self._due = max(self._due + self._every, at)
         return True
+
+
+def upright(frame: Any) -> np.ndarray:
+    """A decoded frame as uint8 (H, W, 3) RGB, turned and mirrored as its display matrix says: phones store what the
+    sensor saw, and how they were held beside it."""
+    image = frame.to_ndarray(format="rgb24")
+    for data in frame.side_data:
+        if data.type.name == "DISPLAYMATRIX":
+            a, b, _, c, d, *_ = np.frombuffer(data, np.int32, 9).tolist()  # 16.16: x' = ax + cy, y' = bx + dy
+            return _turned(image, a, b, c, d)
+    return image
+
+
+def _turned(image: np.ndarray, a: int, b: int, c: int, d: int) -> np.ndarray:
+    """The quarter turn and mirroring nearest to a display matrix."""
+    if abs(b) + abs(c) > abs(a) + abs(d):  # columns become rows
+        image = image.transpose(1, 0, 2)
+        a, d = c, b
+    if a < 0:
+        image = image[:, ::-1]
+    if d < 0:
+        image = image[::-1]
+    return np.ascontiguousarray(image)
 
 
 def _decoded(av, container, stream) -> Iterator:

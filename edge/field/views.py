@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from edge.errors import CropOutside, SourceError
+from edge.errors import SourceError
+from thinwire.decode_cost import Crop
 
 
 class Gate:
@@ -40,7 +41,7 @@ def _thumbnail(view: np.ndarray) -> np.ndarray:
     return luma[: rows * high, : columns * wide].reshape(rows, high, columns, wide).mean(axis=(1, 3))
 
 
-def parse_crop(text: str) -> tuple[float, float, float, float]:
+def parse_crop(text: str) -> Crop:
     """ "X,Y,W,H" in pixels, or as shares when all are at most 1. Raises `SourceError`."""
     try:
         x, y, width, height = (float(part) for part in text.split(","))
@@ -49,19 +50,3 @@ def parse_crop(text: str) -> tuple[float, float, float, float]:
     if min(x, y) < 0 or min(width, height) <= 0:
         raise SourceError(f"--crop {text!r}: X and Y are 0 or more, W and H above 0")
     return x, y, width, height
-
-
-def cropped(image: np.ndarray, crop: tuple[float, float, float, float]) -> np.ndarray:
-    """The part of uint8 (H, W, 3) that lies inside. Raises `CropOutside` when none does."""
-    high, wide = image.shape[:2]
-    x, y, width, height = crop
-    if max(crop) <= 1:
-        x, width, y, height = x * wide, width * wide, y * high, height * high
-    part = image[round(y) : round(y + height), round(x) : round(x + width)]
-    if part.size == 0:
-        asked = ",".join(f"{each:g}" for each in crop)
-        raise CropOutside(
-            f"--crop {asked} lies outside this picture of {wide}x{high} pixels: give it in shares of the frame, from 0 "
-            "to 1, or leave it away"
-        )
-    return np.ascontiguousarray(part)

@@ -12,13 +12,15 @@ import pytest
 from cloud.engine.batching import BatchLimits, DeadlineQueue
 from cloud.engine.engine import Engine
 from cloud.engine.events import Observer
+from cloud.engine.intake import Intake
 from cloud.engine.items import EngineLimits
 from cloud.engine.prepared import Embedded, Prepared
 from cloud.engine.text_heads import HeadCache
 from cloud.errors import DeadlinePassed, InferenceFailed, InvalidRequest, QueueFull, ShuttingDown
 from tests.cloud.fixed_models import FixedModels
+from tests.thinwire.test_imaging import png_header
 from tests.waiting import until
-from thinwire.errors import LabelError, MalformedPacket, ThinwireError
+from thinwire.errors import ImageError, LabelError, MalformedPacket, ThinwireError
 
 LABELS = ("cat", "dog", "car")
 
@@ -196,6 +198,36 @@ def test_the_queue_is_bounded_in_bytes_but_takes_one_large_item(make, runner):
     engine.submit(packet=b"x" * 90)
     with pytest.raises(QueueFull):
         engine.submit(packet=b"x" * 90)
+
+
+def image_of(megapixels: int) -> bytes:
+    """A PNG's header; its pixels would take 4 MB a megapixel."""
+    return png_header(1000 * megapixels, 1000)
+
+
+def test_pixels_are_counted_before_they_are_decoded(runner, tiny_clip):
+    """280 kB can be 88 megapixels: a few such requests must not fill the memory."""
+    held, started = threading.Event(), threading.Semaphore(0)
+
+    class Slow(Intake):
+        def prepare(self, packet, image_file):
+            started.release()
+            held.wait(10)
+            return super().prepare(packet, image_file)
+
+    limits = EngineLimits(pixel_bytes=100_000_000, decode_threads=2)
+    with Engine(runner, FixedModels(Slow([]), HeadCache(tiny_clip)), limits, log_errors=False) as engine:
+        futures = [engine.submit(image_file=image_of(20))]  # 80 MB
+        assert started.acquire(timeout=5)
+        with pytest.raises(QueueFull):
+            engine.submit(image_file=image_of(6))
+        futures += [engine.submit(image_file=image_of(4)), engine.submit(image_file=b"no image at all")]
+        assert engine.load[0] == 3
+        held.set()
+        for future in futures:
+            with pytest.raises(ImageError):
+                future.result(10)
+        assert engine.submit(image_file=image_of(80)).exception(10)  # the only one is taken, however large
 
 
 def test_places_of_callers_who_left_are_given_to_others(make, runner):
