@@ -7,7 +7,7 @@ ENV ?= $(or $(THINWIRE_ENV),$(HOME)/.cache/thinwire/env-$(KEY))
 PY := PYTHONPATH="$(CURDIR)" "$(ENV)/bin/python"
 .DEFAULT_GOAL := help
 
-.PHONY: help setup demo test test-fast lint format figures families study stubs edge-size edge-binary clean
+.PHONY: help setup demo test test-fast lint format figures families study stubs edge-size wheels fuzz edge-binary print-env clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -60,8 +60,17 @@ stubs: setup ## regenerate thinwire/v1 from proto/
 edge-size: setup ## install the edge extra alone, print its size, classify with it
 	@$(PY) scripts/edge_size.py
 
+wheels: setup ## wheels for Linux, macOS and Windows, and the sdist, in dist/
+	@$(PY) scripts/build_wheels.py
+
+fuzz: setup ## ten million damaged packets at the compiled coder, with sanitizers (needs clang)
+	@$(PY) scripts/fuzz_native.py
+
 edge-binary: setup ## the edge client as one file, dist/thinwire-edge.pyz
 	@$(PY) scripts/edge_binary.py
 
+print-env:
+	@echo "$(ENV)"
+
 clean: ## remove what builds left in the clone
-	rm -rf .venv build dist reports .ruff_cache .hypothesis
+	rm -rf .venv build dist reports .ruff_cache .hypothesis thinwire/_coder*.so

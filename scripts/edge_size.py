@@ -52,18 +52,23 @@ def build_wheel(folder: Path, native: bool = True) -> Path:
 
     native: with the compiled coder, if there is a C compiler; else a wheel for any system.
     """
+    source = copy_source(folder / "source")
+    environment = {} if native else {"THINWIRE_NATIVE": "0"}
+    run([sys.executable, "-m", "pip", "wheel", "--no-deps", "-w", folder, source], "building the wheel", environment)
+    return next(folder.glob("thinwire-*.whl"))
+
+
+def copy_source(source: Path) -> Path:
+    """Copies what a wheel or an sdist is made of to the folder `source`, which is returned."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     rooms = [pattern.rstrip("*") for pattern in project["tool"]["setuptools"]["packages"]["find"]["include"]]
-    source = folder / "source"
     for room in (*rooms, "native"):
         shutil.copytree(ROOT / room, source / room, ignore=shutil.ignore_patterns("__pycache__", "_coder.*"))
     for name in (*BUILD_FILES, project["project"]["readme"], *project["project"]["license-files"]):
         if not (ROOT / name).is_file():
             raise SystemExit(f"edge_size: {ROOT / name} is missing, and the wheel needs it")
         shutil.copy(ROOT / name, source)
-    environment = {} if native else {"THINWIRE_NATIVE": "0"}
-    run([sys.executable, "-m", "pip", "wheel", "--no-deps", "-w", folder, source], "building the wheel", environment)
-    return next(folder.glob("thinwire-*.whl"))
+    return source
 
 
 def install(wheel: Path, env: Path) -> Path:
