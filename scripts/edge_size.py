@@ -1,6 +1,6 @@
 """Installs the `edge` extra alone from a wheel of this checkout, prints its size, and classifies a photograph with it.
 
-    python scripts/edge_size.py       (`make edge-size`; needs the full environment for the server, and pip's index)
+    python scripts/edge_size.py [--newest]      (`make edge-size`; needs the full environment and pip's index)
 
 Sizes are file lengths in MB of 10^6 bytes. "As shipped" is what the wheels hold (`pip install --no-compile`, or uv);
 "with .pyc" adds the byte code that a plain `pip install` writes beside each module. The limit holds for the first.
@@ -71,11 +71,15 @@ def copy_source(source: Path) -> Path:
     return source
 
 
-def install(wheel: Path, env: Path) -> Path:
-    """A clean environment with thinwire[edge] and nothing else, not even pip; returns its site-packages."""
+def install(wheel: Path, env: Path, newest: bool = False) -> Path:
+    """A clean environment with thinwire[edge] and nothing else, not even pip; returns its site-packages.
+
+    newest: the newest packages that thinwire allows, as a user's pip takes, in place of the locked ones.
+    """
     run([sys.executable, "-m", "venv", "--without-pip", env], "making a clean environment")
     pip = [sys.executable, "-m", "pip", "--python", env / "bin" / "python", "install", "--no-compile"]
-    run([*pip, "-c", ROOT / "requirements.lock", f"{wheel}[edge]"], "installing thinwire[edge]")
+    versions = [] if newest else ["-c", ROOT / "requirements.lock"]
+    run([*pip, *versions, f"{wheel}[edge]"], "installing thinwire[edge]")
     return next((env / "lib").glob("python3*/site-packages"))
 
 
@@ -112,7 +116,7 @@ def classify(env: Path) -> str:
 def main() -> int:
     with tempfile.TemporaryDirectory(prefix="thinwire-edge-size-") as name:
         folder, env = Path(name), Path(name) / "env"
-        site = install(build_wheel(folder), env)
+        site = install(build_wheel(folder), env, newest="--newest" in sys.argv[1:])
         python = env / "bin" / "python"
         find = f"import importlib.util as u; print(*[n for n in {HEAVY} if u.find_spec(n)])"
         heavy = run([python, "-c", find], "looking for packages that an edge must not have").split()
