@@ -31,8 +31,9 @@ demo: setup ## server up, edge classifies real photographs, table and report
 test: setup ## all tests; lists what took over 10 s, which the marker `slow` is for
 	@$(PY) -m pytest -p no:cacheprovider -n 2 --dist loadscope --durations=30 --durations-min=10
 
-test-fast: setup ## the tests of the wire, the device and the service, without slow ones: for every save
-	@$(PY) -m pytest -p no:cacheprovider -n 2 --dist loadscope -m "not slow" tests/thinwire tests/edge tests/synthesis tests/cloud
+TESTS ?= tests/thinwire tests/edge tests/synthesis tests/cloud
+test-fast: setup ## the tests of wire, device and service without slow ones; TESTS=tests/x.py for one file
+	@$(PY) -m pytest -p no:cacheprovider -n 2 --dist loadscope -m "not slow" $(TESTS)
 
 lint: setup ## ruff, import contracts, buf lint, stubs as generated
 	@$(PY) -m ruff check .

@@ -17,6 +17,7 @@ EPILOG = """examples:
   thinwire-export bundle runs/conv --out bundles/conv
   thinwire-export card bundles/conv results.json        # results.json is what the benchmark `eval` wrote
   thinwire-export embedding --clip clip-lite --out bundles/embedding     # or NAME:TAG, NAME:/path, an open_clip folder
+  thinwire-export still --out bundles/still              # bare AV1 stills: no network on the device, no training
   thinwire-export adapt --bundle layered --rates tiny low --minutes 10   # CLIP learns to read a codec: an adapter
   thinwire-export clip-lite --out bundles/clip-lite                      # needs wordnet-base and the extra `export`
   thinwire-export clip-lite-eval thinwire/models/clip-lite
@@ -56,6 +57,10 @@ def build_parser() -> argparse.ArgumentParser:
     embedding.add_argument("--clip", default="clip-lite", help="clip-lite, NAME:TAG, NAME:/path/to/checkpoint, folder")
     embedding.add_argument("--out", type=Path, required=True)
     embedding.add_argument("--count", type=int, default=3000, help="training photographs for axes, steps and tables")
+
+    still = commands.add_parser("still", help="write the bundle of bare AV1 stills: no network, no training")
+    still.add_argument("--out", type=Path, required=True)
+    still.add_argument("--count", type=int, default=96, help="training photographs over which frames are compared")
 
     adapt = commands.add_parser("adapt", help="adapt a CLIP's image tower to a bundle's pictures at low rates (LoRA)")
     adapt.add_argument("--bundle", default="layered", metavar="NAME|PATH")
@@ -142,6 +147,16 @@ def run_embedding(args: argparse.Namespace) -> None:
     print(folder)
 
 
+def run_still(args: argparse.Namespace) -> None:
+    from export.still import make_still_bundle
+    from thinwire.errors import ThinwireError
+
+    try:
+        print(make_still_bundle(args.out, args.count))
+    except (ThinwireError, OSError) as error:
+        raise SystemExit(f"thinwire-export still: {error}") from error
+
+
 def run_adapt(args: argparse.Namespace) -> None:
     from export.adapt import AdaptSettings, adapt
     from thinwire.errors import ThinwireError
@@ -206,6 +221,7 @@ def main(argv: list[str] | None = None) -> int:
         "train": run_train,
         "bundle": run_bundle,
         "embedding": run_embedding,
+        "still": run_still,
         "adapt": run_adapt,
         "card": run_card,
         "clip-lite": run_clip_lite,

@@ -67,21 +67,26 @@ def figures(bundle: Bundle) -> str:
     return "\n".join(lines) or "not yet"
 
 
+def encoder_columns(bundle: Bundle) -> list[str]:
+    """Parameters, multiply-accumulates and file size of the encoder network."""
+    parameters, macs = encoder_work(bundle.encoder_path())
+    size = bundle.encoder_path().stat().st_size
+    return [f"{parameters / 1e6:.2f} M", f"{macs / 1e6:.0f} M", f"{size / 1e6:.1f} MB"]
+
+
 def table(paths: list[Path]) -> Table:
     """Shipped bundles, those in `paths`, then families that have no bundle among them."""
     out = Table("bundle", "family", "model id", "ladder", "parameters", "MACs", "encoder", "measured")
     seen = set()
     for bundle in map(load_bundle, [*shipped_bundles().values(), *paths]):
         seen.add(bundle.card.wire["family"])
-        parameters, macs = encoder_work(bundle.encoder_path())
+        work = encoder_columns(bundle) if bundle.has_encoder else ["0 M", "0 M", "Pillow's AV1"]
         out.add_row(
             bundle.name,
             bundle.card.wire["family"],
             bundle.model_id.hex(),
             ladder(bundle),
-            f"{parameters / 1e6:.2f} M",
-            f"{macs / 1e6:.0f} M",
-            f"{bundle.encoder_path().stat().st_size / 1e6:.1f} MB",
+            *work,
             figures(bundle),
         )
     for name, family in FAMILIES.items():

@@ -3,9 +3,11 @@
     python scripts/golden_packets.py [--check] [BUNDLE...]
 
 BUNDLE.npz holds symbols as the fp32 encoder gave them once; BUNDLE.json the length and SHA-256 of the packet of each
-rate. With --check nothing is written: packets must be the golden ones to the byte, decode to the golden symbols, and
-the encoder must still give (almost) these symbols; exit code 1 and a line for each difference otherwise. A new bundle
-needs new files; another result for an old bundle breaks the promise of thinwire/WIRE.md.
+rate. Of a still, whose bytes differ between releases of libaom, BUNDLE.json holds whole packets and the SHA-256 of the
+pictures that they must become (`scripts/golden_stills.py`). With --check nothing is written: packets must be the golden
+ones to the byte, decode to the golden symbols, and the encoder must still give (almost) these symbols; exit code 1 and
+a line for each difference otherwise. A new bundle needs new files; another result for an old one breaks the promise of
+thinwire/WIRE.md.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.data.photos import wheel_photos  # noqa: E402
 from edge.encoder import Encoder  # noqa: E402
+from scripts.golden_stills import still_differences, write_stills  # noqa: E402
 from thinwire.bundle import Bundle, load_bundle, shipped_bundles  # noqa: E402
 from thinwire.imaging import open_image  # noqa: E402
 from thinwire.packet import Packet  # noqa: E402
@@ -113,7 +116,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     found = []
     for bundle in map(load_bundle, args.bundles or shipped_bundles().values()):
-        if args.check:
+        if not bundle.coder.exact:
+            found += still_differences(bundle) if args.check else []
+            if not args.check:
+                print(write_stills(bundle))
+        elif args.check:
             found += differences(bundle)
         else:
             write_golden(bundle)

@@ -1,4 +1,4 @@
-"""Writes the tables of README.md from the measurements in benchmarks/results; `--check` only says whether they agree.
+"""Writes the tables of README.md and docs/*.md from benchmarks/results; `--check` only says whether they agree.
 
 Each file there is the unedited JSON document of one command: `thinwire-bench eval --json`, `make demo`,
 `thinwire-export clip-lite-eval`, `make edge-size`, and those that the tables of device and service name.
@@ -196,26 +196,27 @@ FIGURES = {
 }
 
 
+BLOCK = re.compile(r"(<!-- figures: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
 def render(text: str) -> str:
-    """README text with every figures block rewritten."""
-    for name, make in FIGURES.items():
-        pattern = re.compile(rf"(<!-- figures: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
-        if not pattern.search(text):
-            raise SystemExit(f"README.md has no block `<!-- figures: {name} -->`")
-        body = make() + "\n"
-        text = pattern.sub(lambda match, body=body: match[1] + body + match[2], text)
-    return text
+    """A page with the body of every block written again."""
+    return BLOCK.sub(lambda block: f"{block[1]}{FIGURES[block[2]]()}\n{block[3]}", text)
 
 
 def main() -> int:
-    path = ROOT / "README.md"
-    text = path.read_text()
-    wanted = render(text)
+    texts = {path: path.read_text() for path in PAGES}
+    named = {block[2] for text in texts.values() for block in BLOCK.finditer(text)}
+    if named != set(FIGURES):
+        raise SystemExit(f"blocks and figures differ: {', '.join(sorted(named ^ set(FIGURES)))}")
+    differ = [path for path, text in texts.items() if render(text) != text]
     if "--check" in sys.argv:
-        if text != wanted:
-            print("README.md differs from benchmarks/results: run `make figures`", file=sys.stderr)
-        return int(text != wanted)
-    path.write_text(wanted)
+        for path in differ:
+            print(f"{path.relative_to(ROOT)} differs from benchmarks/results: run `make figures`", file=sys.stderr)
+        return int(bool(differ))
+    for path in differ:
+        path.write_text(render(texts[path]))
     return 0
 
 

@@ -25,4 +25,6 @@ if __name__ == "__main__":
         old.unlink()
     print(tower_graph(folded(load_clip()), SHIPPED_GRAPHS))
     for bundle in map(load_bundle, shipped_bundles()):
-        print(decoder_graph(bundle, synthesis.load(bundle), SHIPPED_GRAPHS))
+        net = synthesis.load(bundle)
+        if net.state_dict():  # a plain still has nothing to run
+            print(decoder_graph(bundle, net, SHIPPED_GRAPHS))

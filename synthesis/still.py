@@ -3,20 +3,56 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 
-class StillSynthesis(nn.Module):
-    """planes (B, 3, H, W) in 0..255 and rungs (B,) → RGB (B, 3, H, W) in [0, 1]: the picture as it was decoded.
+class Grain(nn.Module):
+    """Adds noise of a fixed pattern to RGB in [0, 1], the same to all three colours; it has no weights.
 
-    It has no weights.
+    Networks read photographs, and photographs have grain: on the smooth pictures that a codec leaves at a few hundred
+    bytes they fire wrongly. grain: standard deviation for each rung, in 1/255; height, width: of the view.
     """
 
+    def __init__(self, grain: list[float], height: int, width: int) -> None:
+        super().__init__()
+        self.register_buffer("grain", torch.tensor(grain, dtype=torch.float32) / 255, persistent=False)
+        self.register_buffer("pattern", torch.from_numpy(grain_pattern(height, width)), persistent=False)
+
+    def forward(self, x: torch.Tensor, n_layers: torch.Tensor) -> torch.Tensor:
+        return x + self.grain.index_select(0, n_layers - 1)[:, None, None, None] * self.pattern
+
+
+def grain_pattern(height: int, width: int) -> np.ndarray:
+    """Nearly normal noise of mean 0 and standard deviation 1, float32 (height, width); the same on every machine.
+
+    Sums of the four bytes of hashed positions: whole numbers alone (Murmur3's finaliser).
+    """
+    mask = np.uint64(0xFFFFFFFF)
+    h = np.arange(1, height * width + 1, dtype=np.uint64) * np.uint64(0x9E3779B1) & mask
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):
+        h = (h ^ h >> np.uint64(shift)) * np.uint64(factor) & mask
+    total = sum(h >> np.uint64(8 * place) & np.uint64(255) for place in range(4)).astype(np.float64)
+    deviation = math.sqrt(4 * (256**2 - 1) / 12)
+    return ((total - 4 * 127.5) / deviation).reshape(height, width).astype(np.float32)
+
+
+class StillSynthesis(nn.Module):
+    """planes (B, 3, H, W) in 0..255 and rungs from 1 (B,) → RGB (B, 3, H, W) in [0, 1]: the picture as it was decoded.
+
+    grain, size: as `Grain` takes them (size is [height, width]). It has no weights.
+    """
+
+    def __init__(self, grain: list[float], size: list[int]) -> None:
+        super().__init__()
+        self.grain = Grain(grain, *size)
+
     def forward(self, symbols: torch.Tensor, n_layers: torch.Tensor) -> torch.Tensor:
-        return symbols / 255
+        return self.grain(symbols / 255, n_layers).clamp(0, 1)
 
 
 class Residual(nn.Module):
@@ -39,13 +75,21 @@ class RestoreSynthesis(nn.Module):
     picture alone, which is right where guesses do harm.
 
     rungs: [pixels of a side, quality] of each; strength: of each, 0 to 1; widths: channels at 1/4 and 1/8 of the
-    resolution; blocks: residual blocks at 1/8.
+    resolution; blocks: residual blocks at 1/8; grain, size: as of `StillSynthesis`, added at the end.
     """
 
-    def __init__(self, rungs: list[list[int]], strength: list[float], widths: list[int], blocks: int) -> None:
+    def __init__(
+        self,
+        rungs: list[list[int]],
+        strength: list[float],
+        widths: list[int],
+        blocks: int,
+        grain: list[float],
+        size: list[int],
+    ) -> None:
         super().__init__()
-        if len(rungs) != len(strength):
-            raise ValueError("each rung needs a strength")
+        if not len(rungs) == len(strength) == len(grain):
+            raise ValueError("each rung needs a strength and a grain")
         w0, w1 = widths
         self.inp = nn.Conv2d(50, w0, 3, padding=1)
         self.down = nn.Conv2d(w0, w1, 2, stride=2)
@@ -57,14 +101,20 @@ class RestoreSynthesis(nn.Module):
         conditions = torch.tensor([condition(size, quality) for size, quality in rungs])  # (rungs, 2)
         self.register_buffer("conditions", conditions, persistent=False)
         self.register_buffer("strength", torch.tensor(strength, dtype=torch.float32), persistent=False)
+        self.grain = Grain(grain, *size)
         for layer in (self.out, self.film):  # at first nothing is added
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
     def forward(self, symbols: torch.Tensor, n_layers: torch.Tensor) -> torch.Tensor:
+        return self.unclamped(symbols, n_layers).clamp(0, 1)
+
+    def unclamped(self, symbols: torch.Tensor, n_layers: torch.Tensor) -> torch.Tensor:
+        """The training view: without the clamp, whose gradient is zero outside the range."""
         x = symbols / 255
         strength = self.strength.index_select(0, n_layers - 1)[:, None, None, None]
-        return (x + strength * self.missing(x, self.conditions.index_select(0, n_layers - 1))).clamp(0, 1)
+        x = x + strength * self.missing(x, self.conditions.index_select(0, n_layers - 1))
+        return self.grain(x, n_layers)
 
     def missing(self, x: torch.Tensor, conditions: torch.Tensor) -> torch.Tensor:
         """RGB in [0, 1] (B, 3, H, W) and conditions (B, 2) → what should be added (B, 3, H, W)."""
@@ -83,3 +133,19 @@ class RestoreSynthesis(nn.Module):
 def condition(size: int, quality: int) -> tuple[float, float]:
     """What the network is told of a rung: size in octaves from 112 pixels, quality about -1.5 to 2."""
     return math.log2(size / 112), (quality - 25) / 15
+
+
+def restore_spec(wire: dict[str, Any], plain: dict[str, Any]) -> dict[str, Any]:
+    """The `cloud.synthesis` of a restoring network for a still whose card has `wire` and, so far, `plain`.
+
+    Untrained it shows what `plain` (arch "still") shows.
+    """
+    return {
+        "arch": "restore",
+        "rungs": [[min(each["width"], each["height"]), each["quality"]] for each in wire["stills"]],
+        "strength": [1.0] * len(wire["stills"]),
+        "widths": [32, 96],
+        "blocks": 4,
+        "grain": plain["grain"],
+        "size": plain["size"],
+    }

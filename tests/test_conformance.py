@@ -1,5 +1,7 @@
 """One suite for the bundle of every family: exact packets, prefixes that answer, nothing but typed errors on damage.
 
+Stills are lossy and have no layers: tests/test_conformance_still.py asks the same of them in their own terms.
+
 Every bundle in thinwire/models is tested, and of each family that ships none one that a few steps of
 `thinwire-export train` made here; the server, CLIP and photographs are the real ones. Golden files exist for what
 ships, and only what ships must answer well.
@@ -32,6 +34,7 @@ from edge.errors import Refused
 from edge.line.client import Question
 from scripts.golden_packets import LEAST_EQUAL, describe_packets, encode_photos, read_golden
 from tests.trained_bundles import bundle_of, family_names
+from thinwire import still
 from thinwire.bundle import load_bundle, shipped_bundles, write_bundle
 from thinwire.errors import MissingFile, PacketError
 from thinwire.imaging import open_image
@@ -52,7 +55,7 @@ def made(tmp_path_factory):
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(scope="module", params=family_names())
+@pytest.fixture(scope="module", params=[name for name in family_names() if name != still.FAMILY])
 def bundle(request, made):
     return load_bundle(bundle_of(request.param, made))
 
@@ -222,7 +225,9 @@ def test_every_prefix_of_a_packet_is_answered_by_the_service(bundle, answers):
             assert probabilities == sorted(probabilities, reverse=True)
 
 
-@pytest.mark.parametrize("bundle", list(shipped_bundles()), indirect=True)  # the others have learnt nothing
+@pytest.mark.parametrize(
+    "bundle", [name for name in shipped_bundles() if name != still.FAMILY], indirect=True
+)  # the others have learnt nothing
 def test_more_layers_do_not_answer_worse(bundle, answers):
     """Top-1 over the twelve photographs: at most one fewer for each layer added, and none fewer at the end."""
     truth = [photo.label for photo in wheel_photos()]

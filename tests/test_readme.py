@@ -1,4 +1,4 @@
-"""README.md and docs/edge.md are true: examples run as they stand, figures are the measured ones.
+"""README.md and docs are true: examples run as they stand, figures are the measured ones.
 
 Every other quoted command is fed to its parser: test_quoted_commands.py.
 """
@@ -17,8 +17,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
-ON_A_DEVICE = (ROOT / "docs" / "edge.md").read_text()
-EXAMPLES = re.findall(r"<!-- runs -->\n```(sh|python)\n(.*?)```", README + ON_A_DEVICE, re.DOTALL)
+DOCS = "".join(path.read_text() for path in sorted((ROOT / "docs").glob("*.md")))
+EXAMPLES = list(dict.fromkeys(re.findall(r"<!-- runs -->\n```(sh|python)\n(.*?)```", README + DOCS, re.DOTALL)))
 COMMANDS = {"thinwire-edge": "edge.cli", "thinwire-cloud": "cloud.cli", "thinwire-export": "export.cli"}
 
 

@@ -166,6 +166,10 @@ def make_tiny_still(folder: str | os.PathLike[str], size: int = 64, name: str = 
             "stills": [rung.card() for rung in rungs],
             "rates": [{"name": "low", "still": 1}, {"name": "high", "still": 2}],
         },
-        cloud={"output": "pixels", "synthesis": {"arch": "still"}, "clip": None},
+        cloud={
+            "output": "pixels",
+            "synthesis": {"arch": "still", "grain": [4.0, 0.0], "size": [size, size]},
+            "clip": None,
+        },
         about={"training": {"note": "test only"}, "metrics": {}},
     )

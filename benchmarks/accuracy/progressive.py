@@ -68,8 +68,11 @@ def layer_logits(data: Dataset, bundle: Bundle, clip, prompt_set: str, seen: Cal
     from cloud.engine.text_heads import HeadCache
     from cloud.networks.assemble import served_runner
     from edge.encoder import Encoder
+    from thinwire.errors import RateError
     from thinwire.labels import resolve_templates
 
+    if len(bundle.coder.layers) < 2:
+        raise RateError(f"bundle {bundle.name!r} sends one layer: there is nothing to stop early, and to calibrate")
     encoder, runner = Encoder(bundle), served_runner(clip, [bundle], "fp32")
     head = HeadCache(clip).load(data.labels, resolve_templates(prompt_set))
     rate = list(bundle.rates)[-1]

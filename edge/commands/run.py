@@ -20,6 +20,7 @@ from edge.field.in_work import InWork
 from edge.field.mqtt import Brokers, MqttSink
 from edge.field.rate_control import Budget, Cap, RateControl
 from edge.field.run import FieldRun
+from edge.field.rung_choice import RungChoice
 from edge.field.service_manager import service_manager
 from edge.field.sinks import FileSink, Sink, StreamSink, WebhookSink
 from edge.field.sources import open_sources
@@ -83,6 +84,7 @@ def assemble(args: argparse.Namespace, say: Callable[[str], None]) -> Iterator[F
             fallback=fallback,
             confidence=args.confidence,
         )
+        rungs = RungChoice(encoder, courier) if auto and len(bundle.coder.layers) < len(bundle.rates) else None
         yield FieldRun(
             sources,
             encoder,
@@ -96,6 +98,7 @@ def assemble(args: argparse.Namespace, say: Callable[[str], None]) -> Iterator[F
             in_work,
             crop,
             fallback,
+            rungs,
             drain_s=args.drain,
             notify=service_manager(),
         )

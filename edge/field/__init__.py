@@ -1,4 +1,4 @@
 """Months unattended: sources, spool, courier, sinks, rate control, answers while the link is down.
 
-Never imports a command line, but for the words that `assemble` puts together.
+Never imports a command line.
 """

@@ -24,7 +24,10 @@ RESERVED_BYTES = 16 << 10  # of the day's budget are written down ahead, so that
 
 
 class LinkMeter:
-    """Delay and slowness of the link, learned from frames sent and answered. Not thread-safe."""
+    """Delay and slowness of the link, learned from frames sent and answered.
+
+    One thread writes; others may read: what they iterate over is copied in one step.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -36,19 +39,19 @@ class LinkMeter:
 
     @property
     def in_flight_bytes(self) -> int:
-        return sum(self._sizes.values())
+        return sum(tuple(self._sizes.values()))
 
     @property
     def base_s(self) -> float:
         """The least delay of the last minute, without the server's own time; 0 before the first answer."""
-        return min((delay for _, delay in self._delays), default=0.0)
+        return min((delay for _, delay in tuple(self._delays)), default=0.0)
 
     @property
     def s_per_byte(self) -> float:
         """Seconds that each byte in flight adds, by answers and by what is overdue now."""
         now, base = self._clock(), self.base_s
-        overdue = ((now - sent - base) / ahead for sent, ahead in self._flying.values())
-        return max(self._s_per_byte, *overdue, 0.0) if self._flying else self._s_per_byte
+        overdue = [(now - sent - base) / ahead for sent, ahead in tuple(self._flying.values())]
+        return max(self._s_per_byte, *overdue, 0.0) if overdue else self._s_per_byte
 
     def sent(self, frame: object, size_bytes: int) -> None:
         self._sizes[frame] = size_bytes

@@ -25,6 +25,7 @@ from edge.field.courier import Courier
 from edge.field.fallback import Fallback
 from edge.field.in_work import MAX_DEATHS, InWork
 from edge.field.result_lines import lost, provisional
+from edge.field.rung_choice import RungChoice
 from edge.field.shot import Shot, Source
 from edge.field.sinks import Delivery, Sink
 from edge.field.spool import Spool
@@ -67,7 +68,10 @@ class _Ended:
 
 @dataclass
 class FieldRun:
-    """Everything that `run` needs, put together by `edge.cli`. rate: the layers that are spooled, by name."""
+    """Everything that `run` needs, put together by `edge.cli`. rate: the layers that are spooled, by name.
+
+    rungs: chooses the rate of each frame in its place, for bundles whose packets cannot be cut later.
+    """
 
     sources: list[Source]
     encoder: Encoder
@@ -81,6 +85,7 @@ class FieldRun:
     in_work: InWork
     crop: tuple[float, float, float, float] | None = None
     fallback: Fallback | None = None
+    rungs: RungChoice | None = None
     drain_s: float = float("inf")
     notify: Callable[[str], None] = lambda state: None
     stop: threading.Event = field(default_factory=threading.Event)
@@ -175,7 +180,8 @@ class FieldRun:
                 if not self.gate.passes(shot.place, view):
                     self.tally.unchanged += 1
                     return
-                packet = self.encoder.encode(view, self.rate).packet.to_bytes()
+                encoded = self.rungs.encode(view) if self.rungs else self.encoder.encode(view, self.rate)
+                packet = encoded.packet.to_bytes()
         except Exception as error:
             self._give_up(shot, *_reason(error, shot))
             return

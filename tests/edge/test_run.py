@@ -20,7 +20,7 @@ from PIL import Image
 
 from edge.cli import main
 from tests.edge.canned import Canned, answer_frame, cut, fail_frame, keep_silent, need_more, serve
-from tests.tiny_bundle import make_tiny_bundle, photo, synthetic_views
+from tests.tiny_bundle import make_tiny_bundle, make_tiny_still, photo, synthetic_views
 from tests.waiting import until
 from thinwire.packet import Packet
 
@@ -453,3 +453,24 @@ def test_a_camera_that_is_unplugged_is_opened_again(words, tmp_path, out):
     client.communicate(timeout=20)
     held.close()
     assert "opening it again" in log.read_text()
+
+
+def test_a_still_is_coded_small_until_the_link_is_known_and_at_the_best_rung_then(photos, words, canned, out, tmp_path):
+    for number in range(8, 40):
+        photo(photos, f"{number}.jpg", seed=number)
+    still = make_tiny_still(tmp_path / "still")
+    canned.bundles = [still]
+    asked = ["--rate", "auto", "--in-flight", 1, "--deadline", 30, "--bundle", still.path]
+    assert run(photos, *words, *asked) == 0
+    rungs = [still.level(Packet.from_bytes(each.image.packet)) for each in canned.frames]
+    assert rungs[0] == 1
+    assert len(out()) == len(rungs) == 40
+
+
+def test_a_slow_link_keeps_a_still_at_its_lowest_rung(photos, words, canned, tmp_path):
+    still = make_tiny_still(tmp_path / "still")
+    canned.bundles = [still]
+    asked = ["--rate", "auto", "--max-kbps", 1, "--deadline", 3, "--bundle", still.path, "--drain", 20]
+    run(photos, *words, *asked)
+    rungs = [still.level(Packet.from_bytes(each.image.packet)) for each in canned.frames]
+    assert set(rungs) == {1}

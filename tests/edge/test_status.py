@@ -191,7 +191,7 @@ def test_what_is_not_sound_is_refused_and_the_current_stays(versions, tmp_path, 
         ((wrong,), "links"),
         ((tmp_path / "junk.tar",), "tar"),
         ((tmp_path / "empty",), "card.json"),
-        ((tmp_path / "missing",), "neither"),
+        ((tmp_path / "missing",), "not a bundle"),
         (("https://example.invalid/x.tar",), "--card-sha256"),
         (("http://example.invalid/x.tar", "--card-sha256", "0" * 64), "https"),
     ):
