@@ -121,4 +121,4 @@ class StoreFailed(ThinwireError):
 
 
 class StoreDamaged(StoreFailed):
-    """What the frame store's file holds is no sound database."""
+    """The frame store's file is not a sound database."""

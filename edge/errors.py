@@ -54,7 +54,7 @@ class NothingToDo(ThinwireError):
 
 
 class FrameFailed(ThinwireError):
-    """An exception that nobody expected, raised by one image; others are not concerned."""
+    """An unexpected exception raised by one image; other images are not affected."""
 
     reason: ClassVar[str] = "INTERNAL"
 

@@ -1,6 +1,6 @@
 """What a picture answers: its similarities to many texts, as a distribution, and how far two pictures disagree.
 
-The part of the objective that knows what the product is asked. Texts are drawn anew for every step, so that no label
+The part of the objective that knows what the product is asked. Texts are drawn again for every step, so that no label
 set is learned: class names of ImageNet in a prompt, and captions of photos-train, as the shipped clip-lite reads them.
 """
 

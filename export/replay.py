@@ -23,7 +23,7 @@ class Replay:
     def add(self, trunk: torch.Tensor, wanted: TowerFeatures) -> None:
         """trunk (B, C, h, w) and the tower's features of B views; the oldest ones go."""
         new = (trunk.bfloat16(), wanted.last, wanted.pooled)
-        if self._kept is None or self._kept[0].shape[1:] != trunk.shape[1:]:  # another size of view: begin anew
+        if self._kept is None or self._kept[0].shape[1:] != trunk.shape[1:]:  # another size of view: start over
             self._kept = [torch.empty(self._capacity, *v.shape[1:], dtype=v.dtype, device=v.device) for v in new]
             self._added = 0
         at = (self._added + torch.arange(len(trunk), device=trunk.device)) % self._capacity

@@ -84,7 +84,7 @@ def install(wheel: Path, env: Path, newest: bool = False) -> Path:
 
 
 def sizes(site: Path) -> dict[str, Counter]:
-    """{distribution: bytes of "files" and of "pyc"} over every file in site-packages, whoever put it there."""
+    """{distribution: bytes of "files" and of "pyc"} over every file in site-packages, whatever installed it."""
     owners = {
         os.path.realpath(dist.locate_file(file)): f"{dist.name} {dist.version}"
         for dist in distributions(path=[str(site)])

@@ -2,7 +2,7 @@
 
     python scripts/grafana_dashboard.py [--check]
 
-A dashboard by hand is 900 lines of JSON in which nobody finds the query; here each panel is a line.
+A dashboard by hand is 900 lines of JSON in which a query is hard to find; here each panel is a line.
 """
 
 from __future__ import annotations

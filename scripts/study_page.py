@@ -2,7 +2,7 @@
 
 OUT is the folder of `thinwire-bench study`. Its findings.json is kept as benchmarks/results/study.json, the figures
 that the page shows as docs/study/*.png, and every part of the page between `<!-- study: NAME -->` and `<!-- end -->` is
-written anew. Without OUT the page is written from what is kept; `--check` only says whether both agree.
+written again. Without OUT the page is written from what is kept; `--check` only says whether both agree.
 """
 
 from __future__ import annotations
@@ -263,7 +263,7 @@ def provenance(document: dict[str, Any] | None) -> str:
 
 
 def written(text: str, document: dict[str, Any] | None) -> str:
-    """The page with every part anew. Raises KeyError for a part that nothing writes."""
+    """The page with every part written again. Raises KeyError for a part that nothing writes."""
 
     def fill(match: re.Match[str]) -> str:
         name = match.group(1)

@@ -5,7 +5,8 @@
 
 Resumable: run again, a finished family is left as it is and an interrupted one goes on. All get the same preset, seed,
 threads and minutes; `linear` is a closed form and takes none of them, `linear-learned` gives all of its minutes to the
-decoder. A machine that is busy at one family and idle at the next is no equal budget: log.jsonl states images a second.
+decoder. A machine that is busy at one family and idle at the next is not
+an equal budget: log.jsonl states images a second.
 """
 
 from __future__ import annotations

@@ -110,7 +110,7 @@ def strip(avif: bytes, form: BareForm) -> bytes:
     try:
         units = _units(_media_data(avif))
     except (IndexError, ValueError) as error:
-        raise ForeignEncoder(f"the encoder's file is no AVIF of one AV1 frame ({error}): {_NEEDS}") from error
+        raise ForeignEncoder(f"the encoder's file is not an AVIF of one AV1 frame ({error}): {_NEEDS}") from error
     kinds = [kind for kind, _ in units]
     if kinds != [_OBU_TEMPORAL_DELIMITER, _OBU_SEQUENCE_HEADER, _OBU_FRAME]:
         raise ForeignEncoder(f"the encoder wrote OBUs of the types {kinds}, not one AV1 frame: {_NEEDS}")

@@ -331,7 +331,7 @@ def _image_errors(label: str) -> Iterator[None]:
     except ImageError:
         raise
     except UnidentifiedImageError as error:
-        raise ImageError(f"{label}: is no image of a supported format ({', '.join(FORMATS)})") from error
+        raise ImageError(f"{label}: is not an image of a supported format ({', '.join(FORMATS)})") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(f"{label}: has more than {MAX_IMAGE_PIXELS / 1e6:.0f} megapixels: shrink it first") from error
     except MemoryError as error:
@@ -352,7 +352,7 @@ def _check_size(image: Image.Image, label: str) -> None:
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF's, also where XMP or a text tells it. Damaged EXIF data is no reason to refuse whole pixels."""
+    """EXIF's, also where XMP or a text tells it. Damaged EXIF data does not make the pixels unusable."""
     try:
         found = image.getexif().get(_ORIENTATION, 1)
     except MemoryError:

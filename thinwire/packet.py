@@ -135,7 +135,7 @@ class Packet:
         return cls(model_id, tuple(layers))
 
     def prefix(self, n_layers: int) -> Packet:
-        """The same image at a lower rate: the first `n_layers` layers, framed anew and not coded anew.
+        """The same image at a lower rate: the first `n_layers` layers, framed again without coding them again.
 
         Raises `MalformedPacket` unless 1 <= n_layers <= len(layers).
         """

@@ -125,7 +125,7 @@ def collect(
 
     `other` (a name for the codec, a client of another server, rates) is asked as well, right after; its records come
     last. `progress` is called after each image. encode_ms is the network plus range coding (or writing the PNG).
-    Raises `ServerUnreachable` when there is no server to ask; whatever else befalls an image is counted as its failure.
+    Raises `ServerUnreachable` when there is no server to ask; any other error of an image is counted as its failure.
     """
     for rate in rates:
         client.encoder.layers_of(rate)  # a misspelt rate is the caller's error, not a failure of every image

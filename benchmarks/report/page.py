@@ -73,7 +73,7 @@ def _findings(sections: Sequence[Section], points: Sequence[dict[str, Any]]) -> 
 
 
 def _csv(rows: Sequence[dict[str, Any]]) -> str:
-    """One line a row; what is no plain value is written as JSON."""
+    """One line a row; values that are not plain are written as JSON."""
     file = io.StringIO()
     table = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
     table.writeheader()

@@ -23,7 +23,7 @@ LISTED = 10
 def find_hierarchy(labels: Sequence[str], out: Path | None = None) -> dict[str, str] | None:
     """fine → coarse for the first file that knows every label, the study's own before ours; None where none does.
 
-    Raises `ResultsError` for a file in OUT/hierarchies that is no hierarchy.
+    Raises `ResultsError` for a file in OUT/hierarchies that is not a hierarchy.
     """
     own = sorted((out / "hierarchies").glob("*.json")) if out is not None else []
     shipped = importlib.resources.files("benchmarks.results").joinpath("hierarchies")
@@ -35,7 +35,7 @@ def find_hierarchy(labels: Sequence[str], out: Path | None = None) -> dict[str, 
                 fine: coarse for coarse, members in json.loads(path.read_text("utf-8")).items() for fine in members
             }
         except (ValueError, AttributeError, TypeError) as error:
-            raise ResultsError(f'{path}: is no hierarchy {{"coarse": ["fine", ...]}} ({error})') from error
+            raise ResultsError(f'{path}: is not a hierarchy {{"coarse": ["fine", ...]}} ({error})') from error
         if set(labels) <= set(coarse_of):
             return {label: coarse_of[label] for label in labels}
     return None

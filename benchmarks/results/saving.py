@@ -28,7 +28,7 @@ Matrices = tuple[np.ndarray, np.ndarray]
 class Saving:
     """saving: share of the peer's bytes that the family does without, below 0 where it needs more; None with a reason.
 
-    between: the top-1 range over which both were compared; ci95: paired bootstrap over images, fronts picked anew.
+    between: the top-1 range over which both were compared; ci95: paired bootstrap over images, fronts chosen again.
     """
 
     saving: float | None

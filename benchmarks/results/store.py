@@ -2,7 +2,7 @@
 
 A run that is killed loses the point that it was measuring and no other; a run with any other images, labels, weights,
 CLIP, prompts, settings, versions or machine finds none of these files, so that two configurations never mix. Files hold
-what was measured image by image; accuracies, intervals, tables and plots are computed from them anew each time.
+what was measured image by image; accuracies, intervals, tables and plots are computed from them each time.
 docs/benchmarks.md describes the file.
 """
 
@@ -95,9 +95,9 @@ def read_point(path: Path) -> dict[str, Any]:
     try:
         point = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise ResultsError(f"{path}: is no readable point ({error}): remove it and run the study again") from error
+        raise ResultsError(f"{path}: is not a readable point ({error}): remove it and run the study again") from error
     if not isinstance(point, dict) or point.get("schema") != SCHEMA or not {"key", "experiment"} <= set(point):
-        raise ResultsError(f"{path}: is no point of schema {SCHEMA}: remove it and run the study again")
+        raise ResultsError(f"{path}: is not a point of schema {SCHEMA}: remove it and run the study again")
     return point
 
 

@@ -1,7 +1,7 @@
 """Runs a command that does not outlive the process that started it: `python -I die_with_parent.py GRACE_S COMMAND...`.
 
 Standard input is a pipe of which the parent alone holds the other end. When that end closes, because the parent is done
-or because it was killed (SIGKILL leaves nobody a chance to clean up), the command gets SIGTERM, and SIGKILL when it is
+or because it was killed (SIGKILL leaves no chance to clean up), the command gets SIGTERM, and SIGKILL when it is
 still there GRACE_S seconds later. Exits with the command's code, 128 + N when signal N ended it. Standard library only:
 it starts in milliseconds.
 """

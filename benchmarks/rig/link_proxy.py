@@ -37,7 +37,7 @@ class LinkProxy(LoopbackProxy):
         self.exchanges.clear()
 
     def cpu_s(self) -> float:
-        """CPU seconds that the emulation has cost so far, so that nobody counts them as the client's."""
+        """CPU seconds that the emulation has cost so far, so that they are not counted as the client's."""
         return time.clock_gettime(time.pthread_getcpuclockid(self._thread.ident))
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

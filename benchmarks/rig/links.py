@@ -4,7 +4,7 @@ What a link does to a segment of TCP payload (at most `SEGMENT_BYTES`, `HEADER_B
 
     leaves the sender   max(now, end of the segment before) + 8 x bytes / rate        (token bucket without a burst)
     arrives             that + delay + a draw from -jitter .. +jitter, never before the segment before it
-    or ends its connection, with `reset_probability`                                  (loss that TCP did not mend)
+    or ends its connection, with `reset_probability`                                  (loss that TCP did not repair)
 
 A bucket that saves tokens would let every small message pass an idle link in no time; a radio does not.
 

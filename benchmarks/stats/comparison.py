@@ -88,7 +88,7 @@ class Correlation:
 def correlate(metric: np.ndarray, correct: np.ndarray, seed: int = 0, resamples: int = RESAMPLES) -> Correlation:
     """metric, correct (P, N): a figure of each image at each point, whether it was right → mean figure against top-1.
 
-    Each resample draws images, the same for all points, and ranks the points anew. NaN in `metric` counts in no mean.
+    Each resample draws images, the same for all points, and ranks the points again. NaN in `metric` counts in no mean.
     """
     values, right = np.asarray(metric, float), np.asarray(correct, float)
     known = np.isfinite(values).any(1)

@@ -6,7 +6,7 @@ accuracy on log2(bytes) with two joined pieces, of which the upper one is level:
     accuracy(x) = plateau - slope * max(0, knee - x),    x = log2(bytes), slope >= 0
 
 The upper piece is level because a codec with bytes enough ends at what the uncompressed image gives. The knee is found
-by least squares on a fine grid, for each resample of the images anew. Beside it
+by least squares on a fine grid, for each resample of the images. Beside it
 stands another reading of the same curve: the bytes at which 95 % of the uncompressed accuracy is reached.
 """
 

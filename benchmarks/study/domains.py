@@ -23,7 +23,7 @@ IMAGES = {"quick": 60, "full": None}
 def domain_sets(study: Study) -> list[Dataset]:
     """Sets of `SETS` that rate-accuracy does not run already, the textures, and those given. Raises `DataError`."""
     limit = study.limit or IMAGES.get(study.preset.name)
-    if study.domains:  # whoever names domains wants those
+    if study.domains:  # those named replace the defaults
         return [load_dataset(path, limit, study.seed) for path in study.domains]
     found = find_datasets(study.data_dir)
     taken = {data.name for data in study.datasets(1)}

@@ -52,7 +52,7 @@ def study_latency(study: Study, plan: TimingPlan | None = None) -> tuple[int, in
     """Experiment `latency` of a study: (points there are, points measured). The first CLIP and data set stand for all.
 
     Peers are timed at points of the rate-accuracy hull, spread from few bytes to many; without such points in the study
-    they are left out, since nobody could say what their answers are worth.
+    they are left out, since the accuracy of their answers is not known.
     """
     plan = plan or PLANS[study.preset.name]
     clip, data = study.clips[0], _sample(study, plan.images)

@@ -71,7 +71,7 @@ def write_calibration(bundle: Bundle, clip_id: str, calibration: Calibration, da
         if (old["format"], old["model_id"]) == (FORMAT, bundle.model_id.hex()):
             document = old
     except (OSError, ValueError, KeyError, TypeError):
-        pass  # none yet, or of another model: it is written anew
+        pass  # none yet, or of another model: it is written again
     document["clips"][clip_id] = {
         "data": data,
         "images": images,

@@ -1,4 +1,4 @@
-"""What the engine and its front tell whoever watches: five moments, one interface, nobody's failure but their own."""
+"""Events of the engine and its front for observers: one interface; a failing observer affects nothing else."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Observer:
 
 
 class Observers(Observer):
-    """Passes every moment on to all that were added. What one of them raises is logged once and harms nobody."""
+    """Passes every event on to all observers. What one of them raises is logged once, and stops nothing."""
 
     def __init__(self) -> None:
         self._all: tuple[Observer, ...] = ()

@@ -3,7 +3,7 @@
 torch's CPU operations run on OpenMP threads that each calling thread has of its own and keeps while it lives. As soon
 as these are more than there are cores, libgomp no longer lets them wait awake between two operations (its
 `gomp_throttled_spin_count_var`), and a lone image takes CLIP 27 ms instead of 12. So one thread alone keeps such
-threads, the engine's device thread; whoever else runs a network does it here.
+threads, the engine's device thread; all other code that runs a network does it here.
 """
 
 from __future__ import annotations

@@ -83,7 +83,7 @@ class HeadCache:
     """Heads of one CLIP by (labels, templates): least recently used out first in memory, oldest out first on disk.
 
     Guarantees: a file that is truncated, altered or of another shape is never used (each carries its SHA-256) and is
-    built anew; files appear atomically, so that several servers may share a folder; a folder that cannot be written
+    built again; files appear atomically, so that several servers may share a folder; a folder that cannot be written
     costs a warning, not an answer. Strangers choose the labels, so memory and disk both have a budget in bytes.
     Thread-safe. `cache_dir=None` keeps heads in memory only.
     """

@@ -66,7 +66,7 @@ class Security:
                 Tokens(path)
 
     def operators_may_search(self, host: str) -> bool:
-        """Whether the SearchService answers: to operators' tokens, and without any only where nobody but this machine
+        """Whether the SearchService answers: to operators' tokens, and without any only where no other machine
         gets in and no tokens tell cameras from operators."""
         return self.operator_token_file is not None or (self.token_file is None and is_loopback(host))
 

@@ -19,7 +19,7 @@ MAX_CLIENTS = 10_000
 def client_of(context: grpc.aio.ServicerContext, by_token: bool) -> str:
     """What tells clients apart: their certificate, else their token (hashed), else their address without its port.
 
-    `by_token` only where tokens are checked: unchecked ones could be made up anew for every call. Behind a proxy that
+    `by_token` only where tokens are checked: unchecked ones could be made up for every call. Behind a proxy that
     ends TLS all clients have its address: give each a token.
     """
     if names := context.auth_context().get("x509_common_name"):
@@ -33,7 +33,7 @@ def client_of(context: grpc.aio.ServicerContext, by_token: bool) -> str:
 
 def device_of(context: grpc.aio.ServicerContext, by_token: bool) -> str:
     """The name under which an answer is shown, kept and found again: the client's certificate, else what it calls
-    itself in the metadata `thinwire-device` (1 to 64 of A-Z a-z 0-9 . _ : -; nobody checks that it is true), else
+    itself in the metadata `thinwire-device` (1 to 64 of A-Z a-z 0-9 . _ : -; which is not checked), else
     `client_of`."""
     if names := context.auth_context().get("x509_common_name"):
         return names[0].decode(errors="replace")

@@ -49,7 +49,7 @@ class LabelSets:
     """Registered sets by handle: the least recently used go when there are too many, or they are too large together.
 
     A handle is a hash of what was registered, so it is the same on every server and after every restart, and the same
-    labels are kept once, whoever registers them. Thread-safe.
+    labels are kept once, whichever client registers them. Thread-safe.
     """
 
     def __init__(self, max_sets: int, max_bytes: int) -> None:

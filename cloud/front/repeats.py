@@ -24,7 +24,7 @@ ENTRY_BYTES = 400  # of Python's and the dictionary's own beside an answer, abou
 
 def spool_of(context: grpc.aio.ServicerContext, by_token: bool) -> str:
     """Whose frames a call brings: the id of the device's spool, within its certificate or token where one is checked,
-    so that nobody is given another's answers. "" where it names none, or none that is sensible."""
+    so that no device gets another's answers. "" where it names none, or none that is sensible."""
     for key, value in context.invocation_metadata() or ():
         if key == SPOOL_KEY and 0 < len(value) <= MAX_SPOOL_CHARS:
             client = client_of(context, by_token)
@@ -62,7 +62,7 @@ class Repeats:
     ) -> pb.ClassifyResponse | None:
         """The answer that `key` was given before, or what `compute` gives now, which is kept unless it is None.
 
-        A repeat's timing is empty (batch_size 0). Whatever `compute` raises is raised and not kept; whoever waited for
+        A repeat's timing is empty (batch_size 0). What `compute` raises is raised and not kept; who waited for
         it computes for itself.
         """
         if key is None:

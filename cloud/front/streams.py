@@ -201,6 +201,6 @@ class FrameStream:
 
 
 def _seen(task: asyncio.Task) -> None:
-    """Reads and writes of a call that ended fail; nobody waits for them, and asyncio would log that."""
+    """Reads and writes of a call that ended fail; nothing waits for them, and asyncio would log that."""
     if not task.cancelled():
         task.exception()

@@ -65,7 +65,7 @@ class Shelf(Generic[V]):
             return value
 
     def forget_failures(self) -> None:
-        """The next `load` tries again at once; for whoever has just changed the files."""
+        """The next `load` tries again at once: call it after files were changed."""
         with self._lock:
             self._failures.clear()
 

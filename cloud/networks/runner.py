@@ -39,7 +39,7 @@ class TorchRunner:
     """Synthesis nets in front of a CLIP, on one torch device.
 
     `bundles` are loaded for `clip` now and stay; other nets and CLIPs come with the items that use them (`load_net`).
-    Runs exclude each other, so that a canary beside the device thread harms nobody. `run` raises whatever torch raises;
+    Runs exclude each other, so that a canary run cannot disturb the device thread. `run` raises whatever torch raises;
     the engine isolates the culprit.
     """
 

@@ -50,7 +50,7 @@ class Archive(Observer):
         self._vectors: dict[str, Vectors] = {}  # by CLIP id: vectors of two CLIPs are not compared
         self._devices: dict[str, None] = {}  # ordered, newest last
         self._pending: deque[AnsweredFrame] = deque()
-        self._writing = threading.Lock()  # held by whoever changes store and vectors
+        self._writing = threading.Lock()  # held while store and vectors are changed
         self._wake = threading.Event()
         self._closing = False
         self._trouble = ""  # what the log says already
@@ -173,7 +173,7 @@ class Archive(Observer):
         with self._writing:
             ids = [vectors.matching(wanted) for vectors in self._vectors.values()]
             count = self._forget(np.concatenate(ids)) if ids else 0
-            for damaged in set_aside(self.store.path):  # nobody can tell what it still holds
+            for damaged in set_aside(self.store.path):  # its content is unknown
                 damaged.unlink(missing_ok=True)
             if everything:
                 self._devices.clear()

@@ -17,7 +17,7 @@ Context = grpc.aio.ServicerContext
 
 
 class SearchService(search_pb2_grpc.SearchServiceServicer):
-    """`searcher` None: nothing is kept, every call says so. `allowed` False: nobody may ask here (see
+    """`searcher` None: nothing is kept, every call is refused. `allowed` False: no client may ask here (see
     `Security.operators_may_search`)."""
 
     def __init__(self, searcher: Searcher | None, allowed: bool, max_image_file_bytes: int) -> None:

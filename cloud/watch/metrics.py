@@ -41,7 +41,7 @@ class Metrics(Observer):
     """Add it to `engine.observers`; `text()` is what Prometheus scrapes. Thread-safe."""
 
     def __init__(self, engine: Engine, archive: Archive | None = None) -> None:
-        disable_created_metrics()  # a second series for each, which nobody reads
+        disable_created_metrics()  # a second series for each, which is of no use
         self._jpeg_bytes: dict[bytes, float] = {}  # by model id
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)  # memory, CPU seconds, open files of this process

@@ -150,7 +150,7 @@ class Web:
         return web.json_response({"found": [each.as_json() for each in found]})
 
     async def _picture(self, packet: bytes | None, image_file: bytes | None) -> web.Response:
-        """Decoded now, for the one who looks: nobody pays for pictures that nobody looks at."""
+        """Decoded on request: pictures that are not viewed cost nothing."""
         if packet is not None:
             wait = asyncio.get_running_loop().time() + PICTURE_WAIT_S
             future = self._engine.submit_picture(packet, deadline=wait)  # asyncio's clock is time.monotonic

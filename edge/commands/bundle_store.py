@@ -4,7 +4,7 @@
     STORE/NAME/current               link to the one in use: `thinwire-edge run --bundle STORE/NAME/current`
     STORE/NAME/previous              link to the one before
 
-A bundle's card holds the SHA-256 of every file, so whoever vouches for `card.json` vouches for all of it: by its
+A bundle's card holds the SHA-256 of every file, so trust in `card.json` is trust in all of it: by its
 SHA-256, told by a way that can be trusted, or by `card.json.sig`, a detached Ed25519 signature
 (`edge.commands.signature`). From the net nothing is installed without one of them; with STORE/trusted.pem
 nothing at all without its signature.

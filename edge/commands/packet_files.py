@@ -143,7 +143,7 @@ def inspect(args: argparse.Namespace) -> int:
 def _packet_facts(path: Path, extra: str | None) -> tuple[dict[str, Any], list[str]]:
     try:
         with path.open("rb") as file:
-            data = file.read(MAX_PACKET_BYTES + 1)  # more is no packet, whatever it is
+            data = file.read(MAX_PACKET_BYTES + 1)  # a larger file cannot be a packet
     except OSError as error:
         raise NothingToDo(f"{path}: cannot be read ({error.strerror or error})") from error
     packet = Packet.from_bytes(data)

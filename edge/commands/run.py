@@ -138,7 +138,7 @@ def run(args: argparse.Namespace) -> int:
             f"{runner.spool.waiting_frames} still in the spool; {counts.sent_bytes} bytes sent"
         )
         for name, count in runner.unwritten.items():
-            say(f"{name}: {count} results are not written, they wait in the spool: mend it and run this again")
+            say(f"{name}: {count} results are not written, they wait in the spool: fix it and run this again")
         if args.summary:
             facts = {**asdict(tally), **asdict(counts), "waiting": runner.spool.waiting_frames}
             print(json.dumps({**facts, "unwritten": sum(runner.unwritten.values()), "unwritten_by": runner.unwritten}))

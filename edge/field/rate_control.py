@@ -101,7 +101,7 @@ class RateControl:
 
         sizes: bytes on the wire with 1, 2, ... layers. age_s: since acceptance. backlog: fresh frames waiting behind
         this one, which must get through in time too. least_s_per_byte: a bandwidth cap. frame_bytes: what the daily
-        budget has for this frame. A frame that is late already is sent whole if nobody waits behind it: its answer is
+        budget has for this frame. A frame that is late already is sent whole if no frame waits behind it: its answer is
         worth as much now as in a second.
         """
         if self.fixed is not None:

@@ -1,4 +1,4 @@
-"""`thinwire-edge run`: sources → encoder → spool → cloud → results, for months, with nobody watching.
+"""`thinwire-edge run`: sources → encoder → spool → cloud → results, for months, unattended.
 
 Threads meet only in the spool: this one encodes and accepts, the courier sends, each output has one that writes its
 results. Each source has a thread of its own; a live one drops frames rather than wait.
@@ -185,7 +185,9 @@ class FieldRun:
         except Exception as error:
             self._give_up(shot, *_reason(error, shot))
             return
-        except BaseException as error:  # a panic of a library in Rust is no Exception; Ctrl-C and exit are no frame's
+        except (
+            BaseException
+        ) as error:  # a panic of a Rust library is not an Exception; Ctrl-C and exit do not belong to a frame
             if isinstance(error, (KeyboardInterrupt, SystemExit, GeneratorExit)):
                 raise
             self._give_up(shot, *_reason(error, shot))

@@ -33,7 +33,7 @@ def service_manager(environ: dict[str, str] | None = None) -> Callable[[str], No
             if not every_s or time.monotonic() - told_at < every_s:
                 return
             told_at = time.monotonic()
-        with contextlib.suppress(OSError):  # nobody listens (any more): no reason to stop
+        with contextlib.suppress(OSError):  # no listener, or no longer: not a reason to stop
             channel.sendto(state.encode(), address)
 
     return tell

@@ -47,7 +47,7 @@ class FileSink:
     """Appends to a file: one JSON object a line, or CSV with a header line when the name ends in .csv.
 
     Guarantees: exactly once per result, also across kill -9 and power cuts; the file may be moved away (logrotate)
-    while running. Requirement: nobody else appends to it.
+    while running. Requirement: no other process appends to it.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -128,7 +128,7 @@ class StreamSink:
             for _, line in rows:
                 self._stream.write((line if takes(self._stream, line) else json.dumps(json.loads(line))) + "\n")
             self._stream.flush()
-        except BrokenPipeError:  # nobody will ever read on: the run ends
+        except BrokenPipeError:  # the reader has gone for good: the run ends
             raise
         except (OSError, ValueError) as error:
             raise OutputError(f"stdout: does not accept results ({error})") from error
@@ -146,7 +146,7 @@ class WebhookSink:
         try:
             checked(url)
         except WebError as error:
-            raise ConnectionOptionsError(f"--webhook {shown_address(url)!r} is no web address: {error}") from error
+            raise ConnectionOptionsError(f"--webhook {shown_address(url)!r} is not a web address: {error}") from error
         self.name = sink_name("webhook", url)
         self._url, self._timeout_s = url, timeout_s
 

@@ -1,7 +1,7 @@
 """Frames for `thinwire-edge run`: image files, folders, paths on stdin (`edge.field.watch`, `edge.field.video`: more).
 
-Each source is an iterator of `Shot`. Live sources (cameras, RTSP) give the newest frame and drop those that nobody was
-ready for; the others wait.
+Each source is an iterator of `Shot`. Live sources (cameras, RTSP) give the newest frame, and drop frames that come
+while the encoder is busy; other sources wait.
 """
 
 from __future__ import annotations

@@ -103,7 +103,7 @@ def _open_to_look(uri: str) -> sqlite3.Connection:
     try:
         db.execute("SELECT count(*) FROM meta").fetchone()
         return db
-    except sqlite3.OperationalError:  # a read-only disk has no place for the log's index; then nobody writes either
+    except sqlite3.OperationalError:  # a read-only disk has no place for the log's index, and no writer either
         db.close()
         return sqlite3.connect(f"{uri}?immutable=1", uri=True)
 

@@ -149,7 +149,7 @@ class Video:
 class Pace:
     """Which frames to take at `fps` a second of the source's own clock; None for all.
 
-    A clock that goes back (a recording joined to another) or stands still long starts anew, it does not skip the rest.
+    A clock that goes back (a recording joined to another) or stands still long starts over, it does not skip the rest.
 
     >>> pace = Pace(2)
     >>> [at for at in (0, 0.2, 0.5, 0.9, 1.0, 0.0, 0.2, 0.6) if pace.wants(at)]

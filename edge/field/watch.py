@@ -34,7 +34,7 @@ MAX_YOUNG = 64  # of them held open at a time
 
 @dataclass
 class _Young:
-    """A file that may still be written, held open: whoever renames another over it does not take it from us."""
+    """A file that may still be written, held open: renaming another file over it does not affect it."""
 
     handle: int
     mark: str
@@ -91,7 +91,7 @@ class WatchedFolder:
         """A look that no exception ends: the folder is looked at again with the next one."""
         try:
             shots = self._look(whole)
-        except Exception as error:  # of a file system that fails, of a name that nobody thought of
+        except Exception as error:  # of a failing file system, or an unexpected name
             text = safe_text(f"{self.name}: {described(error)}")
             if self.trouble is None:
                 self._say(f"{text}; looking again until it can be read")

@@ -86,7 +86,7 @@ class PreparedRequest:
 
 
 def prepare(encoder: Encoder, image: ImageLike, rate: str, question: Question) -> PreparedRequest:
-    """Image → request. Raises `ImageError`, `RateError`, `EncoderError`, or `FrameFailed` for what nobody expected."""
+    """Image → request. Raises `ImageError`, `RateError`, `EncoderError`; `FrameFailed` for an unexpected exception."""
     try:
         encoded = encoder.encode_image(image, rate)
         data = encoded.packet.to_bytes()
@@ -251,7 +251,7 @@ class Client:
                     yield take()
             while waiting:
                 yield take()
-        finally:  # the caller stopped early: answers that nobody waits for need not be made
+        finally:  # the caller stopped early: the remaining answers are not needed
             for sent in waiting:
                 sent.cancel()
 
@@ -317,7 +317,7 @@ class Client:
     def _again(
         self, whole: pb.ClassifyRequest, refused: pb.ClassifyRequest, sent_at: float
     ) -> tuple[pb.ClassifyResponse, pb.ClassifyRequest]:
-        """The server has lost the handle (it was started anew): registers the labels again and asks once more."""
+        """The server has lost the handle (it was restarted): registers the labels again and retries."""
         self.handles.forget(refused.label_set, sent_at)
         request = self._shortened(whole)
         return self.uplink.classify(request), request
@@ -357,7 +357,7 @@ class _Sent:
         self.call.add_done_callback(ended)
 
     def ended(self) -> None:
-        """The answer is here; nobody need have looked yet."""
+        """The answer has arrived; it need not have been read yet."""
         self._ended = time.perf_counter()
 
     @property

@@ -47,7 +47,7 @@ _Status, _ErrorInfo = _declare()
 def error_reason(error: grpc.RpcError) -> str:
     """The ErrorInfo reason in the status details; "" where there is none, or where they contradict the status."""
     try:
-        trailers = dict(tuple(pair) for pair in error.trailing_metadata() or ())  # asyncio's metadata is no mapping
+        trailers = dict(tuple(pair) for pair in error.trailing_metadata() or ())  # asyncio's metadata is not a mapping
         status = _Status.FromString(trailers.get(KEY, b""))
         infos = [each for each in status.details if each.type_url.rpartition("/")[2] == ERROR_INFO]
         reasons = [_ErrorInfo.FromString(each.value).reason for each in infos]

@@ -1,8 +1,9 @@
 """Labels that cross the wire once: a set is registered with the server, and requests name it by its handle.
 
 A hundred labels are about 1 kB beside a packet of 500 bytes; a handle is 34. The first request of a question carries
-its labels as they are (a lone image needs no second round trip); whoever asks again registers them first. A server that
-does not hold a handle (any more) says UNKNOWN_LABEL_SET: the labels are registered again and the request is repeated.
+its labels as they are (a lone image needs no second round trip); a client that asks again registers them first. A
+server that does not know a handle, or no longer, answers UNKNOWN_LABEL_SET: the labels are registered again, and the
+request is repeated.
 """
 
 from __future__ import annotations

@@ -114,7 +114,7 @@ class Line:
             # After an outage, look again soon: the default's ceiling of two minutes outlives most deadlines
             ("grpc.initial_reconnect_backoff_ms", 500),
             ("grpc.max_reconnect_backoff_ms", max(500, int(1000 * self.max_reconnect_s))),
-            ("grpc.use_local_subchannel_pool", 1),  # a channel made anew is to connect anew
+            ("grpc.use_local_subchannel_pool", 1),  # a new channel must make a new connection
         ]
         if self.local:
             options.append(("grpc.enable_http_proxy", 0))  # a proxy in the environment cannot reach our loopback
@@ -240,7 +240,7 @@ class Uplink:
 def typed_error(error: grpc.RpcError, line: Line, asked_only_info: bool = False) -> ThinwireError:
     """A failed call as an error that names what to do.
 
-    `ServerUnreachable` when nobody answers, `ServerTimeout` when the deadline passes, `Refused` for the server's own
+    `ServerUnreachable` when no server answers, `ServerTimeout` when the deadline passes, `Refused` for the server's own
     errors. A server that is silent when asked only for its info counts as unreachable.
     """
     code, details = error.code(), " ".join((error.details() or "").split())

@@ -15,7 +15,7 @@ from thinwire.text import shown, without_secrets
 
 MAX_IMAGE_BYTES = 64 << 20
 IMAGE_TIMEOUT_S = 10.0
-MAX_SHOWN = 60  # characters of what something that is no web server says
+MAX_SHOWN = 60  # characters of the reply of something that is not a web server
 
 
 class WebError(OSError):
@@ -27,13 +27,13 @@ def is_web_address(url: str) -> bool:
 
 
 def checked(url: str) -> str:
-    """`url`, with what is not ASCII percent-encoded. Raises `WebError` for what is no web address."""
+    """`url`, with what is not ASCII percent-encoded. Raises `WebError` for what is not a web address."""
     try:
         parts = urllib.parse.urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
             raise ValueError("write http://HOST/PATH or https://HOST/PATH")
         parts.hostname.encode("idna")
-    except ValueError as error:  # urlsplit's own words: a port that is no number, a bracket that is not closed
+    except ValueError as error:  # urlsplit's own words: a port that is not a number, a bracket that is not closed
         raise WebError(str(error)) from error
     return urllib.parse.quote(url, safe="%/:=&?~#+!$,;'@()*[]")
 

@@ -160,9 +160,9 @@ def png_header(width: int, height: int) -> bytes:
     ("data", "match"),
     [
         (b"", "empty"),
-        (b"once upon a time", "no image of a supported format"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "no image"),
-        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "no image"),
+        (b"once upon a time", "not an image of a supported format"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "not an image"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image"),
         (truncated("JPEG"), "damaged"),
         (truncated("PNG"), "damaged"),
         (truncated("WEBP"), "."),
