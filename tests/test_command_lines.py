@@ -260,6 +260,7 @@ SERVE = {
     "queue": ("--queue 9", "open_engine.limits", lambda limits: limits.queue_items == 9),
     "max-wait": ("--max-wait 0.5", "open_engine.limits", lambda limits: limits.max_wait_s == 0.5),
     "queue-mb": ("--queue-mb 3", "open_engine.limits", lambda limits: limits.queue_bytes == 3 << 20),
+    "pixel-mb": ("--pixel-mb 700", "open_engine.limits", lambda limits: limits.pixel_bytes == 700 << 20),
     "batch": ("--batch 6", "open_engine.limits", lambda limits: limits.batch.items == 6),
     "window": ("--window 5", "Server.options", lambda options: options.stream_window == 5),
     "max-image-mb": ("--max-image-mb 2", "Server.options", lambda options: options.max_image_file_bytes == 2 << 20),
