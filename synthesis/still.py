@@ -70,12 +70,12 @@ class Residual(nn.Module):
 class RestoreSynthesis(nn.Module):
     """planes (B, 3, H, W) in 0..255 and rungs from 1 (B,) → RGB (B, 3, H, W) in [0, 1]: what AV1 lost, guessed.
 
-    One network for all rungs. It works on 4x4 and 8x8 blocks of pixels (H and W are multiples of 8), is told each
-    picture's size and quality, and adds what it believes is missing, times the rung's `strength`: 0 leaves the decoded
-    picture alone, which is right where guesses do harm.
+    One network for all rungs: a U-Net (Ronneberger et al. 2015) on 2x2, 4x4 and 8x8 blocks of pixels (H and W are
+    multiples of 8), told each picture's size and quality (FiLM, Perez et al. 2018). It adds what it believes is
+    missing, times the rung's `strength`: 0 leaves the decoded picture alone, which is right where guesses do harm.
 
-    rungs: [pixels of a side, quality] of each; strength: of each, 0 to 1; widths: channels at 1/4 and 1/8 of the
-    resolution; blocks: residual blocks at 1/8; grain, size: as of `StillSynthesis`, added at the end.
+    rungs: [pixels of a side, quality] of each; strength: of each, 0 to 1; widths: channels at 1/2, 1/4 and 1/8 of the
+    resolution; blocks: residual blocks at 1/4 and 1/8; grain, size: as of `StillSynthesis`, added at the end.
     """
 
     def __init__(
@@ -83,26 +83,31 @@ class RestoreSynthesis(nn.Module):
         rungs: list[list[int]],
         strength: list[float],
         widths: list[int],
-        blocks: int,
+        blocks: list[int],
         grain: list[float],
         size: list[int],
     ) -> None:
         super().__init__()
         if not len(rungs) == len(strength) == len(grain):
             raise ValueError("each rung needs a strength and a grain")
-        w0, w1 = widths
-        self.inp = nn.Conv2d(50, w0, 3, padding=1)
-        self.down = nn.Conv2d(w0, w1, 2, stride=2)
-        self.m = nn.ModuleList([Residual(w1) for _ in range(blocks)])
-        self.cond = nn.Sequential(nn.Linear(2, 16), nn.ReLU())
-        self.film = nn.Linear(16, 2 * w1)
-        self.up = nn.Conv2d(w1, w0 * 4, 1)
-        self.out = nn.Conv2d(w0, 48, 3, padding=1)
+        w0, w1, w2 = widths
+        n1, n2 = blocks
+        self.inp = nn.Conv2d(12, w0, 3, padding=1)
+        self.d1 = nn.Conv2d(w0, w1, 2, stride=2)
+        self.m1 = nn.ModuleList([Residual(w1) for _ in range(n1)])
+        self.d2 = nn.Conv2d(w1, w2, 2, stride=2)
+        self.m2 = nn.ModuleList([Residual(w2) for _ in range(n2)])
+        self.cond = nn.Sequential(nn.Linear(2, 32), nn.ReLU())
+        self.f1, self.f2 = nn.Linear(32, 2 * w1), nn.Linear(32, 2 * w2)
+        self.u2 = nn.Conv2d(w2, w1 * 4, 1)
+        self.k1 = Residual(w1)
+        self.u1 = nn.Conv2d(w1, w0 * 4, 1)
+        self.out = nn.Conv2d(w0, 12, 3, padding=1)
         conditions = torch.tensor([condition(size, quality) for size, quality in rungs])  # (rungs, 2)
         self.register_buffer("conditions", conditions, persistent=False)
         self.register_buffer("strength", torch.tensor(strength, dtype=torch.float32), persistent=False)
         self.grain = Grain(grain, *size)
-        for layer in (self.out, self.film):  # at first nothing is added
+        for layer in (self.out, self.f1, self.f2):  # at first nothing is added
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
@@ -118,16 +123,23 @@ class RestoreSynthesis(nn.Module):
 
     def missing(self, x: torch.Tensor, conditions: torch.Tensor) -> torch.Tensor:
         """RGB in [0, 1] (B, 3, H, W) and conditions (B, 2) → what should be added (B, 3, H, W)."""
-        h = F.pixel_unshuffle(x - 0.5, 4) * 2  # (B, 48, H/4, W/4)
-        told = conditions.to(h.dtype)[:, :, None, None].expand(-1, -1, h.shape[2], h.shape[3])
-        h = self.inp(torch.cat([h, told], 1))  # (B, w0, H/4, W/4)
-        g = self.down(h)  # (B, w1, H/8, W/8)
-        scale, shift = self.film(self.cond(conditions))[:, :, None, None].chunk(2, 1)
-        g = g * (1 + scale) + shift
-        for block in self.m:
+        told = self.cond(conditions)
+        h = F.relu(self.inp(F.pixel_unshuffle(x - 0.5, 2) * 2))  # (B, w0, H/2, W/2)
+        g = _film(self.d1(h), self.f1(told))  # (B, w1, H/4, W/4)
+        for block in self.m1:
             g = block(g)
-        h = h + F.pixel_shuffle(self.up(g), 2)
-        return F.pixel_shuffle(self.out(h), 4)
+        e = _film(self.d2(F.relu(g)), self.f2(told))  # (B, w2, H/8, W/8)
+        for block in self.m2:
+            e = block(e)
+        g = self.k1(g + F.pixel_shuffle(self.u2(e), 2))
+        h = h + F.pixel_shuffle(self.u1(F.relu(g)), 2)
+        return F.pixel_shuffle(self.out(h), 2)
+
+
+def _film(x: torch.Tensor, told: torch.Tensor) -> torch.Tensor:
+    """(B, C, h, w), and (B, 2 C) that scales and shifts its channels."""
+    scale, shift = told[:, :, None, None].chunk(2, 1)
+    return x * (1 + scale) + shift
 
 
 def condition(size: int, quality: int) -> tuple[float, float]:
@@ -144,8 +156,8 @@ def restore_spec(wire: dict[str, Any], plain: dict[str, Any]) -> dict[str, Any]:
         "arch": "restore",
         "rungs": [[min(each["width"], each["height"]), each["quality"]] for each in wire["stills"]],
         "strength": [1.0] * len(wire["stills"]),
-        "widths": [32, 96],
-        "blocks": 4,
+        "widths": [24, 48, 96],
+        "blocks": [1, 2],
         "grain": plain["grain"],
         "size": plain["size"],
     }
