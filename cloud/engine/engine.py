@@ -59,7 +59,14 @@ class Engine:
         log_errors: bool = True,
         prepare_thread: Callable[[], None] = lambda: None,
     ) -> None:
-        """`prepare_thread` runs first on each thread that runs networks."""
+        """Starts the threads.
+
+        runner: runs batches of one CLIP on the device.
+        models: CLIPs and bundles to answer with, until `use` replaces them.
+        limits: bounds of queue, memory and batches; None for the defaults.
+        log_errors: log the traceback of unexpected failures.
+        prepare_thread: called first on each thread that runs networks.
+        """
         self.limits = limits or EngineLimits()
         self.observers = Observers()
         self._models = models

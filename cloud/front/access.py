@@ -24,15 +24,19 @@ log = logging.getLogger(__name__)
 SEARCH = "/thinwire.v1.SearchService/"
 OPEN_SERVICES = ("/grpc.health.v1.Health/",)  # probes carry no tokens, and health tells nothing else
 MIN_TOKEN_CHARS = 16
-LOOK_EVERY_S = 1.0
+CHECK_EVERY_S = 1.0
 
 
 @dataclass(frozen=True)
 class Security:
-    """certificate, key: PEM files of this server (both or none: no TLS). client_ca: PEM file of the authorities whose
-    client certificates are let in (mTLS). token_file: one token a line; a call must carry one of them.
-    operator_token_file: tokens that open the SearchService, and nothing but them does then. rate_per_s,
-    burst: images that one client may send, on average and at once. allow_plaintext: listen beyond loopback without TLS.
+    """Who may call, and how much.
+
+    certificate, key: PEM files of this server; both, or none for no TLS.
+    client_ca: PEM file of the authorities whose client certificates are accepted (mTLS).
+    token_file: one token a line; a call must carry one of them.
+    operator_token_file: tokens that the SearchService requires.
+    rate_per_s, burst: most images that one client may send, on average and at once.
+    allow_plaintext: listen beyond loopback without TLS.
     """
 
     certificate: Path | None = None
@@ -120,27 +124,27 @@ class Certificates:
 
 
 class Tokens:
-    """The tokens of a file, one a line ('#' begins a comment). Only hashes stay in memory; the file is looked at again
-    once a second, and a change that cannot be used leaves the old tokens valid. Thread-safe."""
+    """The tokens of a file, one a line ('#' begins a comment). Only hashes stay in memory; the file is checked once a
+    second, and a change that cannot be used leaves the old tokens valid. Thread-safe."""
 
     def __init__(self, path: Path) -> None:
         """Raises `BadConfiguration`, which never holds a token."""
         self._path = path
         self._lock = threading.Lock()
-        self._seen, self._looked = _state(path), time.monotonic()
+        self._seen, self._checked = _state(path), time.monotonic()
         self._hashes = self._read()
 
     def accepts(self, token: str) -> bool:
-        self._look()
+        self._read_if_changed()
         digest = hashlib.sha256(token.encode()).digest()
         # Every one is compared, in constant time: how long a refusal takes tells nothing.
         return sum(hmac.compare_digest(digest, known) for known in self._hashes) > 0
 
-    def _look(self) -> None:
+    def _read_if_changed(self) -> None:
         with self._lock:
-            if time.monotonic() - self._looked < LOOK_EVERY_S:
+            if time.monotonic() - self._checked < CHECK_EVERY_S:
                 return
-            self._looked = time.monotonic()
+            self._checked = time.monotonic()
             try:
                 state = _state(self._path)
                 if state != self._seen:
@@ -171,8 +175,11 @@ class Tokens:
 
 
 class BearerAuth(grpc.aio.ServerInterceptor):
-    """Lets calls pass whose `authorization: Bearer TOKEN` is known; health checks pass without. Calls of the
-    SearchService need one of `operators` where that is given; a None lets pass what it would look at."""
+    """Accepts calls whose `authorization: Bearer TOKEN` is known; health checks need none.
+
+    tokens: for all calls; None accepts all.
+    operators: for calls of the SearchService instead of `tokens`; None: `tokens` apply to them too.
+    """
 
     def __init__(self, tokens: Tokens | None, operators: Tokens | None = None) -> None:
         self._tokens, self._operators = tokens, operators

@@ -107,7 +107,7 @@ class FrameStream:
             self._answering.charge(self._context)
             waiting = self._extended(message.more)
             labels = self._answering.labels_of(waiting.request)
-            response = await self._look(waiting.request, labels, {"packet": waiting.packet}, waiting)
+            response = await self._answer_image(waiting.request, labels, {"packet": waiting.packet}, waiting)
             if response.HasField("result"):
                 repeats.keep(repeats.key(self._spool, waiting.request, labels), response.result)
             return response
@@ -120,7 +120,7 @@ class FrameStream:
         async def compute() -> pb.ClassifyResponse | None:
             if self._spool:  # a repeat costs its client nothing
                 self._answering.charge(self._context)
-            response = await self._first_look(message, labels)
+            response = await self._first_answer(message, labels)
             if response.HasField("result"):
                 return response.result
             unsure.append(response)  # no answer yet, and nothing for those who ask again
@@ -129,18 +129,20 @@ class FrameStream:
         result = await repeats.answer(repeats.key(self._spool, request, labels), compute)
         return unsure[0] if result is None else pb.ClassifyStreamResponse(result=result)
 
-    async def _first_look(self, message: pb.ClassifyStreamRequest, labels: LabelSet) -> pb.ClassifyStreamResponse:
+    async def _first_answer(self, message: pb.ClassifyStreamRequest, labels: LabelSet) -> pb.ClassifyStreamResponse:
         request = message.request
         source = source_of(request.image, self._answering.options.max_image_file_bytes)
         if not message.HasField("progressive"):
-            return await self._look(request, labels, source, None)
+            return await self._answer_image(request, labels, source, None)
         if "packet" not in source:
             raise InvalidRequest("progressive answers are for packets: an image file has no layers")
         if not 0 <= message.progressive.confidence < 1:
             raise InvalidRequest("progressive.confidence is a probability, 0 (the server's default) to below 1")
         packet = Packet.from_bytes(source["packet"])
         request.ClearField("image")  # its bytes are in `packet`
-        return await self._look(request, labels, {"packet": packet}, Waiting(request, packet, message.progressive))
+        return await self._answer_image(
+            request, labels, {"packet": packet}, Waiting(request, packet, message.progressive)
+        )
 
     def _extended(self, more: pb.MoreLayers) -> Waiting:
         """The waiting frame with its new layers, which must be those that its edge has. It stops waiting."""
@@ -156,7 +158,7 @@ class FrameStream:
             )
         return Waiting(held.request, packet, held.progressive)
 
-    async def _look(
+    async def _answer_image(
         self, request: pb.ClassifyRequest, labels: LabelSet, source: Source, waiting: Waiting | None
     ) -> pb.ClassifyStreamResponse:
         calibration = None

@@ -16,16 +16,27 @@ from export.rate import FactorisedRate
 class Family:
     """One codec family.
 
-    layers: channel spans [start, stop) of each packet layer; layer_bytes: target payload of each at 224x224;
-    rates: (name, number of layers), low to high; low, high: the symbol range; build_analysis(channels) gives the
-    untrained analysis net: normalised RGB (B, 3, H, W) → latents (B, C, H/stride, W/stride), whose rounding are the
-    symbols. output: what the synthesis makes of them, `pixels` or the `embedding` of the shipped clip-lite;
-    start_synthesis(synthesis, analysis, clip-lite's image head) may give better than random weights. crop: pixels of a
-    training view. frozen_trunk: the analysis is `bottleneck(trunk(x))`, and nothing in its trunk learns.
-    taught: modules of the synthesis that begin as a teacher's. rate_model(channels): what the decoder sees in training,
-    and what it costs (see `export.rate`). start_views: training views over which the analysis takes the statistics that
-    it starts from. decoders: other synthesis nets for the same symbols, by name. tie: by how much
-    a symbol may differ where a value next to a tie in rounding falls the other way.
+    name: of the family, its module and its bundles.
+    channels: C of the latents.
+    layers: channel spans [start, stop) of each packet layer.
+    layer_bytes: target payload of each layer at 224x224.
+    rates: (name, number of layers), low to high.
+    synthesis_spec: the decoder, as `synthesis.build` takes it.
+    build_analysis: channels → the untrained analysis net: normalised RGB (B, 3, H, W) → latents
+        (B, C, H/stride, W/stride), whose rounding are the symbols.
+    low, high: the range of symbols.
+    context: of the entropy coder (`thinwire.contexts`).
+    output: what the synthesis gives, `pixels` or the `embedding` of the shipped clip-lite.
+    stride: pixels per latent cell, in each direction.
+    crop: pixels of the side of a training view.
+    frozen_trunk: the analysis is `bottleneck(trunk(x))`, and the trunk is not trained.
+    taught: modules of the synthesis that start with a teacher's weights.
+    start_synthesis: (synthesis, analysis, clip-lite's image head) → sets better than random weights.
+    rate_model: channels → what the decoder sees in training, and its cost in bits (see `export.rate`).
+    start_views: number of training views over which the analysis measures its initial statistics.
+    decoders: other synthesis nets for the same symbols, by name.
+    decoder: the name of the one in use; None is the family's own.
+    tie: the largest difference of a symbol whose value lies next to a rounding tie.
     """
 
     name: str

@@ -128,7 +128,7 @@ def test_calls_need_a_token_of_the_file_and_health_needs_none(serve, tmp_path, m
 
 
 def test_tokens_change_with_their_file_unless_the_new_one_is_no_good(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(cloud.front.access, "LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr(cloud.front.access, "CHECK_EVERY_S", 0.0)
     file = tmp_path / "tokens"
     file.write_text(TOKEN)
     tokens = Tokens(file)
