@@ -150,6 +150,16 @@ def test_modules_and_files_that_are_named_exist(path):
         assert name in others or "NAME" in name or name.startswith("thinwire.v1.") or _exists(name), name
 
 
+def test_the_map_names_files_that_exist():
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    names = set(
+        re.findall(r"\b(?:benchmarks|cloud|edge|export|native|proto|synthesis|thinwire)/[\w/]+\.(?:py|c|proto)", text)
+    )
+    assert len(names) > 40
+    for name in names:
+        assert "NAME" in name or (ROOT / name).exists(), name
+
+
 def test_make_targets_that_are_quoted_exist():
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for path in PAGES:
