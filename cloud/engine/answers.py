@@ -53,4 +53,15 @@ def _one_head(
             total_ms=(now - item.accepted) * 1000,
             batch_size=batch_size,
         )
-        yield item, Answer(embedding, predictions, timing, item.prepared.bundle, item.prepared.n_layers, margin)
+        yield (
+            item,
+            Answer(
+                embedding,
+                predictions,
+                timing,
+                item.prepared.bundle,
+                item.prepared.n_layers,
+                margin,
+                head.notes if head else (),
+            ),
+        )

@@ -70,6 +70,7 @@ class Answer:
     bundle: str | None  # None for an image file
     layers: int
     margin: float | None = None
+    notes: tuple[str, ...] = ()  # of the head: about the labels
 
 
 class Kind(Enum):
@@ -116,15 +117,16 @@ class Item:
 
 def top_predictions(head: Head, embeddings: np.ndarray, counts: Sequence[int]) -> list[tuple[RankedLabel, ...]]:
     """Unit vectors (B, D) and a count for each → that many labels each, best first; equal ones in the order given."""
-    similarities = head.similarities(embeddings)  # (B, L)
+    similarities = head.similarities(embeddings)[:, head.kept]  # (B, K)
     probabilities = head.probabilities(similarities)
     out = []
     for row, count in enumerate(counts):
         order = np.argsort(-similarities[row], kind="stable")[:count]
+        places = [int(head.kept[i]) for i in order]
         out.append(
             tuple(
-                RankedLabel(head.labels[i], int(i), float(probabilities[row, i]), float(similarities[row, i]))
-                for i in order
+                RankedLabel(head.labels[place], place, float(probabilities[row, i]), float(similarities[row, i]))
+                for i, place in zip(order, places, strict=True)
             )
         )
     return out
@@ -132,7 +134,7 @@ def top_predictions(head: Head, embeddings: np.ndarray, counts: Sequence[int]) -
 
 def top_margin(head: Head, embedding: np.ndarray, temperature: float) -> float:
     """Unit vector (D,) → p1 - p2 of the two best labels under softmax(logits / temperature), 0 to 1."""
-    logits = head.logit_scale * head.similarities(embedding[None])[0].astype(np.float64) / temperature
+    logits = head.logit_scale * head.similarities(embedding[None])[0, head.kept].astype(np.float64) / temperature
     if len(logits) < 2:
         return 1.0
     odds = np.sort(np.exp(logits - logits.max()))

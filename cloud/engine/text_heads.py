@@ -18,6 +18,7 @@ from typing import Protocol
 import numpy as np
 
 from thinwire.files import write_whole
+from thinwire.label_notes import coinciding, label_notes
 from thinwire.labels import fill_templates
 
 log = logging.getLogger(__name__)
@@ -42,12 +43,16 @@ class TextEncoder(Protocol):
 class Head:
     """Class vectors of one (CLIP, labels, templates).
 
-    classes: float32 (L, D) unit rows, read-only; logit_scale: the CLIP's temperature.
+    classes: float32 (L, D) unit rows, read-only; logit_scale: the CLIP's temperature. kept: int (K,), the labels that
+    compete: of those whose vectors coincide only the first, since each more would take a share of its probability.
+    notes: sentences about labels that coincide, and about a single one.
     """
 
     labels: tuple[str, ...]
     classes: np.ndarray
     logit_scale: float
+    kept: np.ndarray
+    notes: tuple[str, ...] = ()
 
     @property
     def nbytes(self) -> int:
@@ -63,6 +68,15 @@ class Head:
         logits = self.logit_scale * similarities.astype(np.float64)
         logits = np.exp(logits - logits.max(axis=1, keepdims=True))
         return (logits / logits.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def make_head(
+    labels: tuple[str, ...], classes: np.ndarray, logit_scale: float, context_length: int | None = None
+) -> Head:
+    """Class vectors (L, D) → the head, with labels that coincide found."""
+    first = coinciding(classes)
+    kept = np.flatnonzero(first == np.arange(len(labels)))
+    return Head(labels, classes, logit_scale, kept, label_notes(labels, first, context_length))
 
 
 def head_key(clip_id: str, labels: Sequence[str], templates: Sequence[str]) -> str:
@@ -143,7 +157,7 @@ class HeadCache:
 
     def _keep(self, key: str, labels: tuple[str, ...], classes: np.ndarray) -> Head:
         classes.setflags(write=False)
-        head = Head(labels, classes, self.clip.logit_scale)
+        head = make_head(labels, classes, self.clip.logit_scale, getattr(self.clip, "context_length", None))
         with self._lock:
             if key not in self._heads:
                 self._heads[key] = head

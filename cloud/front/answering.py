@@ -101,6 +101,13 @@ class Answering:
         """The name that a reply states: clients compare it with `GetServerInfo`."""
         return self._engine.models.name_of(wanted)
 
+    def label_notes(self, labels: LabelSet, clip: str) -> tuple[str, ...]:
+        """What the head of `labels`, where it is held, says about them."""
+        models = self._engine.models
+        loaded = models.clip_of(models.name_of(clip))
+        head = loaded.heads.lookup(labels.labels, labels.templates) if loaded else None
+        return head.notes if head else ()
+
     def calibration(self, packet: Packet, clip: str) -> LayerCalibration | None:
         """What is known of answers from as many layers as `packet` holds; None without, and for a CLIP not loaded."""
         models = self._engine.models

@@ -64,12 +64,15 @@ def timing_of(answer: Answer) -> pb.Timing:
     )
 
 
-def classified(answer: Answer, places: Sequence[int], clip: str, frame_id: int) -> pb.ClassifyResponse:
-    """places[i]: where label i stood in the list that the client sent."""
+def classified(
+    answer: Answer, places: Sequence[int], clip: str, frame_id: int, *, with_notes: bool = False
+) -> pb.ClassifyResponse:
+    """places[i]: where label i stood in the list that the client sent. with_notes: the request carried its labels."""
     response = pb.ClassifyResponse(
         timing=timing_of(answer),
         model=pb.ModelInfo(clip=clip, bundle=answer.bundle or "", layers=answer.layers),
         frame_id=frame_id,
+        notes=answer.notes if with_notes else (),
     )
     for got in answer.predictions:
         response.predictions.add(

@@ -102,7 +102,8 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
                 source, labels, request.top_k, request.clip, deadline_of(context)
             )
             self._answering.report(context, source, labels, request.clip, answer)
-            return classified(answer, labels.places, self._answering.clip_name(request.clip), request.frame_id)
+            clip = self._answering.clip_name(request.clip)
+            return classified(answer, labels.places, clip, request.frame_id, with_notes=bool(request.labels))
 
         return await self._answering.repeats.answer(self._answering.repeats.key(spool, request, labels), compute)
 
@@ -176,7 +177,11 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         labels = check_label_set(request.labels, request.prompt_set, request.templates)
         # Ready now: the first image need not wait for the text tower. Kept only when that went well.
         await self._text_vectors(labels.labels, labels.templates, request.clip, context)
-        return pb.RegisterLabelsResponse(label_set=self._answering.label_sets.add(labels), labels=len(labels.labels))
+        return pb.RegisterLabelsResponse(
+            label_set=self._answering.label_sets.add(labels),
+            labels=len(labels.labels),
+            notes=self._answering.label_notes(labels, request.clip),
+        )
 
     async def _vector(self, image: pb.ImageInput, clip: str, context: Context) -> np.ndarray:
         source = source_of(image, self.options.max_image_file_bytes)

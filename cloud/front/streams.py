@@ -40,6 +40,7 @@ class FrameStream:
         self._deadline = deadline
         self._spool = answering.spool(context)
         self._defaults = pb.ClassifyRequest()
+        self._noted: tuple[str, ...] = ()  # labels whose notes this stream has got
         self._waiting: OrderedDict[int, Waiting] = OrderedDict()
         self._window = asyncio.Semaphore(answering.options.stream_window)
         self._writing = asyncio.Lock()
@@ -166,7 +167,11 @@ class FrameStream:
             calibration = self._answering.calibration(waiting.packet, request.clip)
         temperature = calibration.temperature if calibration else None
         answer = await self._admitted(source, labels, request.top_k, request.clip, self._deadline, temperature)
-        result = classified(answer, labels.places, self._answering.clip_name(request.clip), request.frame_id)
+        clip = self._answering.clip_name(request.clip)
+        # Once for each list: a request without labels has got those of the last one by now
+        with_notes = bool(request.labels) and self._noted != labels.labels
+        self._noted = labels.labels
+        result = classified(answer, labels.places, clip, request.frame_id, with_notes=with_notes)
         if calibration:
             confidence = calibration.confidence(answer.margin)
             if confidence < (waiting.progressive.confidence or self._answering.options.confidence):

@@ -75,6 +75,11 @@ class Clip:
     image_dtype: torch.dtype | None = None  # of the image tower; None: float32. See cloud.networks.precision
     channels_last: bool = True  # how the image tower wants its pictures in memory
 
+    @property
+    def context_length(self) -> int | None:
+        """Tokens of a text that the text tower reads; None where the tokenizer does not tell."""
+        return getattr(self.tokenize, "context_length", None)
+
     def matches(self, wanted: str) -> bool:
         """Whether a bundle card's `cloud.clip` means this model: by its `#fingerprint` where it has one, else by name.
 

@@ -57,6 +57,9 @@ def pictures_of(words: Sequence[str], say: Callable[[str], None]) -> list[Pictur
     return found
 
 
+MAX_NOTES = 20  # shown; a folder of a thousand black pictures need not say so a thousand times
+
+
 class Tally:
     """Counts of a run so far."""
 
@@ -99,6 +102,7 @@ def run(args: argparse.Namespace) -> int:
         named = ", ".join(map(shown_address, args.images))
         raise NothingToDo(f"no image files in {named}: name files, or folders that hold some")
     tally, answers = Tally(), []
+    noted: set[str] = set()
     with _client(args) as client:
         client.check()
         try:
@@ -109,6 +113,10 @@ def run(args: argparse.Namespace) -> int:
                         print(json.dumps(_record(client, picture, outcome, args.rate or client.rate)), flush=True)
                     elif outcome.ok:
                         answers.append((picture, outcome))
+                    for note in outcome.result.notes if outcome.ok else ():
+                        if note not in noted and len(noted) < MAX_NOTES:
+                            noted.add(note)
+                            progress.say(f"thinwire-edge: note: {without_secrets(safe_text(note))}")
                     if outcome.error is not None:
                         progress.say(f"thinwire-edge: {_named(picture, outcome)}")
                     progress.advance()

@@ -23,7 +23,7 @@ import queue
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,6 +43,7 @@ from thinwire.bundle import Bundle
 from thinwire.contract import SPOOL_KEY, Reason
 from thinwire.errors import ThinwireError
 from thinwire.packet import Packet
+from thinwire.text import safe_text
 from thinwire.v1 import inference_pb2 as pb
 
 PAUSE_S = (0.2, 5.0)  # first and longest pause before the next attempt, before jitter
@@ -52,6 +53,7 @@ FRAME_PAUSE_S = 1.0  # for a frame that may be tried again and has no pause name
 FINAL_CODES = frozenset((3, 9, 11, 15))  # INVALID_ARGUMENT, FAILED_PRECONDITION, OUT_OF_RANGE, DATA_LOSS
 RETRIES_OF_INTERNAL = 3
 EXPIRE_EVERY_S = 5.0
+MAX_NOTES = 20  # on labels, told in one run
 OPERATOR_REASONS = frozenset(
     (Reason.UNAUTHENTICATED, Reason.PERMISSION_DENIED, Reason.UNIMPLEMENTED, Reason.UNKNOWN_MODEL)
 )
@@ -102,6 +104,7 @@ class Courier:
         self._down_since: float | None = None
         self._oldest_sent: float | None = None  # of the frames on their way
         self._told: str | None = None
+        self._noted: set[str] = set()  # notes on labels that were told
         self._budget_told = self._broke = False
         self._expired_at = 0.0
         self.fault: BaseException | None = None  # a defect that ended the thread
@@ -181,9 +184,18 @@ class Courier:
             self.cap.spent(size)
             self.counts.sent_bytes += size
             try:
-                self._handles.registered(wanted, self._uplink.register(wanted))
+                reply = self._uplink.register(wanted)
+                self._handles.registered(wanted, reply)
+                self._tell(reply.notes)
             except Refused as error:
                 self._handles.refused(wanted, error)
+
+    def _tell(self, notes: Iterable[str]) -> None:
+        """Says what the server finds odd about the labels, once."""
+        for note in notes:
+            if note not in self._noted and len(self._noted) < MAX_NOTES:
+                self._noted.add(note)
+                self.say(f"note: {safe_text(note)}")
 
     def _question(self, number: int) -> pb.ClassifyRequest:
         question = self.spool.question(number)
@@ -363,6 +375,7 @@ class Courier:
             self.counts.in_time += late_s <= self.rate.deadline_s
             if self.fallback is not None:
                 self.fallback.learn(reply.predictions)
+            self._tell(reply.notes)
             where = (frame.key, frame.source, frame.captured_at)
             self._final(frame, answered(*where, reply, flying.layers, flying.packet_bytes, took_s, late_s))
             return

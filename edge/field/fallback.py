@@ -15,6 +15,7 @@ import struct
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from thinwire.bundle import Bundle
 from thinwire.contract import Reason
 from thinwire.errors import BundleError, ThinwireError
 from thinwire.files import write_whole
+from thinwire.label_notes import coinciding
 
 CLIP_SCALE = 100.0  # what CLIP's training ends at (Radford et al. 2021, 2.5), until answers have told the real one
 TEXTS_PER_CALL = 256
@@ -42,16 +44,21 @@ class LabelVectors:
     vectors: np.ndarray
     scale: float = CLIP_SCALE
 
+    @cached_property
+    def kept(self) -> np.ndarray:
+        """int (K,): the labels that compete. As in the cloud, those with one vector count as the first."""
+        return np.flatnonzero(coinciding(self.vectors) == np.arange(len(self.vectors)))
+
     def rank(self, vector: np.ndarray, top_k: int) -> list[dict[str, Any]]:
         """Unit image vector float32 (D,) → the best labels, best first."""
-        cosines = self.vectors @ vector  # (L,)
+        cosines = self.vectors[self.kept] @ vector  # (K,)
         logits = self.scale * cosines.astype(np.float64)
         shares = np.exp(logits - logits.max())
         shares /= shares.sum()
         best = np.argsort(-cosines, kind="stable")[:top_k]
         return [
             {
-                "label": self.labels[place],
+                "label": self.labels[self.kept[place]],
                 "probability": round(float(shares[place]), 6),
                 "similarity": round(float(cosines[place]), 6),
             }

@@ -76,13 +76,14 @@ class PreparedRequest:
     sent_bytes: int
     layers: int
     edge_ms: tuple[float, float, float, float]
+    notes: tuple[str, ...] = ()
 
     def result(
         self, reply: pb.ClassifyResponse, round_trip_ms: float, sent: pb.ClassifyRequest | None = None
     ) -> Result:
         """`sent`: the request as it went, where its labels were replaced by a handle."""
         request_bytes = (self.request if sent is None else sent).ByteSize()
-        return read_reply(reply, self.sent_bytes, self.layers, self.edge_ms, round_trip_ms, request_bytes)
+        return read_reply(reply, self.sent_bytes, self.layers, self.edge_ms, round_trip_ms, request_bytes, self.notes)
 
 
 def prepare(encoder: Encoder, image: ImageLike, rate: str, question: Question) -> PreparedRequest:
@@ -97,7 +98,8 @@ def prepare(encoder: Encoder, image: ImageLike, rate: str, question: Question) -
     except Exception as error:
         raise FrameFailed(described(error)) from error
     edge_ms = (encoded.decode_image_ms, encoded.preprocess_ms, encoded.encode_ms, encoded.code_ms)
-    return PreparedRequest(question.request(packet=data), len(data), len(encoded.packet.layers), edge_ms)
+    notes = (encoded.note,) if encoded.note else ()
+    return PreparedRequest(question.request(packet=data), len(data), len(encoded.packet.layers), edge_ms, notes)
 
 
 def prepare_file(data: bytes, question: Question) -> PreparedRequest:

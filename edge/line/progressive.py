@@ -137,7 +137,15 @@ def _step(stream: _Stream, frames: dict[int, _Frame], answer: pb.ClassifyStreamR
     encoded = frame.encoded
     edge_ms = (encoded.decode_image_ms, encoded.preprocess_ms, encoded.encode_ms, encoded.code_ms)
     took_ms = 1000 * (time.perf_counter() - frame.started)
-    result = read_reply(reply, frame.sent_bytes, frame.layers, edge_ms, took_ms, frame.request_bytes)
+    result = read_reply(
+        reply,
+        frame.sent_bytes,
+        frame.layers,
+        edge_ms,
+        took_ms,
+        frame.request_bytes,
+        (encoded.note,) if encoded.note else (),
+    )
     return Outcome(frame.index, frame.image, result)
 
 

@@ -38,6 +38,8 @@ class Result:
     decode_image_ms, preprocess_ms, encode_ms, code_ms: reading the image, making its view, encoder, range coder.
     round_trip_ms: from sending to the answer, retries included. clip: the CLIP model that answered.
     request_bytes: the message as sent: the packet, with labels or the handle of labels that the server holds.
+    notes: what is odd about the picture (nearly flat), and, beside the first answer to these labels, about the labels:
+    which of them this CLIP cannot tell apart.
     """
 
     predictions: tuple[Prediction, ...]
@@ -51,6 +53,7 @@ class Result:
     server: ServerTiming
     clip: str
     request_bytes: int
+    notes: tuple[str, ...] = ()
 
     @property
     def best(self) -> Prediction:
@@ -74,6 +77,7 @@ def read_reply(
     edge_ms: tuple[float, float, float, float],
     round_trip_ms: float,
     request_bytes: int,
+    notes: tuple[str, ...] = (),
 ) -> Result:
     """A server's reply as a Result. edge_ms: decode_image, preprocess, encode, code."""
     timing = reply.timing
@@ -87,4 +91,14 @@ def read_reply(
         timing.batch_size,
     )
     predictions = tuple(Prediction(each.label, each.probability, each.similarity) for each in reply.predictions)
-    return Result(predictions, sent_bytes, layers, *edge_ms, round_trip_ms, server, reply.model.clip, request_bytes)
+    return Result(
+        predictions,
+        sent_bytes,
+        layers,
+        *edge_ms,
+        round_trip_ms,
+        server,
+        reply.model.clip,
+        request_bytes,
+        (*notes, *reply.notes),
+    )

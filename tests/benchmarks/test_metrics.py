@@ -10,13 +10,13 @@ import pytest
 from benchmarks.judges.metrics import ms_ssim, zero_shot
 from benchmarks.results.saving import rate_saving, saving_of
 from benchmarks.stats.paired import mcnemar_p, relative_top1
-from cloud.engine.text_heads import Head
+from cloud.engine.text_heads import Head, make_head
 from tests.tiny_bundle import synthetic_views
 
 
 def head(*rows) -> Head:
     classes = np.array(rows, np.float32)
-    return Head(tuple("abcdefg"[: len(rows)]), classes / np.linalg.norm(classes, axis=1, keepdims=True), 10.0)
+    return make_head(tuple("abcdefg"[: len(rows)]), classes / np.linalg.norm(classes, axis=1, keepdims=True), 10.0)
 
 
 def test_zero_shot_margin_by_hand():

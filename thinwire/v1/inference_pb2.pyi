@@ -117,16 +117,18 @@ class ClassifyRequest(_message.Message):
     def __init__(self, image: _Optional[_Union[ImageInput, _Mapping]] = ..., labels: _Optional[_Iterable[str]] = ..., prompt_set: _Optional[str] = ..., templates: _Optional[_Iterable[str]] = ..., top_k: _Optional[int] = ..., frame_id: _Optional[int] = ..., label_set: _Optional[str] = ..., clip: _Optional[str] = ...) -> None: ...
 
 class ClassifyResponse(_message.Message):
-    __slots__ = ("predictions", "timing", "model", "frame_id")
+    __slots__ = ("predictions", "timing", "model", "frame_id", "notes")
     PREDICTIONS_FIELD_NUMBER: _ClassVar[int]
     TIMING_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     FRAME_ID_FIELD_NUMBER: _ClassVar[int]
+    NOTES_FIELD_NUMBER: _ClassVar[int]
     predictions: _containers.RepeatedCompositeFieldContainer[Prediction]
     timing: Timing
     model: ModelInfo
     frame_id: int
-    def __init__(self, predictions: _Optional[_Iterable[_Union[Prediction, _Mapping]]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., model: _Optional[_Union[ModelInfo, _Mapping]] = ..., frame_id: _Optional[int] = ...) -> None: ...
+    notes: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, predictions: _Optional[_Iterable[_Union[Prediction, _Mapping]]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., model: _Optional[_Union[ModelInfo, _Mapping]] = ..., frame_id: _Optional[int] = ..., notes: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Prediction(_message.Message):
     __slots__ = ("label", "index", "probability", "similarity")
@@ -355,9 +357,11 @@ class RegisterLabelsRequest(_message.Message):
     def __init__(self, labels: _Optional[_Iterable[str]] = ..., prompt_set: _Optional[str] = ..., templates: _Optional[_Iterable[str]] = ..., clip: _Optional[str] = ...) -> None: ...
 
 class RegisterLabelsResponse(_message.Message):
-    __slots__ = ("label_set", "labels")
+    __slots__ = ("label_set", "labels", "notes")
     LABEL_SET_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
+    NOTES_FIELD_NUMBER: _ClassVar[int]
     label_set: str
     labels: int
-    def __init__(self, label_set: _Optional[str] = ..., labels: _Optional[int] = ...) -> None: ...
+    notes: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, label_set: _Optional[str] = ..., labels: _Optional[int] = ..., notes: _Optional[_Iterable[str]] = ...) -> None: ...
