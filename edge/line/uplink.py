@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import grpc
 from edge.defaults import DEFAULT_TIMEOUT_S
 from edge.errors import ClientClosed, ConnectionOptionsError, Refused, ServerTimeout, ServerUnreachable
 from edge.line.error_info import error_reason
+from edge.line.label_upload import Progress, in_pieces, run_upload
 from thinwire import __version__
 from thinwire.contract import DEVICE_ID_RULE, DEVICE_KEY, Reason, is_device_id, is_loopback
 from thinwire.errors import ThinwireError
@@ -159,6 +160,7 @@ class Uplink:
     def __init__(self, line: Line) -> None:
         self.line = line
         self._channel = open_channel(line)
+        self._takes_parts = True
         self._stub = inference_pb2_grpc.InferenceServiceStub(self._channel)
 
     def __enter__(self) -> Uplink:
@@ -200,9 +202,30 @@ class Uplink:
         request = pb.EncodeTextRequest(texts=texts, prompt_set=prompt_set)
         return self.answer(self._call(self._stub.EncodeText, request, self.line.timeout_s))
 
-    def register(self, request: pb.RegisterLabelsRequest) -> pb.RegisterLabelsResponse:
-        """A handle for labels. Raises as `classify`; `Refused` (UNIMPLEMENTED) by a server that knows no handles."""
-        return self.answer(self._call(self._stub.RegisterLabels, request, self.line.timeout_s))
+    def register(
+        self,
+        request: pb.RegisterLabelsRequest,
+        tell: Callable[[Progress], None] = lambda progress: None,
+        send: Callable[[pb.RegisterLabelsPartRequest], pb.RegisterLabelsPartResponse] | None = None,
+        timeout_s: float | None = None,
+    ) -> pb.RegisterLabelsResponse:
+        """A handle for labels. Raises as `classify`; `Refused` (UNIMPLEMENTED) by a server that knows no handles.
+
+        Many labels go in pieces, each with the line's deadline, where the server takes them; tell: gets the progress;
+        send: sends a piece in place of `register_part`. timeout_s: for labels that go in one message.
+        """
+        if in_pieces(request) and self._takes_parts:
+            try:
+                return run_upload(request, send or self.register_part, tell)
+            except Refused as error:
+                if error.server_reason != Reason.UNIMPLEMENTED:
+                    raise
+                self._takes_parts = False  # a server of an earlier release
+        return self.answer(self._call(self._stub.RegisterLabels, request, timeout_s or self.line.timeout_s))
+
+    def register_part(self, request: pb.RegisterLabelsPartRequest) -> pb.RegisterLabelsPartResponse:
+        """One piece of many labels. Raises as `classify`."""
+        return self.answer(self._call(self._stub.RegisterLabelsPart, request, self.line.timeout_s))
 
     def stream(
         self, requests: Iterator[pb.ClassifyStreamRequest], metadata: tuple[tuple[str, str], ...] = ()
