@@ -18,10 +18,13 @@ from edge.line.label_upload import Progress, in_pieces, run_upload
 from thinwire import __version__
 from thinwire.contract import DEVICE_ID_RULE, DEVICE_KEY, Reason, is_device_id, is_loopback
 from thinwire.errors import ThinwireError
+from thinwire.proxies import proxy_for
+from thinwire.text import safe_text, shown_address
 from thinwire.v1 import inference_pb2 as pb
 from thinwire.v1 import inference_pb2_grpc
 
 CHECK_TIMEOUT_S = 10.0
+MAX_SOCKET_PATH_BYTES = 107  # sun_path of Linux, with its closing zero byte
 MAX_REPLY_BYTES = 16 << 20  # 20,000 labels of 400 characters
 
 SERVICE_CONFIG = {
@@ -45,8 +48,8 @@ SERVICE_CONFIG = {
 class Line:
     """Where the server is and how it is talked to; checked when made (`ConnectionOptionsError`).
 
-    server: HOST:PORT ([::1]:50051 for IPv6). timeout_s: deadline of each call, retries included. tls: encrypt, trusting
-    the certificate authorities that gRPC ships; root_certificate: encrypt, trusting those in this PEM file instead.
+    server: HOST:PORT ([::1]:50051 for IPv6), or unix:PATH. timeout_s: deadline of each call, retries included. tls:
+    encrypt, trusting the authorities that gRPC ships; root_certificate: encrypt, trusting those in this PEM file.
     token: sent with each call as `authorization: Bearer TOKEN`, on an encrypted line or to this machine only.
     client_certificate, client_key: PEM files that show the server who we are (mTLS); either both or none.
     max_reconnect_s: longest pause between attempts to connect again. device_id: the name under which the server shows
@@ -64,14 +67,10 @@ class Line:
     device_id: str | None = None
 
     def __post_init__(self) -> None:
-        host, _, port = self.server.rpartition(":")
-        # A target without a port would silently go to port 443
-        if not re.fullmatch(r"\[[0-9A-Fa-f:.%\w]+\]|[^\s:/\[\]]+", host) or not re.fullmatch(r"\d{1,5}", port):
-            raise ConnectionOptionsError(
-                f"{self.server!r} is not a server address: write HOST:PORT, like 127.0.0.1:50051"
-            )
-        if not 1 <= int(port) <= 65535:
-            raise ConnectionOptionsError(f"{self.server!r} has no valid port: ports are 1 to 65535")
+        if self.unix:
+            self._check_path()
+        else:
+            self._check_host()
         if not 0 < self.timeout_s < float("inf"):
             raise ConnectionOptionsError(f"a timeout is a number of seconds above 0, not {self.timeout_s}")
         if self.token is not None and not re.fullmatch(r"[\x21-\x7e]+", self.token):
@@ -83,13 +82,45 @@ class Line:
         if (self.client_certificate is None) != (self.client_key is None):
             raise ConnectionOptionsError("a client certificate and its key go together: give --tls-cert and --tls-key")
 
+    def _check_path(self) -> None:
+        path = self.server.removeprefix("unix:").removeprefix("//")
+        if not path or "\0" in path or len(os.fsencode(path)) > MAX_SOCKET_PATH_BYTES:
+            raise ConnectionOptionsError(
+                f"{safe_text(self.server)!r} is not a server address: write unix:PATH, with a path of 1 to "
+                f"{MAX_SOCKET_PATH_BYTES} bytes"
+            )
+
+    def _check_host(self) -> None:
+        host, _, port = self.server.rpartition(":")
+        shown = shown_address(self.server if "@" not in self.server else f"//{self.server}".rpartition("@")[2])
+        # A target without a port would silently go to port 443
+        if not re.fullmatch(r"\[[0-9A-Fa-f:.%\w]+\]|[^\s:/\[\]]+", host) or not re.fullmatch(r"\d{1,5}", port):
+            raise ConnectionOptionsError(
+                f"{shown!r} is not a server address: write HOST:PORT, like 127.0.0.1:50051, or unix:PATH"
+            )
+        if not 1 <= int(port) <= 65535:
+            raise ConnectionOptionsError(f"{shown!r} has no valid port: ports are 1 to 65535")
+
+    @property
+    def unix(self) -> bool:
+        """Whether the server is reached over a socket in the file system."""
+        return self.server.startswith("unix:")
+
     @property
     def encrypted(self) -> bool:
         return self.tls or self.root_certificate is not None or self.client_certificate is not None
 
     @property
     def local(self) -> bool:
-        return is_loopback(self.server.rpartition(":")[0])
+        return self.unix or is_loopback(self.server.rpartition(":")[0])
+
+    @property
+    def direct(self) -> bool:
+        """Whether no proxy is to be used, by the one rule for all clients (`thinwire.proxies`)."""
+        if self.unix:
+            return True
+        host, _, port = self.server.rpartition(":")
+        return proxy_for("grpc", host, int(port)) is None
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...] | None:
@@ -111,14 +142,14 @@ class Line:
             ("grpc.primary_user_agent", f"thinwire-edge/{__version__}"),
             # Slower than any server's minimum (pings faster than that kill the channel), faster than most NAT timeouts
             ("grpc.keepalive_time_ms", 120_000),
-            ("grpc.keepalive_timeout_ms", 20_000),
+            ("grpc.keepalive_timeout_ms", int(1000 * max(20.0, self.timeout_s))),
             # After an outage, look again soon: the default's ceiling of two minutes outlives most deadlines
             ("grpc.initial_reconnect_backoff_ms", 500),
             ("grpc.max_reconnect_backoff_ms", max(500, int(1000 * self.max_reconnect_s))),
             ("grpc.use_local_subchannel_pool", 1),  # a new channel must make a new connection
         ]
-        if self.local:
-            options.append(("grpc.enable_http_proxy", 0))  # a proxy in the environment cannot reach our loopback
+        if self.direct:
+            options.append(("grpc.enable_http_proxy", 0))
         return options
 
     def credentials(self) -> grpc.ChannelCredentials | None:
