@@ -155,7 +155,7 @@ def test_whatever_answers_at_a_webhook_is_a_pause_and_the_other_outputs_get_all(
 def test_addresses_that_are_none_are_refused_at_once_without_their_password(words, photos, where, capsys):
     assert main(["run", str(photos), *words, "--webhook", where]) == 2
     err = capsys.readouterr().err
-    assert "is no web address" in err
+    assert "is not a web address" in err
     assert "u:p@" not in err
 
 
