@@ -27,6 +27,8 @@ examples:
       the shipped CLIP and codecs on 127.0.0.1:50051
   thinwire-cloud serve --host 0.0.0.0 --tls-cert tls.pem --tls-key tls.key --token-file tokens
       for other machines: encrypted, and only for clients with a token
+  thinwire-cloud serve --clip ViT-B-32:laion2b_s34b_b79k --bundle layered --decoder runs/tune-layered-pixels/decoder
+      packets of layered are decoded by what was tuned for that CLIP
   thinwire-cloud serve --adapter runs/adapt-layered/adapter
       packets of the adapter's bundle and rates are embedded by the adapted image tower
   thinwire-cloud serve --clip clip-lite --clip ViT-B-32:laion2b_s34b_b79k --model-mb 2000
@@ -92,6 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _check(config: Config) -> int:
     from cloud.networks.adapted import load_adapters
+    from cloud.networks.tuned import load_variants
     from thinwire.bundle import load_bundle, shipped_bundles
 
     print("\n".join(config.lines()), flush=True)
@@ -103,7 +106,10 @@ def _check(config: Config) -> int:
         bundle = load_bundle(source)
         bundles.append(bundle)
         print(f"# bundle {bundle.name} ({bundle.model_id.hex()}): {bundle.path}", flush=True)
-    for adapter in load_adapters(config["adapter"] or (), bundles):
+    decoders = load_variants(config["decoder"] or (), bundles)
+    for decoder in decoders:
+        print(f"# decoder of {decoder.bundle} for {decoder.clip}, into {decoder.into}: {decoder.path}")
+    for adapter in load_adapters(config["adapter"] or (), bundles, decoders):
         print(f"# adapter of {adapter.clip} for {adapter.bundle} at {', '.join(adapter.rates)}: {adapter.path}")
     print("# in order", flush=True)
     return 0
@@ -164,6 +170,7 @@ def _open(config: Config):
         model_bytes=model_bytes,
         precision=config["precision"],
         adapters=config["adapter"] or (),
+        decoders=config["decoder"] or (),
         synthesis_backend=config["synthesis_backend"],
         clip_backend=config["clip_backend"],
     )
@@ -186,6 +193,8 @@ def _serve(config: Config) -> int:
     clip = engine.heads.clip
     names = ", ".join(bundle.name for bundle in engine.intake.bundles.values()) or "none (image files only)"
     _say(f"CLIP {clip.name} on {device_name(clip.device)}, bundles: {names}")
+    for decoder in engine.models.decoders:
+        _say(f"decoder {decoder.name}: packets of {decoder.bundle} for {decoder.clip}, into {decoder.into}")
     for adapter in engine.models.adapters:
         _say(f"adapter {adapter.name}: for {adapter.bundle} at {', '.join(adapter.rates)}")
     if config["allow_plaintext"] and not security.tls:

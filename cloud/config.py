@@ -138,6 +138,14 @@ SETTINGS = (
         "rates are embedded by the first CLIP's image tower with the adapter in it (default: none)",
         "NAME|PATH",
     ),
+    Setting(
+        "decoder",
+        words,
+        None,
+        "a folder that `thinwire-export tune` wrote, repeatable: decodes packets of its bundle where its CLIP answers, "
+        "in the place of the bundle's own decoder (default: none)",
+        "PATH",
+    ),
     Setting("device", device, "auto", "auto, cpu, cuda or cuda:N; auto takes CUDA when it is there"),
     Setting(
         "precision",

@@ -5,13 +5,8 @@ from __future__ import annotations
 from typing import ClassVar
 
 from thinwire.contract import Reason
+from thinwire.errors import ClipUnavailable as ClipUnavailable
 from thinwire.errors import ThinwireError
-
-
-class ClipUnavailable(ThinwireError):
-    """The CLIP model asked for cannot be loaded; the message names the fix."""
-
-    reason: ClassVar[str] = Reason.CLIP_UNAVAILABLE
 
 
 class ClipMismatch(ThinwireError):

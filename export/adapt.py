@@ -10,7 +10,7 @@ from __future__ import annotations
 import datetime
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +21,13 @@ from export.adapt_tower import add_lora, factors_of, target_modules
 from export.adapt_views import ViewMaker, Views, tower_vectors
 from export.answers import AnswerDivergence
 from export.depthwise import fast_backward
+from export.photographs.options import PhotographOptions
 from export.towers import load_tower
 from export.train import HELD_OUT
-from export.training_loop import look_at_unseen, run_to_end
+from export.training_loop import load_checkpoint, look_at_unseen, run_to_end
 from synthesis.adapter import Adapter, write_adapter
 from synthesis.memory import keep_freed_memory
+from synthesis.variant import DecoderVariant, load_variant
 from thinwire.bundle import load_bundle
 from thinwire.errors import AdapterError
 
@@ -36,6 +38,7 @@ class AdaptSettings:
 
     bundle: str
     clip: str = "clip-lite"
+    decoder: str | None = None  # folder of a decoder tuned for this CLIP, whose pictures are to be read
     rates: tuple[str, ...] = ()  # of the bundle; () for all
     minutes: float = 10.0
     steps: int | None = None
@@ -47,6 +50,7 @@ class AdaptSettings:
     answer_weight: float = 0.2  # as in `export.train`
     seed: int = 0
     threads: int = 1
+    photographs: PhotographOptions = field(default_factory=PhotographOptions)
 
 
 class Adapting:
@@ -62,9 +66,15 @@ class Adapting:
             )
         self.rates = {rate: self.bundle.n_layers(rate) for rate in settings.rates or self.bundle.rates}
         self.tower = load_tower(settings.clip)
-        self.answers = AnswerDivergence.of(settings.clip, self.tower.id)
+        self.variant = self._variant()
+        self.photographs = settings.photographs.open()
+        if not self.tower.has_text:
+            raise AdapterError(f"{settings.clip} has no text tower: an adapter is of a CLIP")
+        self.answers = AnswerDivergence.of(settings.clip, self.tower.id, self.photographs.captioned())
         self.tower.net.to(memory_format=torch.channels_last)
-        maker = ViewMaker(self.bundle, self.tower, sorted(self.rates.values()), settings.seed)
+        maker = ViewMaker(
+            self.bundle, self.tower, sorted(self.rates.values()), settings.seed, self.photographs, self.variant
+        )
         self.views = maker.training(settings.count)
         self.unseen = maker.held_out(min(HELD_OUT, settings.count))
         targets = target_modules(self.tower.net.visual, self.tower.height, self.tower.width)
@@ -81,6 +91,16 @@ class Adapting:
         self.generator = torch.Generator().manual_seed(settings.seed)
         self.progress, self.steps = 0.0, 0
 
+    def _variant(self) -> DecoderVariant | None:
+        if self.settings.decoder is None:
+            return None
+        variant = load_variant(self.settings.decoder)
+        variant.check_bundle(self.bundle)
+        variant.check_clip(self.tower.id)
+        if variant.gives_vectors:
+            raise AdapterError(f"decoder {variant.path} leads into the tower: it makes no picture to adapt to")
+        return variant
+
     def state(self) -> dict:
         return {
             "learned": [each.detach() for each in self.learned],
@@ -91,7 +111,7 @@ class Adapting:
         }
 
     def restore(self, state: dict) -> None:
-        if [each.shape for each in state["learned"]] != [each.shape for each in self.learned]:
+        if "learned" not in state or [each.shape for each in state["learned"]] != [each.shape for each in self.learned]:
             raise AdapterError("the checkpoint is of another tower or rank: give another --out, or the same settings")
         with torch.no_grad():
             for own, stored in zip(self.learned, state["learned"]):
@@ -160,16 +180,17 @@ def adapt(settings: AdaptSettings, folder: Path) -> Adapter:
     run = Adapting(settings)
     checkpoint = folder / "checkpoint.pt"
     if checkpoint.exists():
-        run.restore(torch.load(checkpoint, map_location="cpu", weights_only=True))
+        run.restore(load_checkpoint(checkpoint, "cpu"))
     (folder / "settings.json").write_text(json.dumps(asdict(settings), indent=2))
     if run.progress == 0.0:
         look_at_unseen(run, folder)
     title, look_from = f"adapt {settings.clip}", run.progress + 0.25
     run_to_end(run, settings, folder, title, look_from=look_from, look_every=0.25, save_every_s=60)
+    run.photographs.report()
     told = [json.loads(line) for line in (folder / "held_out.jsonl").read_text().splitlines()]
     about = {
         "training": {
-            "data": f"photos-train, {len(run.views)} decoded views",
+            "data": f"{run.photographs.described()}, {len(run.views)} decoded views",
             "settings": {**asdict(settings), "bundle": run.bundle.name},
             "date": datetime.date.today().isoformat(),
             "parameters": sum(each.numel() for each in run.learned),
@@ -182,6 +203,7 @@ def adapt(settings: AdaptSettings, folder: Path) -> Adapter:
         bundle=run.bundle,
         rates=run.rates,
         scale=settings.scale,
+        decoder_sha256=None if run.variant is None else run.variant.digest,
         factors=factors_of(run.tower.net.visual),
         about=about,
     )

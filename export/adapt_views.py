@@ -18,13 +18,15 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 import synthesis
+from export.augment import crops
 from export.families.front import IMAGE_MEAN, IMAGE_STD, normalise
 from export.onnx_export import encode_views
-from export.photos import held_out_split, train_photos
+from export.photographs.collection import Photographs
 from export.teachers import cache_root
 from export.towers import Tower
-from export.train import HELD_OUT, crops
+from export.train import HELD_OUT
 from synthesis.adapter import decoder_hash
+from synthesis.variant import DecoderVariant
 from thinwire.bundle import Bundle
 
 VERSION = 3  # raise it when the same settings give other views
@@ -53,15 +55,25 @@ class Views:
 class ViewMaker:
     """Codes photographs with one bundle at some of its rates; `tower` is the teacher."""
 
-    def __init__(self, bundle: Bundle, tower: Tower, layers: Sequence[int], seed: int) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        tower: Tower,
+        layers: Sequence[int],
+        seed: int,
+        photographs: Photographs,
+        variant: DecoderVariant | None = None,
+    ) -> None:
         self.bundle, self.tower, self.layers, self.seed = bundle, tower, list(layers), seed
-        self._net = synthesis.load(bundle)
+        self._net = variant.net(tower.net.visual, tower.height, tower.width) if variant else synthesis.load(bundle)
+        self._decoder = variant.digest if variant else decoder_hash(bundle)
         self._encoder = bundle.encoder_path()
         counts = np.zeros(bundle.latent_shape[0], np.int64)  # (C,): layers that must be sent for each channel to arrive
         for number, layer in enumerate(bundle.card.wire["layers"], 1):
             counts[slice(*layer["channels"])] = number
         self._layer_of = counts
-        self.images, self.unseen = held_out_split(train_photos().images, HELD_OUT)  # as the codec's training does
+        self.identity = photographs.identity
+        self.images, self.unseen = photographs.split(HELD_OUT)  # as the codec's training does
 
     def training(self, count: int) -> Views:
         """`count` decoded views, rounded up to whole chunks; each original is drawn at random and decoded at
@@ -75,7 +87,7 @@ class ViewMaker:
         """Photographs that no step sees, each at every rate."""
         return self._chunks([f"unseen-{originals}"], self.unseen, originals, len(self.layers), "decoded unseen views")
 
-    def _chunks(self, names: list[str], images: np.ndarray, originals: int, per_view: int, title: str) -> Views:
+    def _chunks(self, names: list[str], images: Photographs, originals: int, per_view: int, title: str) -> Views:
         folder = self._folder()
         with tqdm(total=len(names) * originals * per_view, desc=title, unit="view") as bar:
             for number, name in enumerate(names):
@@ -93,14 +105,14 @@ class ViewMaker:
     def _folder(self) -> Path:
         """Named by all that the views depend on."""
         encoder = self.bundle.card.edge["files"][self._encoder.name]["sha256"]
-        said = [VERSION, encoder, decoder_hash(self.bundle), self.tower.id, self.layers, self.seed, len(self.images)]
+        said = [VERSION, encoder, self._decoder, self.tower.id, self.layers, self.seed, self.identity]
         digest = hashlib.sha256(json.dumps([*said, PER_VIEW, HELD_OUT]).encode()).hexdigest()
         folder = cache_root() / "adapt-views" / f"{self.bundle.name}-{digest[:16]}"
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
     def _make(
-        self, target: Path, images: np.ndarray, number: int, originals: int, per_view: int, tick: Callable
+        self, target: Path, images: Photographs, number: int, originals: int, per_view: int, tick: Callable
     ) -> None:
         generator = torch.Generator().manual_seed(1000 * self.seed + number)
         views = []

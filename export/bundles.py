@@ -25,33 +25,54 @@ from export.onnx_export import (
     round_weights,
     store_half,
 )
-from export.photos import train_photos
+from export.photographs.collection import Photographs
+from export.photographs.options import OURS, PhotographOptions
 from export.quantise import quantise_encoder
 from export.teachers import cache_root
 from export.towers import load_tower
+from export.training_loop import load_checkpoint
 from synthesis import build as build_synthesis
 from synthesis.onnx_file import OPSET
 from thinwire.bundle import load_bundle, write_bundle
+from thinwire.errors import ThinwireError
 from thinwire.imaging import canonical_view
 from thinwire.tables import count_tables
 
 SIZE = 224
 
 
-def training_views(count: int, seed: int = 0, size: tuple[int, int] = (SIZE, SIZE)) -> np.ndarray:
+class ResultsError(ThinwireError):
+    """Figures that do not belong into a card; the message says why."""
+
+    reason = "BAD_RESULTS"
+
+
+def training_views(
+    photographs: Photographs, count: int, seed: int = 0, size: tuple[int, int] = (SIZE, SIZE)
+) -> np.ndarray:
     """`count` training photographs as the edge would see them: uint8 (count, *size, 3)."""
-    images = train_photos().images
-    index = np.sort(np.random.default_rng(seed).permutation(len(images))[:count])
-    return np.stack([canonical_view(Image.fromarray(images[i]), *size) for i in index])
+    ids = photographs.sample(count, seed)
+    photographs.ahead(ids)
+    return np.concatenate(
+        [_fitted(photographs.take(ids[start : start + 64]), size) for start in range(0, len(ids), 64)]
+    )
 
 
-def make_bundle(family: Family, run: Path, out: Path, count: int = 3000) -> Path:
+def _fitted(views: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    return np.stack([canonical_view(Image.fromarray(view), *size) for view in views])
+
+
+def make_bundle(
+    family: Family, run: Path, out: Path, count: int = 3000, photographs: Photographs | None = None
+) -> Path:
     """Writes bundle `out` from the checkpoint in `run`; tables are counted over `count` training photographs.
 
     The int8 encoder goes with it where its symbols are close enough to fp32's (see `export.quantise`). Raises
     `ParityError` when ONNX and torch disagree. The bundle is read back before the path is returned.
     """
-    checkpoint = torch.load(run / "checkpoint.pt", map_location="cpu", weights_only=True)
+    checkpoint = load_checkpoint(run / "checkpoint.pt", "cpu")
+    if family.output == "embedding":  # of the CLIP that taught it
+        family = family.answering_in(len(checkpoint["synthesis"]["fc2.weight"]))
     analysis = family.analysis()
     analysis.load_state_dict(checkpoint["analysis"])
     synthesis = family.synthesis()
@@ -61,7 +82,8 @@ def make_bundle(family: Family, run: Path, out: Path, count: int = 3000) -> Path
     encoder = work / "encoder.onnx"
     round_weights(analysis)
     export_encoder(analysis.eval(), family.low, family.high, SIZE, encoder)
-    views = training_views(count)
+    photographs = photographs or OURS.open()
+    views = training_views(photographs, count)
     encoder_int8 = work / "encoder.int8.onnx"
     try:
         parities = {"int8": _stated(quantise_encoder(encoder, encoder_int8, views[-128:], views[:64]), encoder_int8)}
@@ -92,8 +114,8 @@ def make_bundle(family: Family, run: Path, out: Path, count: int = 3000) -> Path
     }
     about = {
         "training": {
-            "data": "photos-train (10,000 photographs)",
-            "tuned_for": "clip-lite",
+            "data": photographs.described(),
+            "teachers": settings.get("teachers", ["clip-lite"]),
             "settings": settings,
             "progress": round(checkpoint["progress"], 4),
             "date": datetime.date.today().isoformat(),
@@ -111,7 +133,7 @@ def make_bundle(family: Family, run: Path, out: Path, count: int = 3000) -> Path
         cloud={
             "output": family.output,
             "synthesis": family.synthesis_spec,
-            "clip": load_tower("clip-lite").id if family.output == "embedding" else None,
+            "clip": settings.get("teachers", [load_tower("clip-lite").id])[0] if family.output == "embedding" else None,
         },
         about=about,
         tables=tables,
@@ -136,7 +158,7 @@ def _stated(parity: Parity, encoder: Path) -> dict:
     }
 
 
-def make_embedding_bundle(clip: str, out: Path, count: int = 3000) -> Path:
+def make_embedding_bundle(clip: str, out: Path, count: int = 3000, photographs: PhotographOptions = OURS) -> Path:
     """Writes bundle `out` of family `embedding` for the CLIP that `clip` names (see `towers.load_tower`).
 
     Axes, steps and tables come from `count` training photographs; there is no training. Raises `ParityError` when the
@@ -144,7 +166,9 @@ def make_embedding_bundle(clip: str, out: Path, count: int = 3000) -> Path:
     """
     tower = load_tower(clip)
     size = (tower.height, tower.width)
-    views = training_views(count, size=size)
+    source = photographs.open(max(size) if photographs.images else None)
+    views = training_views(source, count, size=size)
+    source.report()
     vectors = []
     with torch.inference_mode():
         for start in tqdm(range(0, len(views), 8), desc="vectors of training photographs"):
@@ -188,7 +212,7 @@ def make_embedding_bundle(clip: str, out: Path, count: int = 3000) -> Path:
         cloud={"output": "embedding", "synthesis": spec, "clip": tower.id},
         about={
             "training": {
-                "data": f"photos-train ({len(views)} photographs): axes, steps and tables; nothing was trained",
+                "data": f"{source.described()}, {len(views)} of them: axes, steps and tables; nothing was trained",
                 "tuned_for": tower.id,
                 "date": datetime.date.today().isoformat(),
                 "encoder_parameters": sum(p.numel() for p in tower.net.parameters()),
@@ -223,21 +247,24 @@ def cached_embedding_bundle(clip: str) -> Path:
 def record_metrics(folder: Path, documents: list[dict]) -> None:
     """Writes what `thinwire-bench eval` measured into the card of bundle `folder`: {data: {rate: figures}}.
 
-    Only `about` changes, so neither the model id nor the meaning of any packet does. Raises ValueError when a document
-    measured another model.
+    Only `about` changes, so neither the model id nor the meaning of any packet does. Raises `ResultsError` when a
+    document is none of an evaluation, or measured another model.
     """
     bundle = load_bundle(folder)
     metrics: dict[str, dict] = {}
     for document in documents:
-        measured = document["bundle"]["model_id"]
+        try:
+            name, measured = document["data"]["name"], document["bundle"]["model_id"]
+            keys = ("bytes_mean", "top1", "top5", "top1_relative", "top1_relative_ci95", "encode_ms_p50", "n")
+            metrics[name] = {
+                "clip": document["clip"],
+                "prompt_set": document["prompt_set"],
+                **{row["rate"] or "uncompressed": {key: row[key] for key in keys} for row in document["results"]},
+            }
+        except (KeyError, TypeError) as error:
+            raise ResultsError(f"no document of `thinwire-bench eval`: {error!r} is missing in it") from error
         if measured != bundle.model_id.hex():
-            raise ValueError(f"{document['data']['name']}: measured model {measured}, not {bundle.model_id.hex()}")
-        keys = ("bytes_mean", "top1", "top5", "top1_relative", "top1_relative_ci95", "encode_ms_p50", "n")
-        metrics[document["data"]["name"]] = {
-            "clip": document["clip"],
-            "prompt_set": document["prompt_set"],
-            **{row["rate"] or "uncompressed": {key: row[key] for key in keys} for row in document["results"]},
-        }
+            raise ResultsError(f"{name}: measured model {measured}, not {bundle.model_id.hex()}")
     path = folder / "card.json"
     card = json.loads(path.read_text())
     card["about"]["metrics"] = metrics

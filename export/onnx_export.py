@@ -14,9 +14,10 @@ from torch import nn
 
 from export.families.front import normalise
 from synthesis.onnx_file import export_onnx
+from thinwire.errors import ThinwireError
 
 
-class ParityError(RuntimeError):
+class ParityError(ThinwireError):
     """The exported encoder does not give the symbols that torch gives."""
 
 

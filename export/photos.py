@@ -1,4 +1,4 @@
-"""Image packs (tar + labels.csv) as arrays, decoded once and memory-mapped afterwards."""
+"""Eval packs (tar + labels.csv) as arrays, decoded once and memory-mapped afterwards. Never trained on."""
 
 from __future__ import annotations
 
@@ -53,19 +53,9 @@ def centre_square(image: Image.Image, size: int) -> np.ndarray:
     return np.asarray(image.crop((left, top, left + size, top + size)))
 
 
-def train_photos(size: int = 160) -> Pack:
-    """`photos-train`: the only pack that anything is ever trained on."""
-    return load_pack(data_root() / "photos-train.tar", size)
-
-
-def held_out_split(images: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
-    """(what is trained on, about `most` that no step sees) of (N, ...).
-
-    From all over: a pack's end is of one source.
-    """
-    unseen = np.zeros(len(images), bool)
-    unseen[:: max(4, len(images) // most)] = True
-    return images[~unseen], images[unseen]
+def default_source() -> Path:
+    """What is trained on where no `--images` is given, if it is there."""
+    return data_root() / "photos-train.tar"
 
 
 def eval_pack(name: str, size: int = 224) -> Pack:

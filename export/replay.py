@@ -22,7 +22,7 @@ class Replay:
 
     def add(self, trunk: torch.Tensor, wanted: TowerFeatures) -> None:
         """trunk (B, C, h, w) and the tower's features of B views; the oldest ones go."""
-        new = (trunk.bfloat16(), wanted.last, wanted.pooled)
+        new = [value for value in (trunk.bfloat16(), wanted.last, wanted.pooled) if value is not None]
         if self._kept is None or self._kept[0].shape[1:] != trunk.shape[1:]:  # another size of view: start over
             self._kept = [torch.empty(self._capacity, *v.shape[1:], dtype=v.dtype, device=v.device) for v in new]
             self._added = 0
@@ -34,6 +34,7 @@ class Replay:
     def draw(self, count: int, generator: torch.Generator) -> tuple[torch.Tensor, TowerFeatures]:
         """`count` kept views at random (with repetition), as `add` took them."""
         index = torch.randint(0, min(self._added, self._capacity), (count,), generator=generator)
-        trunk, last, pooled = (kept[index.to(kept.device)] for kept in self._kept)
+        trunk, *last, pooled = (kept[index.to(kept.device)] for kept in self._kept)
         fast = torch.channels_last
-        return trunk.contiguous(memory_format=fast), TowerFeatures(None, last.contiguous(memory_format=fast), pooled)
+        last = last[0].contiguous(memory_format=fast) if last else None
+        return trunk.contiguous(memory_format=fast), TowerFeatures(None, last, pooled)

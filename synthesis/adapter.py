@@ -13,7 +13,7 @@ import copy
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from synthesis.variant import DecoderVariant
     from thinwire.bundle import Bundle
 
 CARD, WEIGHTS = "adapter.json", "adapter.safetensors"
@@ -66,17 +67,20 @@ class Adapter:
                 f"{self.clip.partition('#')[0]}, or train another with `thinwire-export adapt --clip ...`"
             )
 
-    def check_bundle(self, bundle: Bundle) -> None:
-        """Raises `AdapterError` unless `bundle` makes the very pictures that this was trained on."""
+    def check_bundle(self, bundle: Bundle, decoders: Sequence[DecoderVariant] = ()) -> None:
+        """Raises `AdapterError` unless the very pictures that this was trained on come from `bundle` or from one of
+        `decoders` that stands in for its decoder where this CLIP answers."""
         if bundle.model_id != self.model_id:
             raise AdapterError(
                 f"adapter {self.path} was trained on bundle {self.bundle!r} ({self.model_id.hex()}), not on "
                 f"{bundle.name!r} ({bundle.model_id.hex()}): serve that bundle, or train another adapter"
             )
-        if decoder_hash(bundle) != self.decoder_sha256:
+        tuned = [each for each in decoders if each.model_id == self.model_id and each.is_for(self.clip)]
+        decoder = f" --decoder {tuned[0].path}" if tuned else ""
+        if (tuned[0].digest if tuned else decoder_hash(bundle)) != self.decoder_sha256:
             raise AdapterError(
                 f"adapter {self.path} was trained on pictures of another decoder of bundle {bundle.name!r}: train it "
-                f"again with `thinwire-export adapt --bundle {bundle.path}`"
+                f"again with `thinwire-export adapt --bundle {bundle.path}{decoder}`"
             )
 
     def merged_into(self, visual: nn.Module) -> nn.Module:
@@ -113,8 +117,10 @@ def write_adapter(
     scale: float,
     factors: Mapping[str, tuple[torch.Tensor, torch.Tensor]],
     about: Mapping[str, Any],
+    decoder_sha256: str | None = None,
 ) -> Adapter:
-    """Writes the two files (factors as float16) and reads them back."""
+    """Writes the two files (factors as float16) and reads them back. decoder_sha256: of a tuned decoder, where that
+    and not the bundle's own made the pictures."""
     import torch
     from safetensors.torch import save
 
@@ -128,7 +134,11 @@ def write_adapter(
         "format": FORMAT,
         "name": f"{bundle.name}-{clip.partition('#')[0]}",
         "clip": clip,
-        "bundle": {"name": bundle.name, "model_id": bundle.model_id.hex(), "decoder_sha256": decoder_hash(bundle)},
+        "bundle": {
+            "name": bundle.name,
+            "model_id": bundle.model_id.hex(),
+            "decoder_sha256": decoder_sha256 or decoder_hash(bundle),
+        },
         "rates": dict(rates),
         "scale": scale,
         "weights": {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)},

@@ -23,7 +23,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 EXTRAS = PROJECT["optional-dependencies"]
 HEAVY = {"torch", "torchvision", "open_clip", "timm", "transformers"}
 MB = 1_000_000
-UNLOCKED = {"ray"}  # extras that are not in the lock: their tests are skipped without them
+UNLOCKED = {"ray", "datasets"}  # extras that are not in the lock: their tests are skipped without them
 
 ROOMS = {  # room: (the extra that must declare what it imports, some of what it is known to import)
     "thinwire": (None, {"numpy", "pillow", "google-crc32c", "protobuf"}),

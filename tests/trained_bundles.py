@@ -30,7 +30,7 @@ def bundle_of(name: str, root: Path) -> Path:
     from export import bundles, photos, train
     from export.cli import main
     from export.families import embedding
-    from tests.export.photographs import crops, write_pack
+    from tests.export.photographs import stand_in, write_pack
 
     if not (root / "photos-train.tar").exists():
         write_pack(root / "photos-train.tar")
@@ -38,7 +38,7 @@ def bundle_of(name: str, root: Path) -> Path:
         patch.setattr(photos, "data_root", lambda: root)
         patch.setenv("THINWIRE_CACHE", str(root / "cache"))
         if name == embedding.NAME:
-            patch.setattr(bundles, "training_views", crops)
+            patch.setattr(bundles, "training_views", stand_in)
             out = root / name
             assert main(["embedding", "--clip", "clip-lite", "--out", str(out), "--count", "160"]) == 0
             return out

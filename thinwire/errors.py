@@ -85,10 +85,22 @@ class BadTables(BundleError):
     """Entropy-coding tables break a rule (row sums, shapes, ranges)."""
 
 
+class ClipUnavailable(ThinwireError):
+    """The CLIP model asked for cannot be loaded; the message names the fix."""
+
+    reason: ClassVar[str] = Reason.CLIP_UNAVAILABLE
+
+
 class AdapterError(ThinwireError):
     """An adapter of a CLIP's image tower cannot be used: missing, altered, or for another CLIP or bundle."""
 
     reason: ClassVar[str] = "BAD_ADAPTER"
+
+
+class DecoderError(ThinwireError):
+    """A decoder variant cannot be used: missing, altered, or for another CLIP or bundle."""
+
+    reason: ClassVar[str] = "BAD_DECODER"
 
 
 class SymbolError(ThinwireError):

@@ -1,4 +1,4 @@
-"""What an adapter of CLIP's image tower is worth: the same packets seen by both towers, image by image.
+"""What an adapter of CLIP's image tower, or a tuned decoder, is worth: the same packets seen both ways, image by image.
 
 At equal bytes the gain is a difference of top-1 on the same images. At equal accuracy it is the bytes that the plain
 tower would need, read off its own curve, and the mean saving over the accuracies that both reach.
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from thinwire.bundle import Bundle
 
 SUFFIX = "+adapter"
+TUNED = "+decoder"
 
 
 class NothingToCompare(ThinwireError):
@@ -84,11 +85,13 @@ def gains(
     }
 
 
-def gains_of_records(records: Sequence[Record], codec: str, targets: Sequence[str], seed: int) -> dict[str, Any]:
-    """The same from records of `codec` and of `codec`+adapter, on the same images with these true labels."""
+def gains_of_records(
+    records: Sequence[Record], codec: str, targets: Sequence[str], seed: int, suffix: str = SUFFIX
+) -> dict[str, Any]:
+    """The same from records of `codec` and of `codec` + suffix, on the same images with these true labels."""
     own = [record for record in records if record.codec == codec]
     plain = np.array([hits(record.predictions, targets, 1) for record in own])
-    adapted = {each.rate: hits(each.predictions, targets, 1) for each in records if each.codec == codec + SUFFIX}
+    adapted = {each.rate: hits(each.predictions, targets, 1) for each in records if each.codec == codec + suffix}
     return gains([record.rate for record in own], np.array([each.sent_bytes for each in own]), plain, adapted, seed)
 
 
@@ -101,7 +104,7 @@ def gains_of_points(points: Sequence[Mapping[str, Any]], codec: str, prompt_set:
     return gains([point["rate"] for point in own], np.array(sizes, float), plain, adapted, seed)
 
 
-def lines(told: Mapping[str, Any]) -> list[str]:
+def lines(told: Mapping[str, Any], what: str = "adapter") -> list[str]:
     """The gains in words, one line a rate."""
     said = []
     for row in told["rates"]:
@@ -109,7 +112,7 @@ def lines(told: Mapping[str, Any]) -> list[str]:
         top1 = f"{row['top1']:.3f} → {row['top1_adapted']:.3f}"
         needed = "" if row["bytes_plain"] is None else f"; without it that takes {row['bytes_plain']:.0f} B"
         said.append(
-            f"adapter at {row['rate']}, {row['bytes_mean']:.0f} B: top-1 {top1}, "
+            f"{what} at {row['rate']}, {row['bytes_mean']:.0f} B: top-1 {top1}, "
             f"gain {row['gain']:+.3f} ({low:+.3f} to {high:+.3f}){needed}"
         )
     saving = told["rate_saving"]
@@ -125,5 +128,5 @@ def described(adapter: Adapter) -> dict[str, object]:
     return {"name": adapter.name, "clip": adapter.clip, "sha256": adapter.digest, "for": list(adapter.rates)}
 
 
-def say_gains(gains: Mapping[str, Any]) -> None:
-    print("\n".join(lines(gains)), file=sys.stderr)
+def say_gains(gains: Mapping[str, Any], what: str = "adapter") -> None:
+    print("\n".join(lines(gains, what)), file=sys.stderr)

@@ -19,8 +19,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from benchmarks.data.sets import Dataset, load_dataset
+from benchmarks.data.sets import DataError, Dataset, load_dataset
+from benchmarks.data.unlabelled import answered, unlabelled
 from benchmarks.stats.paired import hits
+from export.photographs.options import add_photograph_options, photograph_options
+from thinwire.errors import ThinwireError
+from thinwire.imaging import canonical_view, open_image
 
 if TYPE_CHECKING:
     from cloud.engine.calibration import Calibration
@@ -29,6 +33,7 @@ if TYPE_CHECKING:
 
 CONFIDENCES = (0.6, 0.7, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99, 0.995, 0.999)
 BATCH = 8
+UNLABELLED = 1500  # photographs, where --limit does not say
 
 
 def add_commands(commands) -> None:
@@ -46,12 +51,19 @@ def add_commands(commands) -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     for parser in (calibrate, measure):
-        parser.add_argument("--data", required=True, metavar="TAR|DIR", help="labelled images; see thinwire-bench eval")
         parser.add_argument("--bundle", default="conv", metavar="NAME|PATH", help="codec")
         parser.add_argument("--clip", default="clip-lite", help="CLIP; see thinwire-cloud serve")
         parser.add_argument("--prompt-set", default="7", help="prompt templates")
         parser.add_argument("--limit", type=int, metavar="N", help="use N images, drawn by --seed (default: all)")
         parser.add_argument("--seed", type=int, default=0, help="seed of the sample")
+    measure.add_argument("--data", required=True, metavar="TAR|DIR", help="labelled images; see thinwire-bench eval")
+    calibrate.add_argument("--data", metavar="TAR|DIR", help="labelled images; see thinwire-bench eval")
+    calibrate.add_argument(
+        "--labels",
+        metavar="A,B,...",
+        help="with --images: what will be asked (default: the 1000 classes of ImageNet)",
+    )
+    add_photograph_options(calibrate)
     measure.add_argument("--server", metavar="HOST:PORT", help="measure against this server")
     measure.add_argument("--confidence", type=float, default=0.97, help="confidence whose figures are reported first")
     measure.add_argument("--json", metavar="PATH", help="also write the JSON document to PATH")
@@ -101,16 +113,20 @@ def _calibrate(args: argparse.Namespace) -> int:
     from cloud.networks.clip import load_clip
     from thinwire.bundle import load_bundle
 
-    data = load_dataset(args.data, args.limit, args.seed)
+    if (args.data is None) == (not args.images):
+        raise DataError("calibrate needs --data with labelled images, or --images SOURCE to learn without labels")
     bundle, clip = load_bundle(args.bundle), load_clip(args.clip)
+    if args.images:
+        data = own_answers(args, clip)
+    else:
+        data = load_dataset(args.data, args.limit, args.seed)
     with tqdm(total=len(data.items), desc=data.name, unit="image", file=sys.stderr) as bar:
         logits = layer_logits(data, bundle, clip, args.prompt_set, lambda: bar.update())
     targets = np.array([item.target for item in data.items])
     try:
         calibration = fit(logits, targets)
     except ValueError as error:
-        print(f"thinwire-bench: {error}", file=sys.stderr)
-        return 1
+        raise DataError(str(error)) from error
     path = write_calibration(bundle, clip.id, calibration, data.name, len(data.items))
     document = {
         "benchmark": "calibrate",
@@ -121,6 +137,54 @@ def _calibrate(args: argparse.Namespace) -> int:
     }
     print(json.dumps(document, separators=(",", ":")), flush=True)
     return 0
+
+
+def own_answers(args: argparse.Namespace, clip) -> Dataset:
+    """Photographs without labels; what the CLIP itself says of each uncompressed one counts as right.
+
+    So the calibration tells how far an answer from few layers is the one that the whole picture would get.
+    """
+    from cloud.engine.text_heads import HeadCache
+    from thinwire.labels import resolve_templates
+
+    photographs = photograph_options(args).open(clip.image_height)
+    labels = [label.strip() for label in args.labels.split(",") if label.strip()] if args.labels else imagenet_names()
+    data = unlabelled(photographs, labels, args.limit or UNLABELLED, args.seed)
+    head = HeadCache(clip).load(data.labels, resolve_templates(args.prompt_set))
+    kept, targets = [], []
+    for start in range(0, len(data.items), BATCH):
+        views, places = [], []
+        for place in range(start, min(start + BATCH, len(data.items))):
+            item = data.items[place]
+            try:
+                image = open_image(data.read(item), item.name)
+            except ThinwireError as error:  # a broken picture is no reason to stop
+                print(f"thinwire-bench: left out: {error}", file=sys.stderr)
+                continue
+            views.append(canonical_view(image, clip.image_height, clip.image_width))
+            places.append(place)
+        if views:
+            pixels = torch_images(views, clip.device)
+            similar = head.similarities(clip.encode_images(pixels).cpu().numpy())
+            kept += places
+            targets += similar.argmax(axis=1).tolist()
+    photographs.report()
+    return answered(data, kept, targets)
+
+
+def torch_images(views: Sequence[np.ndarray], device: str):
+    """uint8 (H, W, 3) each → float32 (B, 3, H, W) in [0, 1]."""
+    import torch
+
+    return torch.from_numpy(np.stack(views)).to(device).permute(0, 3, 1, 2).float() / 255
+
+
+def imagenet_names() -> list[str]:
+    from timm.data import ImageNetInfo
+
+    info = ImageNetInfo("imagenet-1k")
+    names = [info.index_to_description(index).split(",")[0] for index in range(1000)]
+    return list(dict.fromkeys(names))  # two classes are cranes, two are maillots
 
 
 def _described(calibration: Calibration, logits: np.ndarray, targets: np.ndarray, count: int) -> dict[str, object]:

@@ -7,9 +7,14 @@ import contextlib
 import shlex
 import sys
 import time
+from typing import TYPE_CHECKING
 
 from edge.defaults import DEFAULT_BUNDLE
 from thinwire.prompts import PROMPT_SETS
+
+if TYPE_CHECKING:
+    from synthesis.variant import DecoderVariant
+    from thinwire.bundle import Bundle
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
@@ -34,6 +39,11 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of the sample and of the bootstrap")
     parser.add_argument(
         "--adapter", metavar="PATH", help="measure also with this adapter in the server's CLIP: the paired gain"
+    )
+    parser.add_argument(
+        "--decoder",
+        metavar="PATH",
+        help="also with this tuned decoder in the server (thinwire-export tune): its paired gain",
     )
     parser.add_argument("--server", metavar="HOST:PORT", help="measure against this server instead of starting one")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of the edge's encoder")
@@ -60,6 +70,10 @@ def _eval(args: argparse.Namespace, words: list[str]) -> dict[str, object]:
     for rate in rates:
         bundle.n_layers(rate)  # before a server is started for nothing
     adapter = adapter_gain.load_for(args.adapter, [bundle]) if args.adapter else None
+    decoder = tuned_for(args.decoder, bundle) if args.decoder else None
+    if adapter and decoder:
+        raise adapter_gain.NothingToCompare("--adapter and --decoder: measure one, then the other")
+    suffix = adapter_gain.SUFFIX if adapter else adapter_gain.TUNED
     started = time.monotonic()
     with contextlib.ExitStack() as stack:
         server = args.server or stack.enter_context(running_service(args.clip, path))
@@ -69,22 +83,23 @@ def _eval(args: argparse.Namespace, words: list[str]) -> dict[str, object]:
         clip = client.uplink.info().clip.name
         bar = stack.enter_context(tqdm(total=len(data.items), desc=data.name, unit="image", file=sys.stderr))
         other = None
-        if adapter:
-            address = stack.enter_context(running_service(args.clip, path, adapter=adapter.path))
+        if adapter or decoder:
+            beside = {"adapter": adapter.path} if adapter else {"decoder": decoder.path}
+            address = stack.enter_context(running_service(args.clip, path, **beside))
             second = stack.enter_context(
                 Client(address, bundle, rate=rates[0], threads=args.threads, precision=args.precision)
             )
-            own = [rate for rate in rates if bundle.n_layers(rate) in adapter.layers]
-            other = (bundle.name + adapter_gain.SUFFIX, second, own)
+            own = [rate for rate in rates if decoder or bundle.n_layers(rate) in adapter.layers]
+            other = (bundle.name + suffix, second, own)
         records = collect(client, data, rates, args.prompt_set, lambda: bar.update(), other)
         results = summaries(records, client, data, args.seed)
     _print_table(
         results, f"{data.name}: {len(data.items)} of {data.total} images, {clip}, prompt set {args.prompt_set}"
     )
     gains = None
-    if adapter:
-        gains = adapter_gain.gains_of_records(records[1:], bundle.name, targets_of(data), args.seed)
-        adapter_gain.say_gains(gains)
+    if adapter or decoder:
+        gains = adapter_gain.gains_of_records(records[1:], bundle.name, targets_of(data), args.seed, suffix)
+        adapter_gain.say_gains(gains, "adapter" if adapter else "tuned decoder")
     height, width = bundle.input_size
     return {
         "benchmark": "eval",
@@ -102,8 +117,30 @@ def _eval(args: argparse.Namespace, words: list[str]) -> dict[str, object]:
             "encoder": client.encoder.runs,
         },
         "wall_s": round(time.monotonic() - started, 1),
+        **({} if decoder is None else {"decoder": {**described(decoder), **gains}}),
         **({} if adapter is None else {"adapter": {**adapter_gain.described(adapter), **gains}}),
         "results": results,
+    }
+
+
+def tuned_for(path: str, bundle: Bundle) -> DecoderVariant:
+    """The decoder variant in `path`, for `bundle`. Raises `DecoderError`."""
+    from synthesis.variant import load_variant
+
+    variant = load_variant(path)
+    variant.check_bundle(bundle)
+    return variant
+
+
+def described(variant: DecoderVariant) -> dict[str, object]:
+    training = variant.about.get("training", {})
+    return {
+        "name": variant.name,
+        "clip": variant.clip,
+        "into": variant.into,
+        "sha256": variant.digest,
+        "minutes": training.get("settings", {}).get("minutes"),
+        "steps": training.get("steps"),
     }
 
 

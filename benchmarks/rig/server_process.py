@@ -35,6 +35,7 @@ def running_service(
     bundle: str | os.PathLike[str] = DEFAULT_BUNDLE,
     *,
     adapter: str | os.PathLike[str] | None = None,
+    decoder: str | os.PathLike[str] | None = None,
     threads: int | None = None,
     timeout_s: float = 180.0,
     grace_s: float = 25.0,
@@ -47,6 +48,8 @@ def running_service(
     command = [sys.executable, "-m", "cloud.cli", "serve", "--port", "0", "--clip", clip, "--bundle", os.fspath(bundle)]
     if adapter is not None:
         command += ["--adapter", os.fspath(adapter)]
+    if decoder is not None:
+        command += ["--decoder", os.fspath(decoder)]
     if threads is not None:
         command += ["--threads", str(threads)]
     with serving(command, timeout_s=timeout_s, grace_s=grace_s) as address:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.data.sets import DataError, Dataset
 from benchmarks.results.progress import Progress
 from benchmarks.results.store import PointStore, data_key
-from cloud.networks.clip import SHIPPED, shipped_clip_path
+from synthesis.clip_source import SHIPPED, shipped_clip_path
 from thinwire.errors import ThinwireError
 from thinwire.imaging import open_image
 

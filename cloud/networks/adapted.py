@@ -15,11 +15,14 @@ from thinwire.errors import AdapterError
 
 if TYPE_CHECKING:
     from cloud.networks.clip import Clip
+    from synthesis.variant import DecoderVariant
     from thinwire.bundle import Bundle
 
 
-def load_adapters(folders: Sequence[str | Path], bundles: Sequence[Bundle]) -> list[Adapter]:
-    """Every adapter in `folders`, checked against the bundles that are served.
+def load_adapters(
+    folders: Sequence[str | Path], bundles: Sequence[Bundle], decoders: Sequence[DecoderVariant] = ()
+) -> list[Adapter]:
+    """Every adapter in `folders`, checked against the bundles that are served and the decoders tuned for them.
 
     Raises `AdapterError` where a folder holds none, its bundle is not served or has another decoder, or two adapters
     are for one bundle and rate.
@@ -35,7 +38,7 @@ def load_adapters(folders: Sequence[str | Path], bundles: Sequence[Bundle]) -> l
                 f"adapter {adapter.path} is for bundle {adapter.bundle!r} ({adapter.model_id.hex()}), this server has "
                 f"{names}: serve that bundle, or leave the adapter out"
             )
-        adapter.check_bundle(bundle)
+        adapter.check_bundle(bundle, decoders)
         for rate, layers in adapter.rates.items():
             other = taken.setdefault((adapter.model_id, layers), adapter)
             if other is not adapter:
@@ -54,5 +57,5 @@ def adapted_clip(clip: Clip, adapter: Adapter) -> Clip:
     merged = clip.with_visual(adapter.merged_into(clip.model.visual))
     canary = merged.encode_images(torch.full((1, 3, clip.image_height, clip.image_width), 0.5, device=clip.device))
     if not canary.isfinite().all():
-        raise AdapterError(f"adapter {adapter.path} makes the tower of {clip.id} give no numbers: train it again")
+        raise AdapterError(f"adapter {adapter.path} makes the tower of {clip.id} give NaN: train it again")
     return merged

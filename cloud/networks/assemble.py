@@ -14,10 +14,12 @@ from cloud.engine.items import EngineLimits
 from cloud.engine.one_shot_executor import on_one_shot_thread
 from cloud.engine.text_heads import default_cache_dir
 from cloud.networks.adapted import load_adapters
-from cloud.networks.clip import SHIPPED, pick_device
+from cloud.networks.clip import pick_device
 from cloud.networks.loaded import LoadedModels, as_served
 from cloud.networks.model_cache import Shelf
 from cloud.networks.runner import TorchRunner
+from cloud.networks.tuned import load_variants
+from synthesis.clip_source import SHIPPED
 from thinwire.bundle import Bundle, load_bundle, shipped_bundles
 from thinwire.errors import BundleError
 
@@ -41,6 +43,7 @@ def open_engine(
     model_bytes: int | None = None,
     precision: str = "auto",
     adapters: Sequence[str | Path] = (),
+    decoders: Sequence[str | Path] = (),
     synthesis_backend: str = "auto",
     clip_backend: str = "auto",
 ) -> ReloadableEngine:
@@ -51,7 +54,8 @@ def open_engine(
     are torch's CPU threads; `limits.batch` None takes one that suits the device; `cache_dir` keeps text heads (default:
     `default_cache_dir()`); `model_bytes` bounds the weights in memory: beyond it the least recently used leave;
     `precision` of the image tower as for `cloud.networks.precision.in_precision`; `adapters` are folders of adapters of
-    the default CLIP's image tower, each for one bundle at some rates; `synthesis_backend` of decoders as for
+    the default CLIP's image tower, each for one bundle at some rates; `decoders` are folders of decoders tuned for one
+    bundle and one CLIP each; `synthesis_backend` of decoders as for
     `cloud.networks.onnx_synthesis.loader`; `clip_backend` of the image tower as for
     `cloud.networks.onnx_tower.in_backend`.
     A bundle named here that needs another CLIP than the default is an error; one that merely ships is refused packet by
@@ -74,9 +78,20 @@ def open_engine(
 
     def read() -> LoadedModels:
         loaded = _load_bundles(shipped_bundles().values() if bundles is None else bundles)
-        fitted = load_adapters(adapters, loaded)
+        tuned = load_variants(decoders, loaded)
+        fitted = load_adapters(adapters, loaded, tuned)
         return LoadedModels(
-            runner, shelf, clips, loaded, device, cache_dir, precision, fitted, clip_backend, strict=bundles is not None
+            runner,
+            shelf,
+            clips,
+            loaded,
+            device,
+            cache_dir,
+            precision,
+            fitted,
+            clip_backend,
+            tuned,
+            strict=bundles is not None,
         )
 
     def opener() -> LoadedModels:

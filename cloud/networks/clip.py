@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import copy
-import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-import thinwire
 from cloud.errors import ClipUnavailable, DeviceUnavailable
+from synthesis.clip_source import OFFLINE_FIX, SHIPPED, image_size, open_clip_source
 from synthesis.fingerprint import clip_fingerprint
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
 
-SHIPPED = "clip-lite"
 TEXT_BATCH = 128  # prompts per text-tower call: large enough to fill a core, small enough to stop between calls
-_OFFLINE_FIX = (
-    f"use the shipped `--clip {SHIPPED}`, or copy the checkpoint here and pass `--clip NAME:/path/to/checkpoint` "
-    "or a folder with open_clip_config.json and open_clip_model.safetensors"
-)
 
 
 def pick_device(wanted: str) -> str:
@@ -163,91 +156,21 @@ def _encode_text(model: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
     return projection(x) if isinstance(projection, torch.nn.Linear) else x @ projection
 
 
-def shipped_clip_path() -> Path:
-    """Where the CLIP that ships with thinwire lies: `thinwire/models/clip-lite`."""
-    return Path(thinwire.__file__).resolve().parent / "models" / SHIPPED
-
-
 def load_clip(spec: str = SHIPPED, device: str = "cpu") -> Clip:
-    """Loads the CLIP that `spec` names onto `device` ("cpu" or "cuda[:N]").
-
-    - `clip-lite`: the shipped model, offline;
-    - `NAME:TAG`, e.g. `ViT-B-32:laion2b_s34b_b79k`: open_clip's hub (downloaded once, then from its cache);
-    - `NAME:/path/to/checkpoint`: an open_clip architecture with a local checkpoint file;
-    - `/path/to/folder`: holds `open_clip_config.json` and the weights.
+    """Loads the CLIP that `spec` names (see `open_clip_source`) onto `device` ("cpu" or "cuda[:N]").
 
     Raises `ClipUnavailable`, whose message names the fix, when anything is missing, damaged or out of reach.
     """
-    if spec == SHIPPED:
-        folder = shipped_clip_path()
-        if not (folder / "open_clip_config.json").is_file():
-            raise ClipUnavailable(
-                f"the shipped CLIP is missing at {folder}: reinstall thinwire, or run `thinwire-export clip-lite`"
-            )
-        return _finish(SHIPPED, _create(f"local-dir:{folder}", spec), f"local-dir:{folder}", device)
-    if Path(spec).is_dir():
-        folder = Path(spec).resolve()
-        if not (folder / "open_clip_config.json").is_file():
-            raise ClipUnavailable(f"{folder} holds no open_clip_config.json, so its architecture is unknown: add one")
-        return _finish(folder.name, _create(f"local-dir:{folder}", spec), f"local-dir:{folder}", device)
-    if Path(spec).is_file():
-        raise ClipUnavailable(
-            f"{spec} is a checkpoint without an architecture: pass `--clip NAME:{spec}` with NAME one of "
-            "open_clip.list_models(), or its folder with an open_clip_config.json beside it"
-        )
-    name, colon, tag = spec.partition(":")
-    if not colon or not tag or "/" in name or name.startswith("."):
-        raise ClipUnavailable(
-            f"--clip {spec!r}: no such file or folder; expected `{SHIPPED}`, "
-            "`NAME:TAG` (like ViT-B-32:laion2b_s34b_b79k), `NAME:/path/to/checkpoint`, or an open_clip folder"
-        )
-    _check_hub_spec(name, tag)
-    return _finish(spec, _create(name, spec, tag), name, device)
-
-
-def _check_hub_spec(name: str, tag: str) -> None:
-    import open_clip
-
-    if name not in open_clip.list_models():
-        near = difflib.get_close_matches(name, open_clip.list_models(), 3, 0.4)
-        raise ClipUnavailable(f"open_clip knows no model {name!r}; did you mean {', '.join(near) or 'ViT-B-32'}?")
-    if Path(tag).is_file():
-        return
-    if "/" in tag:
-        raise ClipUnavailable(f"checkpoint file {tag} (for {name}) does not exist")
-    tags = open_clip.list_pretrained_tags_by_model(name)
-    if not open_clip.pretrained.is_pretrained_cfg(name, tag):
-        raise ClipUnavailable(f"{name} has no weights tagged {tag!r}; its tags: {', '.join(tags) or 'none'}")
-
-
-def _create(model: str, spec: str, pretrained: str | None = None) -> torch.nn.Module:
-    import open_clip
-
-    try:
-        # require_pretrained: without it open_clip only warns and goes on with random weights.
-        return open_clip.create_model(
-            model, pretrained, device="cpu", precision="fp32", require_pretrained=True, pretrained_text=False
-        )
-    except Exception as error:  # open_clip, torch, safetensors, urllib and huggingface_hub each raise their own kinds
-        cause = f"{type(error).__name__}: {error}".splitlines()[0]
-        if pretrained is None or Path(pretrained).is_file():
-            raise ClipUnavailable(
-                f"CLIP {spec!r} cannot be loaded, its files are missing or damaged: {cause}"
-            ) from error
-        raise ClipUnavailable(f"CLIP {spec!r} cannot be fetched from the hub ({cause}): {_OFFLINE_FIX}") from error
-
-
-def _finish(name: str, model: torch.nn.Module, tokenizer_of: str, device: str) -> Clip:
     import open_clip
     import torch
 
+    source = open_clip_source(spec)
+    name, model, preprocess = source.name, source.model, source.preprocess
     try:
-        tokenizer = open_clip.get_tokenizer(tokenizer_of)
+        tokenizer = open_clip.get_tokenizer(source.tokenizer_of)
     except Exception as error:  # tokenizers of some models are fetched from the hub as well
-        raise ClipUnavailable(f"the tokenizer of CLIP {name!r} cannot be loaded ({error}): {_OFFLINE_FIX}") from error
-    preprocess = open_clip.get_model_preprocess_cfg(model)
-    size = preprocess["size"]
-    height, width = (size, size) if isinstance(size, int) else (size[0], size[-1])
+        raise ClipUnavailable(f"the tokenizer of CLIP {name!r} cannot be loaded ({error}): {OFFLINE_FIX}") from error
+    height, width = image_size(preprocess)
     fingerprint = clip_fingerprint(model, preprocess)
     model = model.eval().requires_grad_(False).to(device)
     model.visual.to(memory_format=torch.channels_last)

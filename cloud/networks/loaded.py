@@ -15,15 +15,18 @@ from cloud.engine.text_heads import HeadCache
 from cloud.errors import BadConfiguration, ClipMismatch
 from cloud.networks.adapted import adapted_clip
 from cloud.networks.batchnorm_folding import folded
-from cloud.networks.clip import SHIPPED, load_clip, shipped_clip_path
+from cloud.networks.clip import load_clip
 from cloud.networks.model_cache import Shelf
 from cloud.networks.precision import in_precision
-from cloud.networks.runner import TorchRunner, check_clip, module_bytes
+from cloud.networks.runner import Net, TorchRunner, check_clip, module_bytes
+from cloud.networks.tuned import tuned_net
+from synthesis.clip_source import SHIPPED, shipped_clip_path
 from thinwire.errors import ThinwireError
 
 if TYPE_CHECKING:
     from cloud.networks.clip import Clip
     from synthesis.adapter import Adapter
+    from synthesis.variant import DecoderVariant
     from thinwire.bundle import Bundle
 
 
@@ -40,10 +43,12 @@ class LoadedModels:
     adapters: of the default CLIP's image tower. Packets of an adapter's bundle and rates get the adapted tower, which
         the first such packet loads.
     clip_backend: as for `cloud.networks.onnx_tower.in_backend`.
+    decoders: tuned for one bundle and one of the CLIPs, whichever it is. Where that CLIP answers, the decoder decodes
+        the bundle's packets in the place of the bundle's own.
     strict: a bundle made for another CLIP's embedding space is an error at start; else its packets are refused.
 
-    The constructor raises what loading the default CLIP raises, what each bundle's canary run raises, and
-    `AdapterError` for an adapter of another CLIP.
+    The constructor raises what loading the default CLIP raises, what each bundle's canary run raises, `AdapterError`
+    for an adapter of another CLIP, and `DecoderError` for a decoder that was tuned for none of the CLIPs.
     """
 
     def __init__(
@@ -57,6 +62,7 @@ class LoadedModels:
         precision: str = "auto",
         adapters: Sequence[Adapter] = (),
         clip_backend: str = "auto",
+        decoders: Sequence[DecoderVariant] = (),
         *,
         strict: bool = True,
     ) -> None:
@@ -71,6 +77,8 @@ class LoadedModels:
         self.adapters = tuple(adapters)
         for adapter in adapters:
             adapter.check_clip(self._first.heads.clip.id)
+        self.decoders = tuple(decoders)
+        self._check_decoders()
         self._adapter_of = {(each.model_id, layers): each for each in adapters for layers in each.layers}
         self.intake = self._first.intake
         if strict and self.intake.refused:
@@ -99,7 +107,7 @@ class LoadedModels:
         clip = loaded_clip.heads.clip
         if not item.model_id:
             return replace(item, clip=clip)
-        net = self._shelf.find(_net_key(self._bundles[item.model_id], clip))
+        net = self._shelf.find(self._net_key(self._bundles[item.model_id], clip))
         adapter = self._adapter(item, clip)
         tower = clip if adapter is None else self._shelf.find(self._tower_key(adapter))
         return None if net is None or tower is None else replace(item, net=net, clip=tower)
@@ -112,14 +120,17 @@ class LoadedModels:
         return replace(item, net=net, clip=clip if adapter is None else self._tower(adapter))
 
     def net_is_loaded(self, bundle: Bundle) -> bool:
-        return self._shelf.find(_net_key(bundle, self._first.heads.clip)) is not None
+        return self._shelf.find(self._net_key(bundle, self._first.heads.clip)) is not None
 
     def drop_others(self) -> None:
         """Removes from the cache what only earlier sets use."""
         clips = set(map(self._clip_key, self._specs))
         decoders = {_decoder_key(bundle) for bundle in self._bundles.values()}
         towers = set(map(self._tower_key, self.adapters))
-        self._shelf.keep_only(lambda key: key in clips | towers or (key[0] == "net" and key[1] in decoders))
+        tuned = {None, *(each.digest for each in self.decoders)}
+        self._shelf.keep_only(
+            lambda key: key in clips | towers or (key[0] == "net" and key[1] in decoders and key[3] in tuned)
+        )
 
     def _clip_key(self, name: str) -> Hashable:
         return ("clip", self._specs[name], self._signatures[name])
@@ -167,11 +178,35 @@ class LoadedModels:
         return LoadedClip(heads, *self._by_clip_id[clip.id])
 
     def _net(self, bundle: Bundle, clip: Clip) -> object:
+        variant = self._variant(bundle, clip)
+
         def make() -> tuple[object, int]:
-            net = self._runner.load_net(bundle, clip)
+            tuned = None
+            if variant is not None:  # weights as they were tuned on: those in use may be folded or in half precision
+                original = load_clip(self._specs[self._name_of_clip(clip)], self._device)
+                tuned = Net(tuned_net(variant, original), variant.gives_vectors)
+            net = self._runner.load_net(bundle, clip, tuned)
             return net, net.nbytes
 
-        return self._shelf.load(_net_key(bundle, clip), make)
+        return self._shelf.load(self._net_key(bundle, clip), make)
+
+    def _variant(self, bundle: Bundle, clip: Clip) -> DecoderVariant | None:
+        return next((each for each in self.decoders if each.model_id == bundle.model_id and each.is_for(clip.id)), None)
+
+    def _net_key(self, bundle: Bundle, clip: Clip) -> Hashable:
+        variant = self._variant(bundle, clip)
+        return ("net", _decoder_key(bundle), clip.id, None if variant is None else variant.digest)
+
+    def _name_of_clip(self, clip: Clip) -> str:
+        return clip.name if clip.name in self._specs else self.default
+
+    def _check_decoders(self) -> None:
+        """Refuses a decoder that none of the CLIPs could use. Others than the default are loaded when they are first
+        asked for, so that of those the name is looked at."""
+        own = self._first.heads.clip
+        for variant in self.decoders:
+            if not variant.is_for(own.id) and variant.clip.partition("#")[0] not in list(self._specs)[1:]:
+                variant.check_clip(own.id)
 
 
 def as_served(clip: Clip, precision: str = "auto", backend: str = "auto") -> Clip:
@@ -217,7 +252,3 @@ def _decoder_key(bundle: Bundle) -> Hashable:
     """Model id and hashes of the decoder's files: further training of a decoder keeps the model id."""
     hashes = sorted((name, entry["sha256"]) for name, entry in bundle.card.cloud["files"].items())
     return bundle.model_id, tuple(hashes), str(sorted(bundle.card.cloud["synthesis"].items()))
-
-
-def _net_key(bundle: Bundle, clip: Clip) -> Hashable:
-    return ("net", _decoder_key(bundle), clip.id)

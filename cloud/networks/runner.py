@@ -53,15 +53,15 @@ class TorchRunner:
         self._lock = threading.Lock()
         self._nets = {bundle.model_id: self.load_net(bundle, clip) for bundle in bundles}
 
-    def load_net(self, bundle: Bundle, clip: Clip) -> Net:
-        """The bundle's net on the device, after a canary went through it and through `clip`.
+    def load_net(self, bundle: Bundle, clip: Clip, tuned: Net | None = None) -> Net:
+        """The bundle's net on the device, or one `tuned` for `clip`, after a canary went through it and through `clip`.
 
         Raises `ClipMismatch`, `BundleError`, or `InferenceFailed` where the canary dies.
         """
         if (load := self._load) is None:
             from synthesis import load
         check_clip(bundle, clip)
-        net = Net(load(bundle, clip.device), bundle.card.cloud["output"] == "embedding")
+        net = tuned or Net(load(bundle, clip.device), bundle.card.cloud["output"] == "embedding")
         item = Prepared(np.zeros(bundle.latent_shape, np.int32), bundle.name, max(bundle.rates.values()))
         try:
             got = self.run([replace(item, model_id=bundle.model_id, net=net, clip=clip)]).embeddings
@@ -80,7 +80,7 @@ class TorchRunner:
 
         net = item.net or self._nets[item.model_id]
         if net.gives_vectors:
-            raise CannotDecode(f"bundle {item.bundle!r} decodes into CLIP vectors: its packets hold no picture")
+            raise CannotDecode(f"packets of bundle {item.bundle!r} become CLIP vectors here: there is no picture")
         with self._lock, torch.inference_mode():
             pixels = self._synthesise(net, [item], (item.clip or self.clip).device)[0]  # (3, H, W) in [0, 1]
             return pixels.mul(255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()

@@ -16,11 +16,12 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from export.clip_lite.backbones import LITE0, Backbone
 from export.clip_lite.features import VIEWS
 from export.clip_lite.image_head import EMBED_DIM
 from export.clip_lite.texts import Corpus, captions, encode_cached
 from export.clip_lite.wordnet import label_graph, leaf_offsets, nouns
-from export.teachers import load_lite0
+from export.photographs.collection import Photographs
 from thinwire.prompts import PROMPT_SETS
 
 
@@ -59,20 +60,19 @@ def pca_basis(corpus: Corpus, dim: int = EMBED_DIM) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def classifier_logits(features: torch.Tensor) -> torch.Tensor:
-    """The teacher's own 1000 logits from pooled features (N, 1280)."""
-    head = load_lite0().classifier
-    return head(features.float())
+def classifier_logits(features: torch.Tensor, classifier: torch.nn.Linear) -> torch.Tensor:
+    """The teacher's own 1000 logits from pooled features (N, F)."""
+    return classifier(features.float())
 
 
-def lda_class_offsets(features: torch.Tensor) -> torch.Tensor:
-    """Direction (1000, 1280) from the mean feature to every ImageNet class' mean; photos-train lacks most classes.
+def lda_class_offsets(features: torch.Tensor, classifier: torch.nn.Linear) -> torch.Tensor:
+    """Direction (1000, F) from the mean feature to every ImageNet class' mean; photos-train lacks most classes.
 
     For a softmax classifier on features with a shared within-class covariance S the optimal weights are
     W = S^-1 (mean_c - mean), so mean_c - mean = S W_c (linear discriminant analysis read backwards). S is estimated by
-    the covariance of photographs' features (N, 1280), so the length needs a factor.
+    the covariance of photographs' features (N, F), so the length needs a factor.
     """
-    weight = load_lite0().classifier.weight.detach()
+    weight = classifier.weight.detach()
     centred = features - features.mean(0)
     covariance = centred.T @ centred / len(centred)
     return (weight - weight.mean(0)) @ covariance
@@ -123,11 +123,13 @@ def contrastive_loss(
 class TrainingSet:
     """Everything the alignment sees, as tensors; images of all views share one index."""
 
-    features: torch.Tensor  # (V, N, 1280) float16
+    features: torch.Tensor  # (V, N, F) float16
     probability: torch.Tensor  # (V, N, 1000) float16: the classifier on the sharp view of the same crop
     caption_images: torch.Tensor  # (M,) image of each caption
     caption_texts: list[str]
     sets: LabelSets
+    classifier: torch.nn.Linear  # of the backbone: (B, F) → (B, 1000)
+    rectified: bool = True  # pooled features are never negative
 
     @property
     def prior(self) -> torch.Tensor:
@@ -135,29 +137,32 @@ class TrainingSet:
         return self.probability.float().mean((0, 1))
 
     def batch(self, index: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """A random view of each image in `index`: features (B, 1280) and the teacher's softmax (B, 1000)."""
+        """A random view of each image in `index`: features (B, F) and the teacher's softmax (B, 1000)."""
         view = torch.randint(0, len(self.features), (len(index),), generator=generator)
         return self.features[view, index].float(), self.probability[view, index].float()
 
     def captioned(self, index: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """A random view of each image, wide enough that a caption of the whole still fits: features (B, 1280)."""
+        """A random view of each image, wide enough that a caption of the whole still fits: features (B, F)."""
         wide = torch.tensor([i for i, view in enumerate(VIEWS[: len(self.features)]) if view.scale >= 0.7])
         view = wide[torch.randint(0, len(wide), (len(index),), generator=generator)]
         return self.features[view, index].float()
 
 
-def load_training_set(features: np.ndarray) -> TrainingSet:
-    """`features` (V, N, 1280) of the first V entries of `VIEWS`."""
+def load_training_set(photographs: Photographs, features: np.ndarray, backbone: Backbone = LITE0) -> TrainingSet:
+    """`features` (V, N, F) of the first V entries of `VIEWS`."""
+    classifier = backbone.classifier()
     feats = torch.from_numpy(features)
     sharp = {view.teacher for view in VIEWS[: len(feats)]}
-    softmax = {index: classifier_logits(feats[index]).softmax(1).half() for index in sharp}
-    pairs = [(index, text) for index, group in enumerate(captions()) for text in group]
+    softmax = {index: classifier_logits(feats[index], classifier).softmax(1).half() for index in sharp}
+    pairs = [(index, text) for index, group in enumerate(captions(photographs)) for text in group]
     return TrainingSet(
         feats,
         torch.stack([softmax[view.teacher] for view in VIEWS[: len(feats)]]),
         torch.tensor([index for index, _ in pairs]),
         [text for _, text in pairs],
         load_label_sets(),
+        classifier,
+        backbone.rectified,
     )
 
 

@@ -8,19 +8,25 @@ import open_clip
 import torch
 from safetensors.torch import save_file
 
+from export.clip_lite.backbones import LITE0, Backbone
 from export.clip_lite.image_head import ImageHead
 from export.clip_lite.text_tower import write_config
-from export.teachers import load_lite0
 
 KEEP_FLOAT32 = ("running_mean", "running_var", "logit_scale")
 
 
-def assemble(folder: Path, text_model: dict[str, torch.Tensor], head: ImageHead, logit_scale: torch.Tensor) -> Path:
+def assemble(
+    folder: Path,
+    text_model: dict[str, torch.Tensor],
+    head: ImageHead,
+    logit_scale: torch.Tensor,
+    backbone: Backbone = LITE0,
+) -> Path:
     """Writes `open_clip_config.json` and `open_clip_model.safetensors` (fp16, batch statistics fp32) into `folder`."""
-    write_config(folder)
+    write_config(folder, backbone)
     state = {name: value for name, value in text_model.items() if not name.startswith("visual.")}
     state["logit_scale"] = logit_scale.log()
-    trunk = load_lite0(num_classes=0).state_dict()
+    trunk = backbone.load(classifier=False).state_dict()
     state |= {f"visual.trunk.{name}": value for name, value in trunk.items() if "num_batches_tracked" not in name}
     for layer in ("fc1", "fc2"):
         for name, value in getattr(head, layer).state_dict().items():

@@ -12,8 +12,10 @@ from torch.nn import functional as F
 from export.clip_lite.align import pca_basis
 from export.clip_lite.head import HEAD_FILE
 from export.clip_lite.texts import corpus_texts, encode_cached
+from export.photographs.collection import open_photographs
 from export.photos import Pack, eval_pack
 from export.teachers import MiniLM, cache_root
+from synthesis.clip_source import open_clip_source
 from thinwire.prompts import PROMPT_SETS
 
 CLASSIFICATION = ("caltech101", "cifar10", "scenes", "imagenette")
@@ -27,15 +29,16 @@ class Evaluator:
     """
 
     def __init__(self, folder: Path, teacher_text: bool = False) -> None:
+        open_clip_source(str(folder))  # its errors name the fix
         self.model, _, self.preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
         self.model.eval()
         self.tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
         self.teacher = None
         if teacher_text:
-            head = torch.load(cache_root() / "clip-lite" / HEAD_FILE, weights_only=True)["head"]
+            head = torch.load(cache_root() / "clip-lite" / f"lite0-{HEAD_FILE}", weights_only=True)["head"]
             self.model.visual.head.mlp.load_state_dict(head)
             self.teacher = MiniLM()
-            self.basis = pca_basis(encode_cached("corpus", corpus_texts()))
+            self.basis = pca_basis(encode_cached("corpus", corpus_texts(open_photographs())))
 
     @torch.inference_mode()
     def images(self, pack: Pack) -> torch.Tensor:

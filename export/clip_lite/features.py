@@ -1,4 +1,4 @@
-"""Image side of the training set: pooled EfficientNet-Lite0 features of several views, computed once.
+"""Image side of the training set: pooled features of several views, computed once.
 
 Every view knows the sharp view of the same crop, whose softmax is its teacher: what a crop shows is not what the whole
 photograph shows, and a thumbnail should be answered like the sharp crop that it was made from.
@@ -6,6 +6,7 @@ photograph shows, and a thumbnail should be answered like the sharp crop that it
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +16,9 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from export.photos import Pack, train_photos
-from export.teachers import cache_root, lite0_input, load_lite0
+from export.clip_lite.backbones import LITE0, Backbone
+from export.photographs.collection import Photographs
+from export.teachers import cache_root
 from synthesis.folding import fold_batch_norm
 
 SIZE = 224
@@ -43,50 +45,52 @@ VIEWS = (
 )
 
 
-def crop_views(images: torch.Tensor, view: View, generator: torch.Generator) -> torch.Tensor:
-    """float (B, 3, 160, 160) → (B, 3, 224, 224): one random crop of each image; equal generators give equal crops."""
-    size = images.shape[-1]
-    crop = round(size * view.scale)
-    corners = torch.randint(0, size - crop + 1, (len(images), 2), generator=generator).tolist()
+def crop_views(images: torch.Tensor, view: View, generator: torch.Generator, size: int = SIZE) -> torch.Tensor:
+    """float (B, 3, S, S) → (B, 3, size, size): one random crop of each image; equal generators give equal crops."""
+    side = images.shape[-1]
+    crop = round(side * view.scale)
+    corners = torch.randint(0, side - crop + 1, (len(images), 2), generator=generator).tolist()
     out = torch.stack([im[:, y : y + crop, x : x + crop] for im, (y, x) in zip(images, corners, strict=True)])
     if view.side:
         out = F.interpolate(out, (view.side, view.side), mode="bicubic", antialias=True).clamp(0, 255)
-    return F.interpolate(out, (SIZE, SIZE), mode="bicubic", antialias=True).clamp(0, 255)
+    return F.interpolate(out, (size, size), mode="bicubic", antialias=True).clamp(0, 255)
 
 
-class PooledLite0(nn.Module):
-    """float 0..255 (B, 3, 224, 224) → pooled features (B, 1280) float32; folded, bfloat16."""
+class Pooled(nn.Module):
+    """float 0..255 (B, 3, S, S) → pooled features (B, F) float32; folded, bfloat16."""
 
-    def __init__(self) -> None:
+    def __init__(self, backbone: Backbone) -> None:
         super().__init__()
-        net = fold_batch_norm(load_lite0(num_classes=0)).requires_grad_(False)
+        self.backbone = backbone
+        net = fold_batch_norm(backbone.load(classifier=False)).requires_grad_(False)
         self.net = net.to(torch.bfloat16, memory_format=torch.channels_last)
 
     @torch.inference_mode()
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        x = lite0_input(images).to(torch.bfloat16).contiguous(memory_format=torch.channels_last)
+        x = self.backbone.inputs(images).to(torch.bfloat16).contiguous(memory_format=torch.channels_last)
         return self.net(x).float()
 
 
-def view_features(pack: Pack, index: int, cache: Path) -> np.ndarray:
-    """Pooled features (N, 1280) float16 of one view of every image, cached on disk."""
+def view_features(photographs: Photographs, index: int, cache: Path, backbone: Backbone) -> np.ndarray:
+    """Pooled features (N, F) float16 of one view of every image, cached on disk."""
     view = VIEWS[index]
-    path = cache / f"lite0-crop{view.scale}-side{view.side}.npy"
+    source = hashlib.sha256(photographs.identity.encode()).hexdigest()[:12]
+    path = cache / f"{backbone.name}-crop{view.scale}-side{view.side}-{source}.npy"
     if path.exists():
         return np.load(path)
-    model = PooledLite0()
+    model = Pooled(backbone)
     generator = torch.Generator().manual_seed(view.teacher)
     out = []
-    for start in tqdm(range(0, len(pack.rows), 50), desc=f"image features, {view}"):
-        batch = torch.from_numpy(np.array(pack.images[start : start + 50])).permute(0, 3, 1, 2).float()
-        out.append(model(crop_views(batch, view, generator)).half().numpy())
+    ids = photographs.all_ids()
+    for start in tqdm(range(0, len(ids), 50), desc=f"features of {backbone.name}, {view}"):
+        batch = torch.from_numpy(photographs.take(ids[start : start + 50])).permute(0, 3, 1, 2).float()
+        out.append(model(crop_views(batch, view, generator, backbone.size)).half().numpy())
     np.save(path, np.concatenate(out))
     return np.load(path)
 
 
-def train_features(views: int = len(VIEWS)) -> np.ndarray:
-    """(views, N, 1280) float16 over photos-train."""
-    pack = train_photos()
+def train_features(photographs: Photographs, views: int = len(VIEWS), backbone: Backbone = LITE0) -> np.ndarray:
+    """(views, N, F) float16 over all photographs."""
     cache = cache_root() / "clip-lite"
     cache.mkdir(exist_ok=True)
-    return np.stack([view_features(pack, view, cache) for view in range(views)])
+    return np.stack([view_features(photographs, view, cache, backbone) for view in range(views)])

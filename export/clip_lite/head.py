@@ -14,7 +14,6 @@ from export.clip_lite.align import (
     lda_class_offsets,
 )
 from export.clip_lite.image_head import ImageHead, TwoBranchHead
-from export.teachers import load_lite0
 
 SCALE_MAX = 100.0
 HEAD_FILE = "head.pt"  # the head as this stage leaves it, in the export cache
@@ -36,17 +35,18 @@ class MadeFeatures:
     def __init__(self, data: TrainingSet) -> None:
         plain = data.features[0].float()
         self.mean = plain.mean(0)
-        self.offset = lda_class_offsets(plain)
+        self.offset = lda_class_offsets(plain, data.classifier)
         self.residual = plain - self.mean
-        self.classifier = load_lite0().classifier.requires_grad_(False)
+        self.classifier, self.rectified = data.classifier, data.rectified
 
     def sample(self, count: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """(features (count, 1280), the classifier's softmax on them (count, 1000))."""
+        """(features (count, F), the classifier's softmax on them (count, 1000))."""
         classes = torch.randint(0, len(self.offset), (count,), generator=generator)
         deviation = self.residual[torch.randint(0, len(self.residual), (count,), generator=generator)]
         strength = 6 + 4 * torch.rand(count, 1, generator=generator)
         noise = 0.3 + 0.5 * torch.rand(count, 1, generator=generator)
-        features = (self.mean + strength * self.offset[classes] + noise * deviation).clamp_min(0)
+        features = self.mean + strength * self.offset[classes] + noise * deviation
+        features = features.clamp_min(0) if self.rectified else features
         return features, self.classifier(features).softmax(1)
 
 
@@ -103,7 +103,7 @@ def train_head(
     starts = torch.cumsum(counts, 0) - counts
     node_mean = mean_by_node(prompt_vectors, owner, len(data.sets.member))
     leaf_text = node_mean[data.sets.siblings]
-    head = TwoBranchHead(leaf_text)
+    head = TwoBranchHead(leaf_text, data.classifier)
     votes, free = head.branches()
     log_scale = torch.nn.Parameter(torch.tensor(3.4))
     optimiser = torch.optim.AdamW(

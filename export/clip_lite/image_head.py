@@ -1,4 +1,4 @@
-"""The image head: pooled Lite0 features → embedding, as two branches that are one MLP once they are trained."""
+"""The image head: pooled features → embedding, as two branches that are one MLP once they are trained."""
 
 from __future__ import annotations
 
@@ -6,20 +6,18 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from export.teachers import load_lite0
-
 EMBED_DIM = 384
-FEATURE_DIM = 1280
+FEATURE_DIM = 1280  # of EfficientNet-Lite
 HIDDEN = 2 * EMBED_DIM  # what timm's `timm_proj: mlp` builds
 VOTES = 640
 
 
 class ImageHead(nn.Module):
-    """Pooled Lite0 features (B, 1280) → embedding (B, 384); the layout of timm's Mlp."""
+    """Pooled features (B, F) → embedding (B, 384); the layout of timm's Mlp."""
 
-    def __init__(self) -> None:
+    def __init__(self, features: int = FEATURE_DIM) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(FEATURE_DIM, HIDDEN)
+        self.fc1 = nn.Linear(features, HIDDEN)
         self.fc2 = nn.Linear(HIDDEN, EMBED_DIM, bias=False)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
@@ -33,15 +31,18 @@ class TwoBranchHead(nn.Module):
     learns what captions say. Two branches with learning rates of their own keep both.
     """
 
-    def __init__(self, leaf_text: torch.Tensor, votes: int = VOTES, dropout: float = 0.4) -> None:
-        """leaf_text (1000, 384): the mean text vector of each ImageNet class' names."""
+    def __init__(
+        self, leaf_text: torch.Tensor, classifier: nn.Linear, votes: int = VOTES, dropout: float = 0.4
+    ) -> None:
+        """leaf_text (1000, 384): the mean text vector of each ImageNet class' names; classifier: of the backbone."""
         super().__init__()
-        self.vote1, self.vote2 = nn.Linear(FEATURE_DIM, votes), nn.Linear(votes, EMBED_DIM, bias=False)
-        self.free1 = nn.Linear(FEATURE_DIM, HIDDEN - votes)
+        width = classifier.in_features
+        self.vote1, self.vote2 = nn.Linear(width, votes), nn.Linear(votes, EMBED_DIM, bias=False)
+        self.free1 = nn.Linear(width, HIDDEN - votes)
         self.free2 = nn.Linear(HIDDEN - votes, EMBED_DIM, bias=False)
         self.dropout = nn.Dropout(dropout)
         nn.init.normal_(self.free2.weight, std=0.02)
-        self._initialise_votes(leaf_text)
+        self._initialise_votes(leaf_text, classifier)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         votes = self.vote2(F.gelu(self.vote1(features)))
@@ -54,19 +55,18 @@ class TwoBranchHead(nn.Module):
 
     def merge(self) -> ImageHead:
         """The same function (without dropout) as one MLP: the branches' hidden units side by side."""
-        head = ImageHead()
+        head = ImageHead(self.vote1.in_features)
         with torch.no_grad():
             head.fc1.weight.copy_(torch.cat([self.vote1.weight, self.free1.weight]))
             head.fc1.bias.copy_(torch.cat([self.vote1.bias, self.free1.bias]))
             head.fc2.weight.copy_(torch.cat([self.vote2.weight, self.free2.weight], dim=1))
         return head.eval()
 
-    def _initialise_votes(self, leaf_text: torch.Tensor, threshold: float = 2.0) -> None:
+    def _initialise_votes(self, leaf_text: torch.Tensor, classifier: nn.Linear, threshold: float = 2.0) -> None:
         """ConSE with a rectifier in place of the softmax: every hidden unit is an ImageNet class (the most alike ones
         merged until they fit), which votes for its name's text vector once its logit passes `threshold`."""
         from sklearn.cluster import AgglomerativeClustering
 
-        classifier = load_lite0().classifier
         weight, bias = classifier.weight.detach(), classifier.bias.detach()
         alike = torch.cat([F.normalize(weight - weight.mean(0), dim=1), F.normalize(leaf_text, dim=1)], 1).numpy()
         votes = self.vote1.out_features

@@ -13,40 +13,46 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from export.clip_lite.backbones import LITE0, Backbone
 from export.clip_lite.image_head import EMBED_DIM
 from export.clip_lite.texts import encode_cached
 
 CONTEXT_LENGTH = 32
 WIDTH = 128
-CONFIG = {
-    "model_cfg": {
-        "embed_dim": EMBED_DIM,
-        "vision_cfg": {
-            "timm_model_name": "tf_efficientnet_lite0",
-            "timm_model_pretrained": False,
-            "timm_pool": "avg",
-            "timm_proj": "mlp",
-            "image_size": 224,
+
+
+def config(backbone: Backbone) -> dict:
+    """What `open_clip_config.json` says of a clip-lite on `backbone`."""
+    text = {"context_length": CONTEXT_LENGTH, "vocab_size": 49408, "width": WIDTH, "heads": 4, "layers": 4}
+    return {
+        "model_cfg": {
+            "embed_dim": EMBED_DIM,
+            "vision_cfg": {
+                "timm_model_name": backbone.timm_name,
+                "timm_model_pretrained": False,
+                "timm_pool": backbone.pool,
+                "timm_proj": "mlp",
+                "image_size": backbone.size,
+            },
+            "text_cfg": text,
         },
-        "text_cfg": {"context_length": CONTEXT_LENGTH, "vocab_size": 49408, "width": WIDTH, "heads": 4, "layers": 4},
-    },
-    "preprocess_cfg": {
-        "mean": [127 / 255] * 3,
-        "std": [128 / 255] * 3,
-        "interpolation": "bicubic",
-        "resize_mode": "shortest",
-    },
-}
+        "preprocess_cfg": {
+            "mean": list(backbone.mean),
+            "std": list(backbone.std),
+            "interpolation": "bicubic",
+            "resize_mode": "shortest",
+        },
+    }
 
 
-def write_config(folder: Path) -> None:
+def write_config(folder: Path, backbone: Backbone = LITE0) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "open_clip_config.json").write_text(json.dumps(CONFIG, indent=2) + "\n")
+    (folder / "open_clip_config.json").write_text(json.dumps(config(backbone), indent=2) + "\n")
 
 
-def new_model(folder: Path) -> nn.Module:
+def new_model(folder: Path, backbone: Backbone = LITE0) -> nn.Module:
     """An open_clip CLIP of clip-lite's shape with untrained weights (the image tower is filled in by `assemble`)."""
-    write_config(folder)
+    write_config(folder, backbone)
     return open_clip.create_model(f"local-dir:{folder}", load_weights=False)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from export.clip_lite.wordnet import is_physical, label_graph, nouns
-from export.photos import train_photos
+from export.photographs.collection import Photographs
 from export.teachers import MiniLM, cache_root
 from thinwire.prompts import PROMPT_SETS
 
@@ -23,24 +23,19 @@ class Corpus:
     vectors: np.ndarray
 
 
-def captions() -> list[list[str]]:
+def captions(photographs: Photographs) -> list[list[str]]:
     """The captions of each photograph; class names of labelled sources stand as one prompt-like caption."""
-    out = []
-    for row in train_photos().rows:
-        own = [row[f"caption_{k}"].strip() for k in range(1, 6) if (row.get(f"caption_{k}") or "").strip()]
-        if not own and row["class"]:
-            own = [f"a photo of {row['class']}."]
-        out.append(own)
-    return out
+    pairs = zip(photographs.captions(), photographs.labels())
+    return [list(own) or ([f"a photo of {label}."] if label else []) for own, label in pairs]
 
 
-def corpus_texts(seed: int = 0) -> list[str]:
+def corpus_texts(photographs: Photographs, seed: int = 0) -> list[str]:
     """Captions, names of things bare and inside prompts, some by their gloss, some abstract nouns; in a fixed order."""
     rng = random.Random(seed)
     prompts = PROMPT_SETS["80"]
     synsets = nouns()
     physical = is_physical(synsets)
-    texts = {text for group in captions() for text in group}
+    texts = {text for group in captions(photographs) for text in group}
     for offset, synset in synsets.items():
         common = [lemma for lemma in synset.lemmas if not lemma[0].isupper() and not lemma[0].isdigit()]
         if not physical[offset] or not common:

@@ -26,12 +26,12 @@ class Family:
         (B, C, H/stride, W/stride), whose rounding are the symbols.
     low, high: the range of symbols.
     context: of the entropy coder (`thinwire.contexts`).
-    output: what the synthesis gives, `pixels` or the `embedding` of the shipped clip-lite.
+    output: what the synthesis gives, `pixels` or the `embedding` of its teacher.
     stride: pixels per latent cell, in each direction.
     crop: pixels of the side of a training view.
     frozen_trunk: the analysis is `bottleneck(trunk(x))`, and the trunk is not trained.
     taught: modules of the synthesis that start with a teacher's weights.
-    start_synthesis: (synthesis, analysis, clip-lite's image head) → sets better than random weights.
+    start_synthesis: (synthesis, analysis, the teacher's image tower) → sets better than random weights.
     rate_model: channels → what the decoder sees in training, and its cost in bits (see `export.rate`).
     start_views: number of training views over which the analysis measures its initial statistics.
     decoders: other synthesis nets for the same symbols, by name.
@@ -66,6 +66,10 @@ class Family:
 
     def synthesis(self) -> nn.Module:
         return synthesis.build(self.synthesis_spec)
+
+    def answering_in(self, dim: int) -> Family:
+        """This family (of output `embedding`) with vectors of `dim` values, as its teacher has them."""
+        return replace(self, synthesis_spec={**self.synthesis_spec, "dim": dim})
 
     def with_decoder(self, name: str | None) -> Family:
         """This family with another of its decoders; None is its own. Raises `KeyError` for one that it has not."""

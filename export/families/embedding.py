@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from export.entropy import entropy
+from export.photographs.errors import PhotographsError
 from export.towers import Tower
 
 NAME = "embedding"
@@ -97,7 +98,9 @@ def fit_plan(vectors: np.ndarray) -> Plan:
         if (left**2).mean(0).sum() < DONE * total and len(gains) >= 3:
             break
     if len(gains) < 3:
-        raise ValueError(f"{len(vectors)} vectors of rank {np.linalg.matrix_rank(vectors - mean)}: more photographs")
+        raise PhotographsError(
+            f"{len(vectors)} vectors of rank {np.linalg.matrix_rank(vectors - mean)}: more photographs"
+        )
     return Plan(mean, basis, np.stack(inverses), np.stack(gains), high)
 
 

@@ -95,8 +95,9 @@ class SemanticAnalysis(nn.Module):
 
 
 @torch.no_grad()
-def start_at_teacher(net: SemanticSynthesis, analysis: SemanticAnalysis, head: nn.Module) -> None:
-    """The inverse of the analysis' linear start, then the end of Lite0 and clip-lite's image head."""
+def start_at_teacher(net: SemanticSynthesis, analysis: SemanticAnalysis, visual: nn.Module) -> None:
+    """The inverse of the analysis' linear start, then the end of Lite0 and, where the CLIP's tower `visual` stands on
+    Lite0 too, its image head."""
     weight = analysis.linear.weight.flatten(1)  # (C, 448), orthogonal rows
     net.stem.weight.copy_((weight / weight.square().sum(1, keepdim=True)).T[:, :, None, None])
     net.stem.bias.copy_(analysis.mean)
@@ -106,8 +107,19 @@ def start_at_teacher(net: SemanticSynthesis, analysis: SemanticAnalysis, head: n
     for own, source in zip(net.deep, [*lite0.blocks[5][:3], lite0.blocks[6][0]], strict=True):
         copy_block(own, source)
     net.conv_head.load_state_dict(lite0.conv_head.state_dict())
-    net.fc1.load_state_dict(head.fc1.state_dict())
-    net.fc2.load_state_dict(head.fc2.state_dict())
+    if stands_on_lite0(visual) and visual.head.mlp.fc2.weight.shape == net.fc2.weight.shape:
+        net.fc1.load_state_dict(visual.head.mlp.fc1.state_dict())
+        net.fc2.load_state_dict(visual.head.mlp.fc2.state_dict())
+
+
+def stands_on_lite0(visual: nn.Module) -> bool:
+    """Whether an open_clip image tower is Lite0, weights included (up to half precision), and a projection."""
+    stem = getattr(getattr(visual, "trunk", None), "conv_stem", None)
+    has_head = hasattr(getattr(visual, "head", None), "mlp")
+    own = load_lite0().conv_stem.weight
+    return (
+        has_head and stem is not None and stem.weight.shape == own.shape and torch.allclose(stem.weight, own, atol=1e-2)
+    )
 
 
 SEMANTIC = Family(

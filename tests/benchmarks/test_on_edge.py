@@ -34,7 +34,11 @@ def clip(tmp_path_factory):
 @pytest.fixture(scope="module")
 def bundle(clip, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bundles, "training_views", lambda count, seed=0, size=(64, 64): synthetic_views(count, 64, seed))
+        patch.setattr(
+            bundles,
+            "training_views",
+            lambda photographs, count, seed=0, size=(64, 64): synthetic_views(count, 64, seed),
+        )
         out = tmp_path_factory.mktemp("bundles") / "embedding"
         assert main(["embedding", "--clip", str(clip), "--out", str(out), "--count", "300"]) == 0
     return load_bundle(out)

@@ -31,7 +31,7 @@ collect_ignore_glob = [] if all(map(find_spec, NEEDED)) else ["*.py"]
 
 @pytest.fixture(scope="package", autouse=True)
 def photos_train(tmp_path_factory):
-    """Twelve crops of four photographs stand for photos-train, in a cache of their own: ../shared is never read."""
+    """36 crops of four photographs stand for photos-train, in a cache of their own: ../shared is never read."""
     import torch
 
     from export import photos

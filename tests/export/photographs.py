@@ -25,18 +25,21 @@ def photograph(name: str) -> Image.Image:
         return image.convert("RGB")
 
 
-def thirds(image: Image.Image) -> list[Image.Image]:
-    """Three squares along the longer side (of a square: along its diagonal), so that four photographs give twelve."""
-    side = round(0.8 * min(image.size))
-    lefts, tops = (np.linspace(0, edge - side, 3).astype(int) for edge in image.size)
-    return [image.crop((x, y, x + side, y + side)) for x, y in zip(lefts, tops)]
+def squares(image: Image.Image) -> list[Image.Image]:
+    """Nine squares of three sizes along the longer side (of a square: along its diagonal): four photographs give 36."""
+    found = []
+    for share in (0.8, 0.65, 0.5):
+        side = round(share * min(image.size))
+        lefts, tops = (np.linspace(0, edge - side, 3).astype(int) for edge in image.size)
+        found += [image.crop((x, y, x + side, y + side)) for x, y in zip(lefts, tops)]
+    return found
 
 
 def write_pack(path: Path) -> Path:
-    """`photos-train.tar` in the layout of ../shared/data: twelve JPEG crops, labels.csv with one caption each."""
+    """`photos-train.tar` in the layout of ../shared/data: 36 JPEG crops, labels.csv with one caption each."""
     files, rows = {}, []
     for name, caption in CAPTIONS.items():
-        for index, crop in enumerate(thirds(photograph(name))):
+        for index, crop in enumerate(squares(photograph(name))):
             data = io.BytesIO()
             crop.save(data, "JPEG", quality=92)
             files[f"pack/images/{Path(name).stem}-{index}.jpg"] = data.getvalue()
@@ -56,8 +59,13 @@ def write_pack(path: Path) -> Path:
     return path
 
 
+def stand_in(photographs: object, count: int, seed: int = 0, size: tuple[int, int] = (64, 64)) -> np.ndarray:
+    """`crops` in the place of `training_views`."""
+    return crops(count, seed, size)
+
+
 def crops(count: int, seed: int = 0, size: tuple[int, int] = (64, 64)) -> np.ndarray:
-    """Random squares of four photographs: uint8 (count, *size, 3). Stands for `training_views`."""
+    """Random squares of four photographs: uint8 (count, *size, 3)."""
     rng = np.random.default_rng(seed)
     photos = [photograph(name) for name in CAPTIONS]
     views = []

@@ -15,6 +15,7 @@ from edge.encoder import Encoder
 from export.bundles import SIZE, training_views
 from export.families import CONV
 from export.onnx_export import EncoderGraph
+from export.photographs.collection import open_photographs
 from tests.export.photographs import photograph
 from thinwire.bundle import load_bundle
 from thinwire.errors import AlteredFile
@@ -68,11 +69,11 @@ def test_an_altered_decoder_is_found_by_its_hash(bundle_folder, tmp_path):
 
 
 def test_tables_are_counted_on_views_that_the_edge_would_make(bundle):
-    views = training_views(5)
+    views = training_views(open_photographs(), 5)
     assert (views.shape, views.dtype) == ((5, SIZE, SIZE, 3), np.uint8)
-    np.testing.assert_array_equal(views, training_views(5))
+    np.testing.assert_array_equal(views, training_views(open_photographs(), 5))
     assert bundle.view(Image.fromarray(views[0])).shape == views[0].shape
-    assert len(training_views(99)) == 12  # no more than there are
+    assert len(training_views(open_photographs(), 99)) == 36  # no more than there are
 
 
 @pytest.mark.parametrize("name", ["astronaut.png", "chelsea.png", "rocket.jpg"])

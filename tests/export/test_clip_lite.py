@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from export.clip_lite import texts
 from export.clip_lite.align import contrastive_loss, label_set_loss, load_training_set
 from export.clip_lite.assemble import assemble
+from export.clip_lite.backbones import LITE0
 from export.clip_lite.features import VIEWS, View, crop_views, train_features
 from export.clip_lite.head import expected_text, mean_by_node, train_head
 from export.clip_lite.image_head import EMBED_DIM, ImageHead, TwoBranchHead
@@ -26,6 +27,7 @@ from export.clip_lite.text_tower import (
     text_parameters,
     tokenize,
 )
+from export.photographs.collection import open_photographs
 from export.teachers import lite0_input, load_lite0
 from tests.export.fake_wordnet import write_wordnet
 from tests.export.photographs import CAPTIONS, photograph
@@ -227,7 +229,7 @@ def test_the_head_starts_as_conse_with_a_rectifier():
 
     That holds best where names are far apart, as 1000 random vectors in 384 dimensions are."""
     names = unit(1000, EMBED_DIM)
-    head = TwoBranchHead(names).eval().merge()
+    head = TwoBranchHead(names, LITE0.classifier()).eval().merge()
     images = torch.stack([torch.from_numpy(np.array(photograph(name).resize((224, 224)))) for name in CAPTIONS])
     lite0, trunk = load_lite0(), load_lite0(num_classes=0)
     with torch.inference_mode():
@@ -238,7 +240,7 @@ def test_the_head_starts_as_conse_with_a_rectifier():
 
 
 def test_two_branches_are_one_mlp():
-    two = TwoBranchHead(unit(1000, EMBED_DIM)).eval()
+    two = TwoBranchHead(unit(1000, EMBED_DIM), LITE0.classifier()).eval()
     features = torch.rand(5, 1280, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         torch.testing.assert_close(two.merge()(features), two(features), rtol=1e-4, atol=1e-5)
@@ -257,18 +259,19 @@ def test_a_distilled_text_tower_goes_on_from_its_checkpoint(tmp_path):
     assert all(map(torch.equal, *learned))
 
 
-def test_the_whole_chain_runs_on_a_dozen_photographs(monkeypatch, tmp_path, parts):
+def test_the_whole_chain_runs_on_a_few_photographs(monkeypatch, tmp_path, parts):
     """Features, head, text tower and joint tuning, a few steps of each: what one stage gives, the next must take.
 
     Text vectors are random here: what is learned means nothing, that everything moves and stays finite does."""
     monkeypatch.setenv("THINWIRE_WORDNET", str(write_wordnet(tmp_path)))
-    data = load_training_set(train_features(2))
-    assert data.features.shape == (2, 12, 1280)
-    assert data.caption_texts == [caption for caption in CAPTIONS.values() for _ in range(3)]
-    assert data.caption_images.tolist() == list(range(12))
+    photographs = open_photographs()
+    data = load_training_set(photographs, train_features(photographs, 2))
+    assert data.features.shape == (2, 36, 1280)
+    assert data.caption_texts == [caption for caption in CAPTIONS.values() for _ in range(9)]
+    assert data.caption_images.tolist() == list(range(36))
     nodes = len(data.sets.member)
     owner = torch.arange(nodes).repeat_interleave(2)
-    head, scale = train_head(data, unit(12, EMBED_DIM), unit(2 * nodes, EMBED_DIM, seed=1), owner, steps=3, batch=8)
+    head, scale = train_head(data, unit(36, EMBED_DIM), unit(2 * nodes, EMBED_DIM, seed=1), owner, steps=3, batch=8)
     before = head.fc2.weight.clone()
     model = new_model(tmp_path / "model")
     torch.manual_seed(0)

@@ -7,15 +7,16 @@ import open_clip
 import pytest
 import torch
 
-from export.objective import CLIP_LITE, FrozenTower, TowerFeatures, feature_distance
-from export.teachers import TeacherMissing
+from export.objective import TowerFeatures, feature_distance
+from export.teacher import Teacher
+from export.towers import SHIPPED_CLIP, load_tower
 from tests.export.photographs import photograph
 from thinwire.imaging import canonical_view
 
 
 @pytest.fixture(scope="module")
 def tower():
-    return FrozenTower()
+    return Teacher(load_tower("clip-lite"))
 
 
 @pytest.fixture(scope="module")
@@ -40,16 +41,11 @@ def test_features_have_the_documented_shapes_and_a_centred_embedding(tower, phot
 
 
 def test_the_pooled_vector_is_the_embedding_of_the_shipped_clip(photos):
-    model = open_clip.create_model(f"local-dir:{CLIP_LITE}").eval()
+    model = open_clip.create_model(f"local-dir:{SHIPPED_CLIP}").eval()
     with torch.inference_mode():
         wanted = torch.nn.functional.normalize(model.encode_image(photos), dim=1)
-        got = FrozenTower()(photos).pooled  # bfloat16 inside
+        got = Teacher(load_tower("clip-lite"))(photos).pooled  # bfloat16 inside
     assert (got * wanted).sum(1).min() > 0.99
-
-
-def test_a_missing_clip_is_named(tmp_path):
-    with pytest.raises(TeacherMissing, match="clip-lite"):
-        FrozenTower(tmp_path)
 
 
 def test_the_distance_is_zero_between_equals_one_between_strangers_two_between_opposites():

@@ -7,10 +7,11 @@ import onnx
 import pytest
 import torch
 
+from export.augment import crops
 from export.bundles import training_views
 from export.families import CONV
 from export.onnx_export import ParityError, check_parity, encode_views, export_encoder, session
-from export.train import crops
+from export.photographs.collection import open_photographs
 from synthesis.onnx_file import OPSET
 
 LOW, HIGH, SIDE = -3, 3, 96
@@ -18,7 +19,7 @@ LOW, HIGH, SIDE = -3, 3, 96
 
 @pytest.fixture(scope="module")
 def views(photos_train):
-    return np.ascontiguousarray(training_views(3)[:, :SIDE, :SIDE])
+    return np.ascontiguousarray(training_views(open_photographs(), 3)[:, :SIDE, :SIDE])
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,7 @@ def analysis(photos_train, views):
     """The closed-form start of family `conv`: its symbols follow the picture, which random weights would not show."""
     net = CONV.analysis()
     generator = torch.Generator().manual_seed(0)
-    net.initialise(crops(views, 64, 100, generator, "cpu"))
+    net.initialise(crops(open_photographs(), 64, 100, generator, "cpu"))
     return net.eval()
 
 

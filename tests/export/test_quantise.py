@@ -6,11 +6,12 @@ import pytest
 import torch
 from onnx import helper, numpy_helper
 
+from export.augment import crops
 from export.bundles import training_views
 from export.families import CONV
 from export.onnx_export import ParityError, encode_views, export_encoder
+from export.photographs.collection import open_photographs
 from export.quantise import float_nodes, quantise_encoder
-from export.train import crops
 from synthesis.onnx_file import OPSET
 
 SIDE = 96
@@ -18,13 +19,13 @@ SIDE = 96
 
 @pytest.fixture(scope="module")
 def views(photos_train):
-    return np.ascontiguousarray(training_views(8)[:, :SIDE, :SIDE])
+    return np.ascontiguousarray(training_views(open_photographs(), 8)[:, :SIDE, :SIDE])
 
 
 @pytest.fixture(scope="module")
 def source(photos_train, views, tmp_path_factory):
     net = CONV.analysis()
-    net.initialise(crops(views, 64, 100, torch.Generator().manual_seed(0), "cpu"))
+    net.initialise(crops(open_photographs(), 64, 100, torch.Generator().manual_seed(0), "cpu"))
     path = tmp_path_factory.mktemp("onnx") / "encoder.onnx"
     export_encoder(net.eval(), CONV.low, CONV.high, SIDE, path)
     return path

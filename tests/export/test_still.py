@@ -13,7 +13,7 @@ from thinwire.bundle import load_bundle
 
 @pytest.fixture(autouse=True)
 def photographs(monkeypatch):
-    monkeypatch.setattr(still, "training_views", lambda count: synthetic_views(count, still.SIZE))
+    monkeypatch.setattr(still, "training_views", lambda photographs, count: synthetic_views(count, still.SIZE))
 
 
 def test_the_command_writes_a_bundle_of_the_six_rungs(tmp_path, capsys):

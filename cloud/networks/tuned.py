@@ -1,0 +1,50 @@
+"""Decoders tuned for one CLIP: which packets they decode, and how they are made ready.
+
+A variant (`synthesis.variant`, written by `thinwire-export tune`) stands in for the decoder of one bundle where one
+CLIP answers; every other CLIP keeps the bundle's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from synthesis.variant import DecoderVariant, load_variant
+from thinwire.errors import DecoderError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from cloud.networks.clip import Clip
+    from thinwire.bundle import Bundle
+
+
+def load_variants(folders: Sequence[str | Path], bundles: Sequence[Bundle]) -> list[DecoderVariant]:
+    """Every variant in `folders`, checked against the bundles that are served.
+
+    Raises `DecoderError` where a folder holds none, its bundle is not served, or two are for one bundle and CLIP.
+    """
+    served = {bundle.model_id: bundle for bundle in bundles}
+    variants = [load_variant(folder) for folder in folders]
+    taken: dict[tuple[bytes, str], DecoderVariant] = {}
+    for variant in variants:
+        bundle = served.get(variant.model_id)
+        if bundle is None:
+            names = ", ".join(f"{each.name} ({each.model_id.hex()})" for each in bundles) or "none"
+            raise DecoderError(
+                f"decoder {variant.path} is for bundle {variant.bundle!r} ({variant.model_id.hex()}), this server has "
+                f"{names}: serve that bundle, or leave the decoder out"
+            )
+        other = taken.setdefault((variant.model_id, variant.clip.rpartition("#")[2]), variant)
+        if other is not variant:
+            raise DecoderError(
+                f"decoders {other.path} and {variant.path} are both for {bundle.name} and {variant.clip}"
+            )
+    return variants
+
+
+def tuned_net(variant: DecoderVariant, clip: Clip) -> nn.Module:
+    """The variant's net for `clip`, float32 as `load_clip` gives it. Raises `DecoderError`."""
+    variant.check_clip(clip.id)
+    return variant.net(clip.model.visual, clip.image_height, clip.image_width)

@@ -1,0 +1,60 @@
+"""`hf:NAME[:SPLIT]`: a data set of the Hugging Face hub, streamed once into a file of this machine's cache."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from export.photographs.errors import PhotographsError
+from export.photographs.sources import Found, Source
+
+PICTURES = "pictures.bin"
+MOST_BYTES = 50 << 30  # of stored pictures of one data set
+
+
+def from_hub(source: Source, folder: Path) -> Iterator[Found]:
+    """Streams the data set's pictures, as they are stored, to `folder`/pictures.bin. Raises `PhotographsError`."""
+    name, split = source.places
+    try:
+        import datasets
+    except ModuleNotFoundError as error:
+        raise PhotographsError(f"--images {source.text}: needs `pip install 'thinwire[datasets]'`") from error
+    try:
+        stream = datasets.load_dataset(name, split=split, streaming=True)
+        column = next((key for key, kind in (stream.features or {}).items() if isinstance(kind, datasets.Image)), None)
+        if column is not None:
+            stream = stream.cast_column(column, datasets.Image(decode=False))
+        rows = iter(stream)
+    except Exception as error:  # datasets, huggingface_hub, fsspec and urllib each raise their own kinds
+        cause = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise PhotographsError(
+            f"--images {source.text}: cannot be had from the hub ({cause}); check the name, the split and the network, "
+            "or give a folder that holds the pictures"
+        ) from error
+    if column is None:
+        raise PhotographsError(f"--images {source.text}: has no column of pictures")
+    offset = 0
+    try:
+        with open(folder / PICTURES, "wb") as kept:
+            for number, row in enumerate(rows):  # closed by the caller: GeneratorExit is no Exception
+                data = _bytes_of(row[column])
+                kept.write(data)
+                kept.flush()
+                captions = row.get(source.caption) if source.caption else None
+                captions = captions if isinstance(captions, list) else [captions] if captions else []
+                yield Found(str(number), str(folder / PICTURES), offset, len(data), tuple(map(str, captions)))
+                offset += len(data)
+                if offset > MOST_BYTES:
+                    return
+    except Exception as error:  # the disk is full, or the network went: as above
+        cause = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise PhotographsError(f"--images {source.text}: broke off ({cause}); run the command again") from error
+
+
+def _bytes_of(value: dict) -> bytes:
+    if value.get("bytes"):
+        return value["bytes"]
+    path = value.get("path")
+    return Path(path).read_bytes() if path and os.path.exists(path) else io.BytesIO().getvalue()

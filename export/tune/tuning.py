@@ -1,0 +1,295 @@
+"""Trains what lies between a bundle's packets and one CLIP: the decoder into pixels, or a neck into the tower.
+
+No labels and no encoder in the loop: the net is to make the tower say of a packet what it says of the original, by its
+features, its vector and its answers to random texts. Resumable, seeded; one dial, `minutes`.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import synthesis
+from export.depthwise import fast_backward
+from export.families.front import IMAGE_MEAN, IMAGE_STD
+from export.objective import TowerFeatures, feature_distance
+from export.photographs.options import PhotographOptions
+from export.taps import find_entry
+from export.teacher import load_teachers
+from export.towers import load_tower
+from export.train import HELD_OUT
+from export.training_loop import load_checkpoint, look_at_unseen, run_to_end
+from export.tune.content import content_of
+from export.tune.views import CodedViews, ViewCoder
+from synthesis.memory import keep_freed_memory
+from synthesis.variant import INTO, DecoderVariant, write_variant
+from thinwire.bundle import load_bundle
+from thinwire.errors import DecoderError
+
+POOLED_SHARE = 0.6  # as in the second stage of `export.train`
+VIEWS_A_MINUTE, FEWEST_VIEWS = 200, 1024  # coded for a run, where `count` does not say
+
+
+@dataclass(frozen=True)
+class TuneSettings:
+    """`minutes` of training, beside the coding of `count` views (kept in the cache)."""
+
+    bundle: str = "layered"
+    clip: str = "clip-lite"
+    into: str = "pixels"
+    minutes: float = 20.0
+    steps: int | None = None
+    count: int | None = None
+    batch: int = 16
+    learning_rate: float | None = None
+    answer_weight: float = 0.2
+    pixel_weight: float = 0.1
+    entry_weight: float = 0.5
+    seed: int = 0
+    threads: int = 1
+    device: str = "cpu"
+    photographs: PhotographOptions = field(default_factory=PhotographOptions)
+
+
+RATES = {"pixels": 3e-4, "tower": 1e-3}  # a decoder that works, and a neck that has learned nothing
+
+
+class Tuning:
+    """The net, its optimiser and the coded views; `state()`/`restore()` make a run resumable at any step."""
+
+    def __init__(self, settings: TuneSettings) -> None:
+        """Raises `BundleError`, `ClipUnavailable`, `PhotographsError`, and `DecoderError` for what cannot be tuned."""
+        self.settings = settings
+        self.device = settings.device
+        self.bundle = load_bundle(settings.bundle)
+        if self.bundle.card.cloud["output"] != "pixels":
+            raise DecoderError(f"bundle {self.bundle.name!r} decodes into CLIP vectors: there is no picture to tune")
+        self.photographs = settings.photographs.open()
+        (self.teacher,) = load_teachers([settings.clip], self.photographs.captioned())
+        if self.teacher.answers is None:
+            raise DecoderError(f"--clip {settings.clip} has no text tower: a decoder is tuned for a CLIP")
+        self.teacher.to(self.device)
+        self.teacher.free_size = False  # it looks at whole views here, so at its own size
+        self.content = content_of(self.bundle)
+        self.entry = self._entry() if settings.into == "tower" else None
+        coder = ViewCoder(self.bundle, self.content, self.teacher, self.entry, self.photographs, settings.seed)
+        training, unseen = self.photographs.split(HELD_OUT)
+        self.views = coder.coded("training", training, self._count(coder))
+        self.unseen = coder.coded("unseen", unseen, min(HELD_OUT, len(unseen)))
+        index = torch.arange(min(len(self.views), 2048)).numpy()
+        self.teacher.mean.copy_(self.views.get("pooled", index).mean(0))
+        torch.manual_seed(settings.seed)
+        self.spec, self.net = self._start()
+        self.net = fast_backward(self.net).to(self.device, memory_format=torch.channels_last)
+        rate = settings.learning_rate or RATES[settings.into]
+        self.optimiser = torch.optim.AdamW(self.net.parameters(), lr=rate, weight_decay=1e-4)
+        self.rate = rate
+        self.generator = torch.Generator().manual_seed(settings.seed)
+        self.progress, self.steps = 0.0, 0
+
+    def state(self) -> dict:
+        return {
+            "net": self.net.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "generator": self.generator.get_state(),
+            "progress": self.progress,
+            "steps": self.steps,
+        }
+
+    def restore(self, state: dict) -> None:
+        own = self.net.state_dict()
+        if {name: value.shape for name, value in own.items()} != {n: v.shape for n, v in state.get("net", {}).items()}:
+            raise DecoderError("the checkpoint is of another net: give another --out, or the same settings")
+        self.net.load_state_dict(state["net"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.generator.set_state(state["generator"].cpu())
+        self.progress, self.steps = state["progress"], state["steps"]
+
+    def step(self) -> dict[str, float]:
+        rising, falling = self.progress / 0.02 + 0.01, 0.5 * (1 + math.cos(math.pi * self.progress)) + 0.01
+        self.optimiser.param_groups[0]["lr"] = self.rate * min(1.0, rising) * falling
+        index = self._next_views().numpy()
+        rungs = torch.randint(1, self.content.rungs + 1, (len(index),), generator=self.generator)
+        parts = self.compared(self.views, index, rungs)
+        loss = sum(weight * value.mean() for weight, value in parts.values())
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
+        self.optimiser.step()
+        return {"loss": loss.item(), **{name: value.mean().item() for name, (_, value) in parts.items()}}
+
+    def compared(
+        self, views: CodedViews, index: torch.Tensor, rungs: torch.Tensor, generator: torch.Generator | None = None
+    ) -> dict[str, tuple[float, torch.Tensor]]:
+        """name → (weight in the objective, values (B,)) of views by index, decoded after `rungs` (B,) layers."""
+        settings = self.settings
+        stored = views.get("stored", index).to(self.device)
+        if not self.content.nested:
+            rungs = views.get("rungs", index)
+        rungs = rungs.to(self.device)
+        shown = self.content.shown(stored, rungs)
+        wanted = self._wanted(views, index)
+        parts: dict[str, tuple[float, torch.Tensor]] = {}
+        with torch.autocast(self.device.split(":")[0], torch.bfloat16):
+            made = getattr(self.net, "unclamped", self.net)(shown, rungs)
+        if self.entry is None:
+            got = self._look(made.float())
+            original = views.get("views", index).to(self.device).permute(0, 3, 1, 2).float() / 255
+            parts["pixel"] = 10 * settings.pixel_weight, (made.float() - original).square().mean((1, 2, 3))
+        else:
+            got = self.teacher.from_entry(made)
+            target = views.get("entry", index).to(self.device).float()
+            error = (made.float() - target) / self.spread
+            parts["entry"] = settings.entry_weight, error.flatten(1).abs().clamp(max=3).mean(1)
+        parts["feature"] = 1.0, feature_distance(got, wanted, POOLED_SHARE)
+        answer = self.teacher.disagreement(got, wanted, generator or self.generator)
+        parts["answer"] = settings.answer_weight, answer
+        return parts
+
+    @torch.no_grad()
+    def held_out(self) -> dict[str, float]:
+        """The same figures of photographs that no step sees, after every number of layers."""
+        figures = {}
+        index = torch.arange(len(self.unseen)).numpy()
+        for rung in range(1, self.content.rungs + 1):
+            own = index
+            if not self.content.nested:
+                own = index[self.unseen.get("rungs", index).numpy() == rung]
+                if not len(own):
+                    continue
+            sums: dict[str, float] = {}
+            for start in range(0, len(own), 16):
+                part = own[start : start + 16]
+                rungs, generator = torch.full((len(part),), rung), torch.Generator().manual_seed(0)
+                for name, (_, values) in self.compared(self.unseen, part, rungs, generator).items():
+                    sums[name] = sums.get(name, 0.0) + values.sum().item()
+            figures |= {f"{name}_{rung}": round(value / len(own), 4) for name, value in sums.items()}
+        return figures
+
+    def _look(self, image: torch.Tensor) -> TowerFeatures:
+        again = image * (255.0 / IMAGE_STD) - IMAGE_MEAN / IMAGE_STD
+        got = self.teacher(again.clamp(-1.2, 1.2).contiguous(memory_format=torch.channels_last))
+        return TowerFeatures(None, got.last, got.pooled)
+
+    def _wanted(self, views: CodedViews, index: torch.Tensor) -> TowerFeatures:
+        last, pooled = views.get("last", index), views.get("pooled", index).to(self.device)
+        return TowerFeatures(None, None if last is None else last.to(self.device), pooled - self.teacher.mean)
+
+    def _next_views(self) -> torch.Tensor:
+        """Indices of a step's views (B,): each view once before any comes again."""
+        batch, count = min(self.settings.batch, len(self.views)), len(self.views)
+        epoch, place = divmod(self.steps, max(1, count // batch))
+        self.steps += 1
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(1000 * self.settings.seed + epoch))
+        return order[place * batch : (place + 1) * batch]
+
+    def _count(self, coder: ViewCoder) -> int:
+        """Views to code: as asked, else as many as the minutes can use, within the cache's budget."""
+        wanted = self.settings.count or max(FEWEST_VIEWS, round(VIEWS_A_MINUTE * self.settings.minutes))
+        fit = int(self.settings.photographs.cache_gb * (1 << 30)) // coder.bytes_per_view()
+        return max(64, min(wanted, fit)) if not self.settings.count else wanted
+
+    def _entry(self):
+        tower = load_tower(self.settings.clip)
+        entry = find_entry(self.teacher.net.visual, tower.height, tower.width)
+        if entry is None:
+            raise DecoderError(
+                f"the image tower of {self.settings.clip} has no row of blocks for a neck to join: use --into pixels"
+            )
+        self.teacher.join(entry)
+        return entry
+
+    def _start(self) -> tuple[dict, nn.Module]:
+        """The bundle's own decoder; or a neck whose channels have the spread and mean of the tower's own."""
+        if self.entry is None:
+            net = synthesis.load(self.bundle)
+            if not any(each.requires_grad for each in net.parameters()):
+                raise DecoderError(
+                    f"the decoder of bundle {self.bundle.name!r} has no weights to tune: use --into tower, or "
+                    "a bundle with a net in its decoder"
+                )
+            return dict(self.bundle.card.cloud["synthesis"]), net
+        channels, height, _ = self.views.get("stored", torch.arange(1).numpy()).shape[1:]
+        entry = self.entry
+        spec = {
+            "arch": "neck",
+            "channels": channels,
+            "layers": self.content.rungs,
+            "out": entry.channels,
+            "height": entry.height,
+            "width": entry.width,
+            "prefix": entry.prefix,
+            "tokens": entry.is_tokens,
+            "stride": max(1, round(height / entry.height)),
+        }
+        spec["finer"] = entry.height > 1.25 * (height / spec["stride"])
+        net = synthesis.build(spec)
+        if not self.content.nested:  # planes of 0 to 255
+            nn.init.constant_(net.gain, 1 / 64)
+        index = torch.arange(min(64, len(self.views))).numpy()
+        own = self.views.get("entry", index).float()  # (N, C, ...)
+        flat = own.flatten(2).transpose(0, 1).flatten(1)  # (C, N places)
+        self.spread = flat.std(1).clamp_min(1e-3).view(1, -1, *[1] * (own.ndim - 2)).to(self.device)
+        with torch.no_grad():
+            net.scale.copy_(flat.std(1).clamp_min(1e-3))
+            net.shift.copy_(flat.mean(1))
+            if net.place is not None:
+                grid = own[:, :, entry.prefix :].mean(0) - flat.mean(1)[:, None]
+                net.place.copy_(grid.view_as(net.place))
+            if net.prefix_base is not None:
+                net.prefix_base.copy_(own[:, :, : entry.prefix].mean(0))
+                nn.init.zeros_(net.prefix_from.weight)
+                nn.init.zeros_(net.prefix_from.bias)
+        return spec, net
+
+
+def tune(settings: TuneSettings, folder: Path) -> DecoderVariant:
+    """Runs (or resumes) until `settings.minutes` of work, or `settings.steps`, are done; writes `folder`/decoder.
+
+    Beside it `checkpoint.pt` (every minute), `log.jsonl`, `held_out.jsonl` (four times a run, and before its first
+    step) and `settings.json`.
+    """
+    if settings.into not in INTO:
+        raise DecoderError(f"--into {settings.into!r}: choose {' or '.join(INTO)}")
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(settings.threads)
+    torch.set_flush_denormal(True)
+    keep_freed_memory()
+    run = Tuning(settings)
+    checkpoint = folder / "checkpoint.pt"
+    if checkpoint.exists():
+        run.restore(load_checkpoint(checkpoint, settings.device))
+    (folder / "settings.json").write_text(json.dumps(asdict(settings), indent=2))
+    if run.progress == 0.0:
+        look_at_unseen(run, folder)
+    title, look_from = f"tune {run.bundle.name} for {settings.clip}", run.progress + 0.25
+    run_to_end(run, settings, folder, title, look_from=look_from, look_every=0.25, save_every_s=60)
+    run.photographs.report()
+    told = [json.loads(line) for line in (folder / "held_out.jsonl").read_text().splitlines()]
+    return write_variant(
+        folder / "decoder",
+        run.net,
+        clip=run.teacher.id,
+        bundle=run.bundle,
+        into=settings.into,
+        spec=run.spec,
+        entry=None if run.entry is None else run.entry.to_card(),
+        about={
+            "training": {
+                "data": f"{run.photographs.described()}, {len(run.views)} coded views",
+                "teachers": [run.teacher.id],
+                "judged_by": f"{run.teacher.id} on {len(run.unseen)} photographs that no step saw",
+                "settings": {**asdict(settings), "bundle": run.bundle.name},
+                "steps": run.steps,
+                "date": datetime.date.today().isoformat(),
+                "parameters": sum(each.numel() for each in run.net.parameters()),
+            },
+            "held_out": {"before": told[0], "after": told[-1]},
+        },
+    )

@@ -1,0 +1,185 @@
+"""Decoder variants: what stands between one bundle's symbols and one CLIP in the place of the bundle's own decoder.
+
+    decoder.json           what it is for: a CLIP by fingerprint, a bundle by model id; pixels or a neck into the tower
+    decoder.safetensors    weights of the net that the card's `synthesis` describes, float16
+
+Devices do not change: encoder, tables and model id are the bundle's. Here because the workshop writes these folders and
+the cloud serves them, and those two never import each other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from thinwire.errors import BadCard, DecoderError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from thinwire.bundle import Bundle
+
+CARD, WEIGHTS = "decoder.json", "decoder.safetensors"
+FORMAT = 1
+MAX_CARD_BYTES = 1 << 20
+MAX_WEIGHT_BYTES = 256 << 20
+INTO = ("pixels", "tower")
+
+
+@dataclass(frozen=True, eq=False)
+class DecoderVariant:
+    """A loaded variant; its weights had the hash that the card states.
+
+    clip: `NAME#fingerprint`; bundle, model_id: whose packets it decodes; into: `pixels`, or `tower` for a neck, whose
+    `entry` (see `synthesis.neck.Entry`) says where it joins; spec: as `synthesis.build` takes it.
+    """
+
+    path: Path
+    name: str
+    clip: str
+    bundle: str
+    model_id: bytes
+    into: str
+    spec: dict[str, Any]
+    entry: dict[str, Any] | None
+    digest: str
+    about: dict[str, Any]
+
+    @property
+    def gives_vectors(self) -> bool:
+        return self.into == "tower"
+
+    def is_for(self, clip_id: str) -> bool:
+        """Whether `clip_id` (NAME#fingerprint) has the very weights that this was tuned for."""
+        return clip_id.rpartition("#")[2] == self.clip.rpartition("#")[2]
+
+    def check_clip(self, clip_id: str) -> None:
+        """Raises `DecoderError` for another CLIP."""
+        if not self.is_for(clip_id):
+            raise DecoderError(
+                f"decoder {self.path} was tuned for CLIP {self.clip}, this is {clip_id}: serve it with --clip "
+                f"{self.clip.partition('#')[0]}, or tune another with `thinwire-export tune --clip ...`"
+            )
+
+    def check_bundle(self, bundle: Bundle) -> None:
+        """Raises `DecoderError` for a bundle of other symbols."""
+        if bundle.model_id != self.model_id:
+            raise DecoderError(
+                f"decoder {self.path} is for bundle {self.bundle!r} ({self.model_id.hex()}), not for {bundle.name!r} "
+                f"({bundle.model_id.hex()}): serve that bundle, or tune another decoder"
+            )
+
+    def net(self, visual: nn.Module, height: int, width: int) -> nn.Module:
+        """The net on the device of `visual`, the CLIP's image tower (float32): (content float (B, C, h, w), n_layers
+        (B,)) → RGB (B, 3, H, W) in [0, 1], or unit vectors (B, D) for a neck.
+
+        height, width: of the tower's input. Raises `DecoderError` when weights, card and tower do not fit.
+        """
+        import torch
+        from safetensors.torch import load_file
+
+        from synthesis import build
+        from synthesis.neck import Entry, NeckedTower, RestOfTower
+
+        try:
+            net = build(self.spec)
+            net.load_state_dict({name: value.float() for name, value in load_file(self.path / WEIGHTS).items()})
+            net = net.eval().requires_grad_(False).to(next(visual.parameters()).device)
+            if self.into == "pixels":
+                return net.to(memory_format=torch.channels_last)
+            return NeckedTower(net, RestOfTower(visual, Entry.from_card(self.entry), height, width)).eval()
+        except (BadCard, RuntimeError, TypeError, KeyError) as error:
+            raise DecoderError(f"decoder {self.path} does not fit its card or tower: {error}") from error
+
+
+def write_variant(
+    folder: Path,
+    net: nn.Module,
+    *,
+    clip: str,
+    bundle: Bundle,
+    into: str,
+    spec: Mapping[str, Any],
+    entry: Mapping[str, Any] | None,
+    about: Mapping[str, Any],
+) -> DecoderVariant:
+    """Writes the two files (weights as float16) and reads them back."""
+    import torch
+    from safetensors.torch import save
+
+    data = save({name: value.detach().cpu().to(torch.float16).contiguous() for name, value in net.state_dict().items()})
+    card = {
+        "format": FORMAT,
+        "name": f"{bundle.name}-{clip.partition('#')[0].replace('/', '-')}-{into}",
+        "clip": clip,
+        "bundle": {"name": bundle.name, "model_id": bundle.model_id.hex()},
+        "into": into,
+        "synthesis": dict(spec),
+        "entry": None if entry is None else dict(entry),
+        "weights": {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)},
+        "about": dict(about),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / WEIGHTS).write_bytes(data)
+    (folder / CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+    return load_variant(folder)
+
+
+def load_variant(source: Path | str) -> DecoderVariant:
+    """The variant in a folder. Raises `DecoderError`, which names the file, when anything is missing or altered."""
+    folder = Path(source)
+    card = _read_card(folder / CARD)
+    digest = hashlib.sha256(_read(folder / WEIGHTS, MAX_WEIGHT_BYTES)).hexdigest()
+    if digest != card["weights"]["sha256"]:
+        raise DecoderError(f"{folder / WEIGHTS}: is not the file that {CARD} describes: copy the whole folder again")
+    bundle = card["bundle"]
+    return DecoderVariant(
+        path=folder,
+        name=card["name"],
+        clip=card["clip"],
+        bundle=bundle["name"],
+        model_id=bytes.fromhex(bundle["model_id"]),
+        into=card["into"],
+        spec=card["synthesis"],
+        entry=card["entry"],
+        digest=digest,
+        about=card.get("about", {}),
+    )
+
+
+def _read_card(path: Path) -> dict[str, Any]:
+    try:
+        card = json.loads(_read(path, MAX_CARD_BYTES))
+        if card["format"] != FORMAT:
+            raise ValueError(f"format {card['format']!r} is unknown, this release reads {FORMAT}")
+        texts = [card["name"], card["clip"], card["bundle"]["name"], card["weights"]["sha256"]]
+        sound = (
+            all(isinstance(text, str) for text in texts)
+            and re.fullmatch(r".+#[0-9a-f]{16}", card["clip"])
+            and re.fullmatch(r"[0-9a-f]{8}", card["bundle"]["model_id"])
+            and card["into"] in INTO
+            and isinstance(card["synthesis"], dict)
+            and (isinstance(card["entry"], dict) if card["into"] == "tower" else card["entry"] is None)
+        )
+        if not sound:
+            raise ValueError("a field is of the wrong kind")
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise DecoderError(f"{path}: is no card of a decoder ({error!r}): copy it again, or tune one") from error
+    return card
+
+
+def _read(path: Path, limit: int) -> bytes:
+    try:
+        if path.stat().st_size > limit:
+            raise DecoderError(f"{path}: is larger than {limit >> 20} MiB")
+        return path.read_bytes()
+    except OSError as error:
+        raise DecoderError(
+            f"{path}: cannot be read ({error.strerror or error}); a decoder is a folder with {CARD} and {WEIGHTS}, "
+            "which `thinwire-export tune` writes"
+        ) from error
