@@ -76,7 +76,7 @@ def add_commands(commands) -> None:
 
 def layer_logits(data: Dataset, bundle: Bundle, clip, prompt_set: str, seen: Callable[[], None] = lambda: None):
     """float32 (K, N, L): logits of every image of `data` over its labels, from 1 to K layers of `bundle`."""
-    from cloud.engine.prepared import PreparedRequest
+    from cloud.engine.prepared import Prepared
     from cloud.engine.text_heads import HeadCache
     from cloud.networks.assemble import served_runner
     from edge.encoder import Encoder
@@ -97,7 +97,7 @@ def layer_logits(data: Dataset, bundle: Bundle, clip, prompt_set: str, seen: Cal
             seen()
         for count in range(1, layers + 1):
             batch = [
-                PreparedRequest(bundle.decode(packet.prefix(count)), bundle.name, count, bundle.model_id)
+                Prepared(bundle.decode(packet.prefix(count)), bundle.name, count, bundle.model_id)
                 for packet in packets
             ]
             cosines = head.similarities(runner.run(batch).embeddings)
