@@ -88,7 +88,6 @@ class Trainer:
     ) -> None:
         """photographs: those of the settings, if they are open already. Raises `PhotographsError`, `ClipUnavailable`,
         and `TeacherError` where a family cannot learn from these teachers."""
-        torch.manual_seed(settings.seed)
         settings = replace(settings, crop=settings.crop or family.crop)
         self.settings, self.group = settings, group
         self.generator = torch.Generator().manual_seed(settings.seed)
@@ -101,6 +100,7 @@ class Trainer:
         for teacher in self.teachers:
             teacher.centre(sample)
         family = self.family = taught_by(family, self.teachers)
+        torch.manual_seed(settings.seed)  # not before: loading teachers takes random numbers, or finds them cached
         self.analysis = fast_backward(family.analysis())
         start = [
             crops(self.images, settings.crop, START_BATCH, self.generator, "cpu")

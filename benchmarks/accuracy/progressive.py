@@ -97,8 +97,7 @@ def layer_logits(data: Dataset, bundle: Bundle, clip, prompt_set: str, seen: Cal
             seen()
         for count in range(1, layers + 1):
             batch = [
-                Prepared(bundle.decode(packet.prefix(count)), bundle.name, count, bundle.model_id)
-                for packet in packets
+                Prepared(bundle.decode(packet.prefix(count)), bundle.name, count, bundle.model_id) for packet in packets
             ]
             cosines = head.similarities(runner.run(batch).embeddings)
             out[count - 1, start : start + len(batch)] = head.logit_scale * cosines
