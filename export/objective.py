@@ -20,8 +20,8 @@ class TowerFeatures:
     """middle, last (B, C, ...): feature maps or tokens halfway and at the end, channels second; pooled (B, D): the
     embedding less the mean over photographs, for what all images share says little.
 
-    middle is None where a family makes no pixels (it must answer, not bring back what lies halfway); last too where its
-    own last map is none of the teacher's."""
+    middle is None where a family makes no pixels: it must answer, not bring back what lies halfway. A last map of other
+    shape than the teacher's is not compared."""
 
     middle: torch.Tensor | None
     last: torch.Tensor | None
@@ -38,7 +38,7 @@ def cosine_map(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 def feature_distance(got: TowerFeatures, wanted: TowerFeatures, pooled_share: float = POOLED_SHARE) -> torch.Tensor:
     """(1 - pooled_share) (1 - patch cosine) + pooled_share (1 - pooled cosine) → (B,)."""
     pooled = F.cosine_similarity(got.pooled.float(), wanted.pooled.float(), dim=1)
-    if got.last is None:
+    if got.last is None or wanted.last is None or got.last.shape != wanted.last.shape:
         return 1 - pooled
     patch = cosine_map(got.last, wanted.last)
     if got.middle is not None:

@@ -36,5 +36,7 @@ class Replay:
         index = torch.randint(0, min(self._added, self._capacity), (count,), generator=generator)
         trunk, *last, pooled = (kept[index.to(kept.device)] for kept in self._kept)
         fast = torch.channels_last
-        last = last[0].contiguous(memory_format=fast) if last else None
+        last = last[0] if last else None
+        if last is not None and last.ndim == 4:
+            last = last.contiguous(memory_format=fast)
         return trunk.contiguous(memory_format=fast), TowerFeatures(None, last, pooled)

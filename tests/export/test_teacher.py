@@ -31,7 +31,7 @@ def test_a_teacher_of_any_kind_gives_two_depths_and_its_own_vector(towers, name)
     teacher.free_size = False
     seen = teacher(x.requires_grad_())
     assert seen.middle.shape[0] == seen.last.shape[0] == 2
-    assert seen.middle.shape != seen.last.shape or "blocks" in str(find_taps(tower.net.visual, 64, 64) or "")
+    assert seen.middle.ndim == seen.last.ndim >= 3
     cosine = F.cosine_similarity(teacher.embedding(seen), tower.net(x), dim=1)
     assert cosine.min() > 0.97  # bfloat16 inside, random weights
     seen.pooled.sum().backward()
