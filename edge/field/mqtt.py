@@ -45,7 +45,9 @@ class Brokers:
         self._held: dict[Address, Broker] = {}
 
     def at(self, address: Address) -> Broker:
-        return self._held.setdefault(address, Broker(address))
+        broker = self._held.setdefault(address, Broker(address))
+        broker.outputs += 1
+        return broker
 
 
 class Broker:
@@ -54,27 +56,39 @@ class Broker:
     def __init__(self, address: Address) -> None:
         self._address = address
         self._client: Any = None
+        self.outputs = 0
         self._lock = threading.Lock()
 
     def publish(self, topic: str, payload: str, device: str) -> None:
         """Returns once the broker has confirmed. Raises `OSError`, `ValueError` or `RuntimeError`."""
         with self._lock:
             client = self._connected(device)
-        message = client.publish(topic, payload, qos=1)
-        end = time.monotonic() + CONFIRM_TIMEOUT_S
-        while not message.is_published():
-            if not client.is_connected():
-                raise OSError("the connection was lost")
-            if time.monotonic() > end:
-                raise OSError("the broker did not confirm the message")
-            message.wait_for_publish(0.2)
+        try:
+            message = client.publish(topic, payload, qos=1)
+            end = time.monotonic() + CONFIRM_TIMEOUT_S
+            while not message.is_published():
+                if not client.is_connected():
+                    raise OSError("the connection was lost")
+                if time.monotonic() > end:
+                    raise OSError("the broker does not confirm")
+                message.wait_for_publish(0.2)
+        except BaseException:
+            self._drop(client)  # the next result opens a new connection
+            raise
 
     def close(self) -> None:
+        """One output has ended; with the last one the connection does."""
+        self.outputs -= 1
+        if self.outputs <= 0:
+            self._drop(self._client)
+
+    def _drop(self, client: Any) -> None:
         with self._lock:
-            client, self._client = self._client, None
-        if client is not None:
-            client.disconnect()
-            client.loop_stop()
+            if client is None or self._client is not client:
+                return  # another output's connection by now
+            self._client = None
+        client.disconnect()
+        client.loop_stop()
 
     def _connected(self, device: str) -> Any:
         if self._client is not None:
@@ -143,7 +157,6 @@ class MqttSink:
                 self._broker.publish(self._topic, json.dumps(json.loads(line)), spool.device)
                 spool.delivered(self.name, number, {})
         except (OSError, ValueError, RuntimeError) as error:  # paho raises the latter two once a connection is lost
-            self.close()
             raise OutputError(f"{self.name}: does not accept results ({error})") from error
         return len(rows)
 

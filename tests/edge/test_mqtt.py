@@ -14,7 +14,10 @@ from edge.field.spool import Spool
 
 pytest.importorskip("paho.mqtt")
 
-from edge.field.mqtt import MqttSink
+from edge.field.mqtt import Brokers, MqttSink
+from edge.field.sinks import Delivery
+from tests.edge.test_outside import listener
+from tests.waiting import until
 
 
 class Broker:
@@ -23,6 +26,8 @@ class Broker:
     def __init__(self) -> None:
         self.messages: list[tuple[str, dict]] = []
         self.mute = False
+        self.refusal = 0  # return code of CONNACK
+        self.logins: list[bytes] = []
         self.connections = 0
         self._held = socket.create_server(("127.0.0.1", 0))
         self.port = self._held.getsockname()[1]
@@ -55,7 +60,10 @@ class Broker:
             while True:
                 kind, body = self._packet(peer)
                 if kind >> 4 == 1:  # CONNECT
-                    peer.sendall(bytes((0x20, 2, 0, 0)))
+                    self.logins.append(body)
+                    peer.sendall(bytes((0x20, 2, 0, self.refusal)))
+                    if self.refusal:
+                        return
                 elif kind >> 4 == 3:  # PUBLISH
                     length = int.from_bytes(body[:2], "big")
                     number = body[2 + length : 4 + length]
@@ -136,3 +144,60 @@ def test_addresses_that_are_none(url):
     with pytest.raises(ConnectionOptionsError) as caught:
         MqttSink(url)
     assert "secret" not in str(caught.value)
+
+
+def test_topics_of_one_broker_share_one_connection(broker, tmp_path):
+    """A broker throws a client out when another comes under its name."""
+    brokers = Brokers()
+    sinks = [MqttSink(f"mqtt://127.0.0.1:{broker.port}/topic/{number}", brokers) for number in range(3)]
+    with Spool(tmp_path / "s.db") as spool:
+        delivery = Delivery(spool, sinks, print)
+        for number in range(1, 6):
+            fill(spool, number)
+            delivery.wake()
+        until(lambda: len(broker.messages) == 15)
+        delivery.close()
+        assert spool.unwritten() == {sink.name: 0 for sink in sinks}
+    assert broker.connections == 1
+    other = MqttSink(f"mqtt://u@127.0.0.1:{broker.port}/topic/1", brokers)  # another login is another connection
+    assert other._broker is not sinks[0]._broker
+    assert other.name != sinks[1].name
+
+
+def test_passwords_are_decoded_and_shown_nowhere(broker, tmp_path):
+    with Spool(tmp_path / "s.db") as spool:
+        sink = MqttSink(f"mqtt://the%40user:hunter%402%2F%3A@127.0.0.1:{broker.port}/t")
+        spool.set_sinks([sink.name])
+        fill(spool, 1)
+        assert sink.deliver(spool) == 1
+        sink.close()
+    assert b"the@user" in broker.logins[0]
+    assert b"hunter@2/:" in broker.logins[0]
+    assert "hunter" not in sink.name + repr(sink._broker._address)
+
+
+@pytest.mark.parametrize(("refusal", "said"), [(4, "user name or password"), (5, "Not authorized"), (3, "unavailable")])
+def test_a_refused_login_is_called_so(broker, tmp_path, refusal, said):
+    broker.refusal = refusal
+    with Spool(tmp_path / "s.db") as spool:
+        sink = MqttSink(f"mqtt://u:hunter2@127.0.0.1:{broker.port}/t")
+        spool.set_sinks([sink.name])
+        fill(spool, 1)
+        with pytest.raises(OutputError, match="refuses the login") as caught:
+            sink.deliver(spool)
+        assert said in str(caught.value)
+        assert ("--mqtt" in str(caught.value)) == (refusal in (4, 5))
+        assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "said", [b"SSH-2.0-x\r\n", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\x15\x03\x01\x00\x02\x02\x46", b""]
+)
+def test_what_does_not_speak_mqtt_is_a_pause(tmp_path, said, monkeypatch):
+    monkeypatch.setattr("edge.field.mqtt.CONNECT_TIMEOUT_S", 3.0)
+    with listener(said) as address, Spool(tmp_path / "s.db") as spool:
+        sink = MqttSink(f"mqtt://{address}/t")
+        spool.set_sinks([sink.name])
+        fill(spool, 1)
+        with pytest.raises(OutputError):
+            sink.deliver(spool)

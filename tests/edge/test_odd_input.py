@@ -299,3 +299,23 @@ def test_watching_goes_on_after_a_look_that_fails(photos, words, tmp_path, monke
     thread.join(10)
     assert {Path(shot.source).name for shot in shots} >= {"0.jpg", "1.jpg", "2.jpg", "3.jpg"}
     assert sum("can be read again" in each for each in said) == 2
+
+
+# ---------------------------------------------------------------- the courier
+
+
+def test_an_answer_that_is_none_is_that_frames_line(photos, words, tmp_path, out, canned):
+    """Numbers that JSON has no word for, an outcome that is not set: not written, and not asked for again for ever."""
+    from thinwire.v1 import inference_pb2 as pb
+
+    def not_finite(request, context):
+        prediction = pb.Prediction(label="cat", probability=float("nan"), similarity=float("inf"))
+        result = pb.ClassifyResponse(frame_id=request.frame_id, predictions=[prediction])
+        yield pb.ClassifyStreamResponse(frame_id=request.frame_id, result=result)
+
+    canned.frame_script.extend([not_finite])
+    assert run(photos, words, tmp_path) == 1
+    lines = out()
+    assert len(lines) == 4
+    (bad,) = [line for line in lines.values() if not line["ok"]]
+    assert bad["error"]["reason"] == "INTERNAL"
