@@ -146,7 +146,6 @@ def test_a_taken_port_is_an_error_not_half_the_traffic(process, tiny_clip_dir, t
     ("args", "says"),
     [
         (["--clip", "/nowhere/clip"], "expected `clip-lite`"),
-        (["--device", "tpu"], "auto, cpu or cuda"),
         (["--bundle", "nonesuch"], "nonesuch"),
     ],
 )
@@ -171,7 +170,9 @@ def test_cuda_by_name_without_cuda_is_an_error(capsys, tiny_clip_dir):
     assert "sees no CUDA device" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("args", [["serve", "--port", "70000"], ["serve", "--threads", "0"], [], ["fly"]])
+@pytest.mark.parametrize(
+    "args", [["serve", "--port", "70000"], ["serve", "--device", "tpu"], ["serve", "--threads", "0"], [], ["fly"]]
+)
 def test_wrong_use_exits_2(args, capsys):
     from cloud.cli import main
 
