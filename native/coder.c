@@ -2,16 +2,26 @@
 
 #include <string.h>
 
+/* Contexts by the number that `Context.native` of thinwire/contexts.py names. */
+enum { NONE = 0, CHECKERBOARD = 1 };
+
 enum { PAST_EDGES = 3, LEAN_EDGES = 4, NEAR_EDGES = 2, STRIDE = 1 + (LEAN_EDGES + 1) * (NEAR_EDGES + 1) };
 
 /* ------------------------------------------------------------------------------------------------ tables */
 
 int32_t tw_buckets(int context) {
     switch (context) {
-        case TW_NONE: return 1;
-        case TW_CHECKERBOARD: return (PAST_EDGES + 1) * STRIDE;
+        case NONE: return 1;
+        case CHECKERBOARD: return (PAST_EDGES + 1) * STRIDE;
         default: return 0;
     }
+}
+
+void tw_edge_widths(int context, int32_t widths[3]) {
+    const int edges = context == CHECKERBOARD;
+    widths[0] = edges ? PAST_EDGES : 0;
+    widths[1] = edges ? LEAN_EDGES : 0;
+    widths[2] = edges ? NEAR_EDGES : 0;
 }
 
 static const char *out_of_limits(const tw_tables *t) {
@@ -168,7 +178,7 @@ static void find_second_buckets(const tw_coder *c, work_t *w, int32_t channel, c
     for (int32_t i = 0; i < (height); i++)              \
         for (int32_t j = (first); j < (width); j += (step))
 
-static int32_t passes_of(int context) { return context == TW_CHECKERBOARD ? 2 : 1; }
+static int32_t passes_of(int context) { return context == CHECKERBOARD ? 2 : 1; }
 
 /* The table row of each symbol of a pass, by channel, then cell, and in `ends` how many symbols each row has.
  * Returns the number of symbols. */
@@ -180,7 +190,7 @@ static uint32_t find_rows(const tw_coder *c, work_t *w, int32_t layer, int32_t p
     memset(w->ends, 0, (size_t)c->tables.rows * sizeof *w->ends);
     for (int32_t channel = start; channel < stop; channel++) {
         const uint16_t *table_of = c->tables.table_of + (size_t)channel * c->buckets;
-        if (c->tables.context == TW_NONE) {
+        if (c->tables.context == NONE) {
             for (int32_t cell = 0; cell < c->cells; cell++) w->row_of[n++] = table_of[0];
             w->ends[table_of[0]] += (uint32_t)c->cells;
             continue;
@@ -296,7 +306,7 @@ void tw_encode(const tw_coder *c, const int32_t *symbols, int32_t layers, uint8_
         const size_t n = (size_t)(stop - start) * c->cells;
         const int32_t *from = symbols + (size_t)start * c->cells;
         for (size_t i = 0; i < n; i++) w.layer[i] = from[i] < low ? low : from[i] > high ? high : from[i];
-        if (c->tables.context == TW_CHECKERBOARD) find_past_buckets(c, &w, layer);
+        if (c->tables.context == CHECKERBOARD) find_past_buckets(c, &w, layer);
         encoder_t e = {0, UINT64_MAX, out, 0};
         for (int32_t pass = 0; pass < step; pass++) {
             find_rows(c, &w, layer, pass);
@@ -316,7 +326,7 @@ void tw_encode(const tw_coder *c, const int32_t *symbols, int32_t layers, uint8_
         }
         lengths[layer] = seal(&e);
         out += lengths[layer];
-        if (layer + 1 < layers && c->tables.context != TW_NONE) add_to_earlier(c, &w, layer);
+        if (layer + 1 < layers && c->tables.context != NONE) add_to_earlier(c, &w, layer);
     }
 }
 
@@ -427,7 +437,7 @@ int tw_decode(const tw_coder *c, int32_t layers, const uint8_t *const *payloads,
         decoder_t d = {0, UINT64_MAX, payloads[layer], lengths[layer], 0};
         d.point = (uint64_t)next_word(&d) << 32;
         d.point |= next_word(&d);
-        if (c->tables.context == TW_CHECKERBOARD) find_past_buckets(c, &w, layer);
+        if (c->tables.context == CHECKERBOARD) find_past_buckets(c, &w, layer);
         memset(w.layer, 0, n * sizeof *w.layer);
         for (int32_t pass = 0; pass < step; pass++) {
             find_rows(c, &w, layer, pass);
@@ -450,7 +460,7 @@ int tw_decode(const tw_coder *c, int32_t layers, const uint8_t *const *payloads,
         }
         if (!is_canonical(&d)) return TW_NOT_CANONICAL;
         memcpy(symbols + (size_t)start * c->cells, w.layer, n * sizeof *w.layer);
-        if (layer + 1 < layers && c->tables.context != TW_NONE) add_to_earlier(c, &w, layer);
+        if (layer + 1 < layers && c->tables.context != NONE) add_to_earlier(c, &w, layer);
     }
     const size_t sent = (size_t)c->tables.bounds[layers] * c->cells;
     memset(symbols + sent, 0, ((size_t)c->tables.channels * c->cells - sent) * sizeof *symbols);

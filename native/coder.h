@@ -21,12 +21,9 @@ enum {
 /* What a decoded layer can be: of an encoder, unreadable under the tables, or readable and not what an encoder writes. */
 enum { TW_OK = 0, TW_UNREADABLE = 1, TW_NOT_CANONICAL = 2 };
 
-/* Contexts by the number that `Context.native` of thinwire/contexts.py names. */
-enum { TW_NONE = 0, TW_CHECKERBOARD = 1 };
-
 /* A bundle's shape and tables. The arrays belong to the caller and must outlive the coder. */
 typedef struct {
-    int context;
+    int context; /* `Context.native` of thinwire/contexts.py */
     int32_t channels, height, width;
     int32_t layers;
     const int32_t *bounds;     /* (layers + 1,) first channel of each layer, then `channels` */
@@ -34,7 +31,7 @@ typedef struct {
     const uint32_t *freqs;     /* (T, A) each row sums to 2^24, none is zero */
     const uint16_t *table_of;  /* (C, K) row of a channel in a bucket */
     int32_t low;               /* the symbol of column 0 */
-    const int32_t *past_edges; /* (layers, 3), (C, 4), (C, 2) for checkerboard; unused by none */
+    const int32_t *past_edges; /* (layers, P), (C, Q), (C, R): see tw_edge_widths */
     const int32_t *lean_edges;
     const int32_t *near_edges;
 } tw_tables;
@@ -50,6 +47,9 @@ typedef struct {
 
 /* K of a context, or 0 for one that is not known. */
 int32_t tw_buckets(int context);
+
+/* P, Q and R: columns of past_edges, lean_edges and near_edges under a context. */
+void tw_edge_widths(int context, int32_t widths[3]);
 
 /* 32-bit words of storage that `tw_coder_init` needs for these tables, 0 when they break a limit above. */
 size_t tw_storage_words(const tw_tables *tables);

@@ -43,7 +43,7 @@ static void fill_row(uint64_t *state, uint32_t *freqs, int32_t alphabet) {
 
 static void make_coder(tw_coder *coder, uint64_t seed) {
     uint64_t state = seed;
-    tw_tables t = {.context = seed % 3 ? TW_CHECKERBOARD : TW_NONE};
+    tw_tables t = {.context = seed % 3 != 0};
     t.layers = 1 + (int32_t)(random_word(&state) % MAX_FUZZ_LAYERS);
     t.height = 1 + (int32_t)(random_word(&state) % 6);
     t.width = 1 + (int32_t)(random_word(&state) % 6);
@@ -62,17 +62,16 @@ static void make_coder(tw_coder *coder, uint64_t seed) {
     uint16_t *table_of = get(2 * buckets);
     for (size_t i = 0; i < buckets; i++) table_of[i] = (uint16_t)(random_word(&state) % (uint32_t)t.rows);
     t.table_of = table_of;
-    if (t.context == TW_CHECKERBOARD) {
-        int32_t *edges[3];
-        const size_t counts[3] = {3 * (size_t)t.layers, 4 * (size_t)t.channels, 2 * (size_t)t.channels};
-        for (int k = 0; k < 3; k++) {
-            edges[k] = get(4 * counts[k]);
-            for (size_t i = 0; i < counts[k]; i++) edges[k][i] = (int32_t)(random_word(&state) % 12) - (k == 1 ? 6 : 0);
-        }
-        t.past_edges = edges[0];
-        t.lean_edges = edges[1];
-        t.near_edges = edges[2];
+    int32_t widths[3], *edges[3];
+    tw_edge_widths(t.context, widths);
+    for (int k = 0; k < 3; k++) {
+        const size_t count = (size_t)widths[k] * (size_t)(k == 0 ? t.layers : t.channels);
+        edges[k] = get(4 * count);
+        for (size_t i = 0; i < count; i++) edges[k][i] = (int32_t)(random_word(&state) % 12) - (k == 1 ? 6 : 0);
     }
+    t.past_edges = edges[0];
+    t.lean_edges = edges[1];
+    t.near_edges = edges[2];
     const char *fault = tw_coder_init(coder, &t, get(4 * tw_storage_words(&t)));
     if (fault) {
         fprintf(stderr, "make_coder: %s\n", fault);

@@ -37,9 +37,12 @@ static int fill(CoderObject *self, int context, int shape[3], int low, Py_buffer
         PyErr_SetString(PyExc_ValueError, "the context, the shape or the tables are out of range");
         return 0;
     }
-    const int edges = context == TW_CHECKERBOARD;
+    int32_t widths[3];
+    tw_edge_widths(context, widths);
     const size_t channels = (size_t)t.channels, layers = (size_t)t.layers, table_size = (size_t)rows * (size_t)alphabet;
-    const size_t words = storage + table_size + layers + 1 + (edges ? 3 * layers + 6 * channels : 0);
+    const size_t past_size = layers * (size_t)widths[0], lean_size = channels * (size_t)widths[1];
+    const size_t near_size = channels * (size_t)widths[2];
+    const size_t words = storage + table_size + layers + 1 + past_size + lean_size + near_size;
     const size_t halves = channels * buckets;
     uint32_t *memory = malloc(4 * words + 2 * halves);
     if (memory == NULL) {
@@ -49,13 +52,13 @@ static int fill(CoderObject *self, int context, int shape[3], int low, Py_buffer
     self->memory = memory;
     uint32_t *own_freqs = memory + storage;
     int32_t *own_bounds = (int32_t *)(own_freqs + table_size), *own_past = own_bounds + layers + 1;
-    int32_t *own_lean = own_past + (edges ? 3 * layers : 0), *own_near = own_lean + (edges ? 4 * channels : 0);
+    int32_t *own_lean = own_past + past_size, *own_near = own_lean + lean_size;
     uint16_t *own_table_of = (uint16_t *)(memory + words);
     if (!copy_exactly(own_freqs, freqs, table_size, 4, "freqs") || !copy_exactly(own_bounds, bounds, layers + 1, 4, "bounds") ||
         !copy_exactly(own_table_of, table_of, halves, 2, "table_of") ||
-        !copy_exactly(own_past, past, edges ? 3 * layers : 0, 4, "past_edges") ||
-        !copy_exactly(own_lean, lean, edges ? 4 * channels : 0, 4, "lean_edges") ||
-        !copy_exactly(own_near, near, edges ? 2 * channels : 0, 4, "near_edges")) {
+        !copy_exactly(own_past, past, past_size, 4, "past_edges") ||
+        !copy_exactly(own_lean, lean, lean_size, 4, "lean_edges") ||
+        !copy_exactly(own_near, near, near_size, 4, "near_edges")) {
         return 0;
     }
     t.freqs = own_freqs;

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -174,9 +173,7 @@ def main(root: str) -> int:
         truth = {photo.name: photo.label for photo in wheel_photos()}
         best = [json.loads(line) for line in lines]
         report["classified"] = len(best)
-        report["right"] = sum(
-            each["predictions"][0]["label"] == truth[re.split(r"[/\\]", each["source"])[-1]] for each in best
-        )
+        report["right"] = sum(each["predictions"][0]["label"] == truth[Path(each["image"]).name] for each in best)
         say(f"classify: {report['right']} of {report['classified']} right")
         report["run"] = killed_and_resumed(arm, address)
         report["peak_rss_emulated_mb"] = peak_memory(arm, address)

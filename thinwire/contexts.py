@@ -15,8 +15,8 @@ Each is compared with shipped edges. Neighbours are known in the second pass onl
 first pass; 1 + lean bucket x 3 + near bucket in the second).
 
 A new context is a subclass of `Context` with its name in `CONTEXTS`: tables are counted and images coded with it at
-once, by the readable coder. native/coder.c makes it fast: a case for its number (`Context.native`) in `tw_buckets` and
-`find_rows`.
+once, by the readable coder. native/coder.c alone makes it fast: a case for its number (`Context.native`) in
+`tw_buckets`, `tw_edge_widths` and `find_rows`.
 """
 
 from __future__ import annotations

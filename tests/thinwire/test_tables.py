@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -26,6 +26,7 @@ def tables(**changes) -> Tables:
     return Tables(**{**parts, **changes})
 
 
+@settings(deadline=None)
 @given(hnp.arrays(np.float64, st.tuples(st.integers(1, 5), st.integers(2, 60)), elements=st.floats(1e-12, 1e12)))
 def test_quantised_rows_are_positive_and_sum_exactly(weights):
     freqs = quantise(weights)
