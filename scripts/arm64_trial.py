@@ -27,6 +27,8 @@ VENV = "/opt/thinwire"
 WORDS = ",".join(LABELS)
 KEPT = {key: os.environ[key] for key in os.environ if key.startswith("PIP_") and key != "PIP_FIND_LINKS"}
 STEP_S = 600
+ROOMS = ("thinwire", "edge", "cloud", "synthesis", "export", "benchmarks")
+TOOLS = ("pip", "setuptools", "_distutils_hack", "pkg_resources")
 
 
 class Arm64:
@@ -71,8 +73,8 @@ def install(arm: Arm64) -> dict[str, object]:
     listing = json.loads(arm.run(f"{VENV}/bin/pip", "list", "--format=json"))
     site = next((arm.root / VENV[1:] / "lib").glob("python3*/site-packages"))
     sizes = [path for path in site.rglob("*") if path.is_file() and path.suffix != ".pyc"]
-    own = [p for p in sizes if p.relative_to(site).parts[0].split("-")[0] in ("thinwire", "edge", "cloud", "synthesis")]
-    tools = [p for p in sizes if p.relative_to(site).parts[0].split("-")[0] in ("pip", "setuptools", "_distutils_hack")]
+    own = [path for path in sizes if path.relative_to(site).parts[0].split("-")[0] in ROOMS]
+    tools = [path for path in sizes if path.relative_to(site).parts[0].split("-")[0] in TOOLS]
     total, ours, pip = (sum(path.stat().st_size for path in each) / 1e6 for each in (sizes, own, tools))
     return {
         "packages": {each["name"]: each["version"] for each in listing if each["name"] not in ("pip", "setuptools")},
