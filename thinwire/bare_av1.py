@@ -67,7 +67,7 @@ class BareForm:
 
 def form_of(width: int, height: int, *, chroma: Chroma = "4:2:0", speed: int, tune: Tune = "iq") -> BareForm:
     """The form of what `encode` writes with these settings (libaom 3.12 to 3.14, as in Pillow 11.3 to 13.0)."""
-    return BareForm(width, height, chroma, cdef=tune == "iq", restoration=tune == "iq" and speed <= 4)
+    return BareForm(width, height, chroma, cdef=tune == "iq", restoration=speed <= 4)
 
 
 def encode(image: Image.Image, form: BareForm, *, quality: int, speed: int, tune: Tune = "iq") -> bytes:

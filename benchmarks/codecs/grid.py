@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import PIL
@@ -18,7 +21,17 @@ if TYPE_CHECKING:
 REFERENCE, FAMILY, PEER = "reference", "family", "peer"
 UNCOMPRESSED = "uncompressed"
 TOP_K = 5
-NAMES = {"jpeg": "JPEG", "webp": "WebP", "avif": "AVIF", "jxl": "JPEG XL", "jpeg2000": "JPEG 2000"}
+NAMES = {
+    "av1": "bare AV1",
+    "webp": "bare WebP",
+    "jpeg": "bare JPEG",
+    "jxl": "bare JPEG XL",
+    "avif": "AVIF file",
+    "webp-file": "WebP file",
+    "jpeg-file": "JPEG file",
+    "jxl-file": "JPEG XL file",
+    "jpeg2000": "JPEG 2000",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,14 +49,29 @@ class Point:
 
 @dataclass(frozen=True)
 class PeerGrid:
-    """How finely peers are searched. `sides`: of a view of 224 pixels; `every`: each n-th value of a dial's ladder."""
+    """How finely peers are searched. `sides`: of a view of 224 pixels; `every`: each n-th value of a dial's ladder, or
+    each n-th rung.
+
+    fixed: of bare peers and their whole files the rungs of `rungs.json` alone, which were chosen on training
+    photographs: what is best on the very pictures that are judged flatters a peer.
+    """
 
     sides: tuple[int, ...] = codecs.SIDES
     every: int = 1
+    fixed: bool = False
 
 
+FIXED_RUNGS = PeerGrid(fixed=True)
 FULL_GRID = PeerGrid()
-QUICK_GRID = PeerGrid(sides=(224, 112, 56), every=3)
+QUICK_GRID = PeerGrid(every=3, fixed=True)
+
+
+@functools.cache
+def fixed_rungs() -> dict[str, list[tuple[int, float]]]:
+    """(side of a 224-pixel view, value of the dial) of each peer, as `scripts/choose_rungs.py` chose them."""
+    document = json.loads(Path(__file__).with_name("rungs.json").read_text(encoding="utf-8"))
+    found = {name: [(rung["side"], rung["value"]) for rung in each["rungs"]] for name, each in document.items()}
+    return found | {codecs.WHOLE[name]: rungs for name, rungs in found.items()}
 
 
 def reference_point(height: int, width: int) -> Point:
@@ -75,18 +103,17 @@ def family_points(bundle: Bundle, codec: str, adapter: Adapter | None = None) ->
 
 
 def peer_points(peer: Peer, height: int, width: int, grid: PeerGrid = FULL_GRID) -> list[Point]:
-    """Every size x setting of a codec, for views of height x width."""
-    return [
-        Point(
-            PEER,
-            peer.name,
-            f"{w}x{h} {peer.dial} {value:g}" if h != w else f"{w}px {peer.dial} {value:g}",
-            {"side": min(h, w), "height": h, "width": w, peer.dial: value, "encoder": peer.version()},
-            peer=peer,
-        )
-        for h, w in codecs.sides(height, width, grid.sides)
-        for value in peer.ladder[:: grid.every]
-    ]
+    """Size x setting of a codec, for views of height x width."""
+    settings = [(side, value) for side in grid.sides for value in peer.ladder[:: grid.every]]
+    if grid.fixed:
+        settings = fixed_rungs()[peer.name][:: grid.every] if peer.name in fixed_rungs() else settings
+    points = []
+    for side, value in settings:
+        ((h, w),) = codecs.sides(height, width, (side,))
+        rate = f"{w}x{h} {peer.dial} {value:g}" if h != w else f"{w}px {peer.dial} {value:g}"
+        parameters = {"side": min(h, w), "height": h, "width": w, peer.dial: value, "encoder": peer.version()}
+        points.append(Point(PEER, peer.name, rate, parameters, peer=peer))
+    return points
 
 
 def codec_names(bundles: Sequence[Bundle]) -> list[str]:

@@ -1,8 +1,10 @@
 """Image codecs that thinwire is compared with, each at any size of the view and any setting of its one dial.
 
 A peer does what a careful engineer would do without us: shrink the view (antialiased, Lanczos), encode it at some
-quality, and let the server enlarge it again (bicubic, `thinwire.imaging.canonical_view`, as it does with any small
-file). Files carry no metadata; every byte of a container is counted, as it would have to be sent.
+quality, and let the receiver enlarge it again (bicubic, `thinwire.imaging.canonical_view`, as a server does with any
+small file). Of `av1`, `webp`, `jpeg` and `jxl` only the bare form is sent: whatever follows from the picture's size and
+setting (boxes, headers, tables) is put back by the receiver, and two bytes say which size and setting it was. The whole
+files are peers of their own: `avif`, `webp-file`, `jpeg-file`, `jxl-file`, `jpeg2000`.
 """
 
 from __future__ import annotations
@@ -16,7 +18,10 @@ from typing import ClassVar
 import numpy as np
 from PIL import Image, features
 
-from thinwire.errors import ThinwireError
+from benchmarks.codecs import bare_jpeg, bare_jxl, bare_webp
+from benchmarks.codecs.bare_form import Form
+from thinwire import bare_av1
+from thinwire.errors import DamagedFrame, ThinwireError
 from thinwire.imaging import canonical_view
 
 SIDES = (224, 160, 112, 80, 56, 40)
@@ -32,10 +37,19 @@ class UnknownPeer(ThinwireError):
 
 
 @dataclass(frozen=True)
+class Bare:
+    """strip: whole file → bytes without what its form says; wrap: the way back, to a file of the same pixels."""
+
+    strip: Callable[[bytes, Form], bytes]
+    wrap: Callable[[bytes, Form], bytes]
+
+
+@dataclass(frozen=True)
 class Peer:
     """One codec. `dial` names its quality setting, `ladder` holds the values tried, from few bytes to many.
 
-    encode: RGB image and value of the dial → file; decode: file → uint8 (h, w, 3); version: what did the work.
+    encode: RGB image and value of the dial → file; decode: file → uint8 (h, w, 3); version: what did the work. bare:
+    how its constant bytes are left out; None where the whole file is sent.
     """
 
     name: str
@@ -44,6 +58,7 @@ class Peer:
     encode: Callable[[Image.Image, float], bytes]
     decode: Callable[[bytes], np.ndarray]
     version: Callable[[], str]
+    bare: Bare | None = None
 
 
 def sides(height: int, width: int, wanted: Sequence[int] = SIDES) -> list[tuple[int, int]]:
@@ -52,16 +67,67 @@ def sides(height: int, width: int, wanted: Sequence[int] = SIDES) -> list[tuple[
 
 
 def encode(peer: Peer, view: np.ndarray, height: int, width: int, value: float) -> bytes:
-    """uint8 (H, W, 3) view → file of the view shrunk to height x width. All that a device would have to do."""
+    """uint8 (H, W, 3) view → what is sent of the view shrunk to height x width. All that a device would have to do.
+
+    Raises `UnknownPeer` for a size or value that the two bytes of a bare peer cannot name.
+    """
     image = Image.fromarray(view)
     if (height, width) != view.shape[:2]:
         image = image.resize((width, height), Image.Resampling.LANCZOS)
-    return peer.encode(image, value)
+    file = peer.encode(image, value)
+    if peer.bare is None:
+        return file
+    return _selector(peer, view.shape[:2], (height, width), value) + peer.bare.strip(file, Form(width, height, value))
+
+
+def whole_file(peer: Peer, data: bytes, height: int, width: int) -> bytes:
+    """What was sent of a view of height x width → the file that any decoder opens. Raises `DamagedFrame`."""
+    if peer.bare is None:
+        return data
+    return peer.bare.wrap(data[SELECTOR_BYTES:], _form(peer, data, height, width))
+
+
+def decode(peer: Peer, data: bytes, height: int, width: int) -> np.ndarray:
+    """What was sent of a view of height x width → the shrunken picture, uint8 (h, w, 3). Raises `DamagedFrame`."""
+    file = whole_file(peer, data, height, width)
+    try:
+        picture = peer.decode(file)
+    except Exception as error:  # image libraries share no base class below Exception
+        raise DamagedFrame(f"{peer.name}: the picture is damaged ({error})") from error
+    if peer.bare is not None:
+        form = _form(peer, data, height, width)
+        if picture.shape != (form.height, form.width, 3):
+            raise DamagedFrame(f"{peer.name}: the picture decodes to {picture.shape}, not to {form}")
+    return picture
 
 
 def restore(peer: Peer, data: bytes, height: int, width: int) -> np.ndarray:
-    """File → uint8 (height, width, 3), what CLIP is shown: decoded and enlarged as the server does."""
-    return canonical_view(peer.decode(data), height, width)
+    """What was sent → uint8 (height, width, 3), what CLIP is shown: decoded and enlarged as the server does."""
+    return canonical_view(decode(peer, data, height, width), height, width)
+
+
+SELECTOR_BYTES = 2
+_DIAL_BITS = 7
+
+
+def _selector(peer: Peer, view: tuple[int, int], size: tuple[int, int], value: float) -> bytes:
+    """Two bytes: the side that `size` has of a view of 224 pixels (9 bits), the place of `value` in the ladder."""
+    side = next((each for each in range(1, 1 << (16 - _DIAL_BITS)) if sides(*view, (each,)) == [size]), None)
+    if side is None or value not in peer.ladder:
+        raise UnknownPeer(
+            f"{peer.name}: two bytes cannot name {size[1]}x{size[0]} of a view of {view[1]}x{view[0]} at "
+            f"{peer.dial} {value:g}; its ladder is {', '.join(f'{rung:g}' for rung in peer.ladder)}"
+        )
+    return (side << _DIAL_BITS | peer.ladder.index(value)).to_bytes(SELECTOR_BYTES, "big")
+
+
+def _form(peer: Peer, data: bytes, height: int, width: int) -> Form:
+    number = int.from_bytes(data[:SELECTOR_BYTES], "big")
+    side, place = number >> _DIAL_BITS, number & (1 << _DIAL_BITS) - 1
+    if len(data) <= SELECTOR_BYTES or not side or place >= len(peer.ladder):
+        raise DamagedFrame(f"{peer.name}: the selector {number:#06x} names no size and {peer.dial}")
+    ((h, w),) = sides(height, width, (side,))
+    return Form(w, h, peer.ladder[place])
 
 
 def _by_pillow(
@@ -120,46 +186,57 @@ def _without_comments(codestream: bytes) -> bytes:
     return kept + codestream[at:]
 
 
+AV1_SPEED = 6
+
+
+def _av1_form(form: Form) -> bare_av1.BareForm:
+    return bare_av1.form_of(form.width, form.height, speed=AV1_SPEED)
+
+
+def _encode_avif(image: Image.Image, quality: float) -> bytes:
+    form = bare_av1.form_of(*image.size, speed=AV1_SPEED)
+    return bare_av1.wrap(bare_av1.encode(image, form, quality=int(quality), speed=AV1_SPEED), form)
+
+
+_BARE_AV1 = Bare(
+    lambda file, form: bare_av1.strip(file, _av1_form(form)), lambda bare, form: bare_av1.wrap(bare, _av1_form(form))
+)
+_AV1_LADDER = (0, 5, 10, 15, 20, 25, 30, 35, 40, 45, 50, 60, 70, 80)
+_WEBP_LADDER = (0, 5, 10, 15, 20, 30, 40, 50, 60, 70, 85)
+_JPEG_LADDER = (2, 5, 8, 10, 15, 20, 25, 35, 45, 55, 80)
+_JXL_LADDER = (20, 15, 13, 11, 9.5, 8, 6.5, 5.5, 4.5, 3.5, 2.5, 2, 1)
+
+_webp = _by_pillow("WEBP", lambda q: {"quality": int(q), "method": 6})
+# Tables of annex K: a receiver knows them. A file of its own does better with tables of its own
+_jpeg = _by_pillow("JPEG", lambda q: {"quality": int(q), "subsampling": "4:2:0"})
+_jpeg_optimised = _by_pillow("JPEG", lambda q: {"quality": int(q), "optimize": True, "subsampling": "4:2:0"})
+
+
+def _jpeg_version() -> str:
+    return f"Pillow {importlib.metadata.version('pillow')} (libjpeg-turbo {features.version('libjpeg_turbo')})"
+
+
+_bare_webp, _bare_jpeg, _bare_jxl = (Bare(codec.strip, codec.wrap) for codec in (bare_webp, bare_jpeg, bare_jxl))
+
 PEERS = {
     peer.name: peer
     for peer in (
-        Peer(
-            "jpeg",
-            "quality",
-            (2, 5, 10, 20, 35, 55, 80),
-            _by_pillow("JPEG", lambda q: {"quality": int(q), "optimize": True, "subsampling": "4:2:0"}),
-            _open,
-            lambda: (
-                f"Pillow {importlib.metadata.version('pillow')} (libjpeg-turbo {features.version('libjpeg_turbo')})"
-            ),
-        ),
-        Peer(
-            "webp",
-            "quality",
-            (0, 5, 15, 30, 50, 70, 85),
-            _by_pillow("WEBP", lambda q: {"quality": int(q), "method": 6}),
-            _open,
-            _pillow("webp"),
-        ),
-        Peer(
-            "avif",
-            "quality",
-            (5, 15, 25, 35, 45, 60, 80),
-            _by_pillow("AVIF", lambda q: {"quality": int(q), "speed": 6, "subsampling": "4:2:0", "max_threads": 1}),
-            _open,
-            _pillow("avif"),
-        ),
-        Peer("jxl", "distance", (15, 11, 8, 5.5, 3.5, 2, 1), _encode_jxl, _decode_jxl, _jxl_version),
-        Peer(
-            "jpeg2000",
-            "compression",
-            (200, 120, 70, 40, 25, 15, 8),
-            _encode_jpeg2000,
-            _open,
-            _pillow("jpg_2000"),
-        ),
+        Peer("av1", "quality", _AV1_LADDER, _encode_avif, _open, _pillow("avif"), _BARE_AV1),
+        Peer("webp", "quality", _WEBP_LADDER, _webp, _open, _pillow("webp"), _bare_webp),
+        Peer("jpeg", "quality", _JPEG_LADDER, _jpeg, _open, _jpeg_version, _bare_jpeg),
+        Peer("jxl", "distance", _JXL_LADDER, _encode_jxl, _decode_jxl, _jxl_version, _bare_jxl),
+        Peer("avif", "quality", _AV1_LADDER, _encode_avif, _open, _pillow("avif")),
+        Peer("webp-file", "quality", _WEBP_LADDER, _webp, _open, _pillow("webp")),
+        Peer("jpeg-file", "quality", _JPEG_LADDER, _jpeg_optimised, _open, _jpeg_version),
+        Peer("jxl-file", "distance", _JXL_LADDER, _encode_jxl, _decode_jxl, _jxl_version),
+        Peer("jpeg2000", "compression", (200, 120, 70, 40, 25, 15, 8), _encode_jpeg2000, _open, _pillow("jpg_2000")),
     )
 }
+BARE = tuple(name for name, peer in PEERS.items() if peer.bare)
+"""The peers that are asked unless others are named."""
+
+WHOLE = {"av1": "avif", "webp": "webp-file", "jpeg": "jpeg-file", "jxl": "jxl-file"}
+"""The peer that sends the same pixels as a whole file, which is what a service takes that knows image files alone."""
 
 
 def png_bytes(view: np.ndarray) -> bytes:

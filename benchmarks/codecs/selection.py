@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from benchmarks.codecs.peers import Peer
     from thinwire.bundle import Bundle
 
+PEERS_HELP = (
+    "av1, webp, jpeg, jxl: bare forms, all of them by default; avif, webp-file, jpeg-file, jxl-file, jpeg2000: "
+    'whole files; "" for none'
+)
 FAMILIES_HELP = "shipped bundles, bundle folders, embedding, or all: shipped, runs/*/bundle, embedding"
 
 
@@ -96,10 +100,10 @@ def _made_embedding(clip: str) -> Path:
 
 
 def parse_peers(text: str) -> list[Peer]:
-    """Names of peers or `all`, comma-separated. Raises `UnknownPeer`."""
-    from benchmarks.codecs.peers import PEERS, UnknownPeer
+    """Names of peers, comma-separated, or `all`: the bare forms. Raises `UnknownPeer`."""
+    from benchmarks.codecs.peers import BARE, PEERS, UnknownPeer
 
-    names = [each for name in _names(text.lower()) for each in (PEERS if name == "all" else [name])]
+    names = [each for name in _names(text.lower()) for each in (BARE if name == "all" else [name])]
     for name in names:
         if name not in PEERS:
             raise UnknownPeer(f"--peers: {name!r} is unknown: use any of {', '.join(PEERS)}")

@@ -105,7 +105,7 @@ def _command(
 def _add_ways(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bundles", default="conv", metavar="A,B", help="shipped bundles or folders")
     parser.add_argument("--rates", default="all", metavar="A,B", help="rates of each bundle, or all")
-    parser.add_argument("--peers", default="", metavar="A,B", help="jpeg, webp, avif: the view as an image file")
+    parser.add_argument("--peers", default="", metavar="A,B", help="av1, webp, jpeg: the view as a whole image file")
     parser.add_argument(
         "--peer-points", default="224:20,160:20,112:20", metavar="SIDE:VALUE", help="sizes and settings of the peers"
     )

@@ -9,10 +9,20 @@ from benchmarks.codecs.grid import FAMILY, PEER, codec_title
 from benchmarks.results.summary import LEVELS
 
 FAMILY_COLOURS = ("#D55E00", "#0072B2", "#CC79A7", "#332288")
-PEER_COLOURS = {"jpeg": "#999999", "webp": "#56B4E9", "avif": "#009E73", "jxl": "#E69F00", "jpeg2000": "#000000"}
+PEER_COLOURS = {
+    "av1": "#009E73",
+    "webp": "#56B4E9",
+    "jpeg": "#999999",
+    "jxl": "#E69F00",
+    "avif": "#00634A",
+    "webp-file": "#2A6C94",
+    "jpeg-file": "#555555",
+    "jxl-file": "#8A6000",
+    "jpeg2000": "#000000",
+}
 """Okabe and Ito's palette, told apart by every kind of colour vision; markers and dashes tell the same once more."""
 
-MARKERS = {"jpeg": "s", "webp": "^", "avif": "D", "jxl": "v", "jpeg2000": "x"}
+MARKERS = {"av1": "D", "webp": "^", "jpeg": "s", "jxl": "v", "avif": "d", "jpeg2000": "x"}
 BYTE_TICKS = (10, 20, 50, 100, 200, 300, 500, 1000, 2000, 5000, 10000, 20000)
 
 

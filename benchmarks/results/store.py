@@ -22,7 +22,7 @@ from thinwire.errors import ThinwireError
 from thinwire.files import write_whole
 
 SCHEMA = "thinwire-bench/point/1"
-VERSION = 3
+VERSION = 4
 """Part of every key. Raise it when the same settings give other numbers than before."""
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 NAME = "domains"
 SETS = ("eval-scenes",)
-PEERS = ("jpeg", "avif")
+PEERS = ("av1", "jpeg")
 IMAGES = {"quick": 60, "full": None}
 
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 NAME = "examples"
 PHOTOS = ("astronaut.png", "coffee.png", "rocket.jpg", "motorcycle_left.png")
-RIVALS = ("jpeg", "avif", "jxl")
+RIVALS = ("av1", "jxl", "jpeg")
 PROMPT_SET = "7"
 
 

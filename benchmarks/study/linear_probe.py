@@ -28,7 +28,7 @@ SETS = ("eval-imagenette", "eval-scenes")
 """Few classes of many images each: half of 100 images in 100 classes would train nothing."""
 
 LIMITS = {"quick": 200, "full": None}
-PEER_POINTS = (("jpeg", 224, 20), ("jpeg", 112, 20), ("jpeg", 56, 20), ("avif", 112, 35))
+PEER_POINTS = (("jpeg", 224, 20), ("jpeg", 112, 20), ("jpeg", 56, 20), ("av1", 112, 35))
 STRENGTHS = (1.0, 10.0, 100.0, 1000.0)
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from benchmarks.study.study import Study
     from thinwire.bundle import Bundle
 
-NOT_SERVED = ("jxl",)  # the service opens image files by Pillow, which reads no JPEG XL
+NOT_SERVED = ("jxl", "jxl-file")  # the service opens image files by Pillow, which reads no JPEG XL
 
 
 @dataclass(frozen=True)

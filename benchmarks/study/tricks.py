@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 NAME = "tricks"
 PLAIN = "none"
-PEER_POINTS = (("jpeg", 112, 20), ("jpeg", 56, 20), ("avif", 112, 35), ("avif", 56, 35))
+PEER_POINTS = (("jpeg", 112, 20), ("jpeg", 56, 20), ("av1", 112, 35), ("av1", 56, 35))
 IMAGES = {"quick": 60, "full": 500}
 PROMPT_SET = "7"
 
@@ -160,5 +160,5 @@ def _kernels(coder: Coder) -> dict[str, Image.Resampling]:
 def _enlarged(coder: Coder, view: np.ndarray, kernel: Image.Resampling) -> np.ndarray:
     peer, settings = coder.point.peer, coder.point.parameters
     data = codecs.encode(peer, view, settings["height"], settings["width"], settings[peer.dial])
-    small = Image.fromarray(np.ascontiguousarray(peer.decode(data)))
+    small = Image.fromarray(np.ascontiguousarray(codecs.decode(peer, data, *view.shape[:2])))
     return np.asarray(small.resize((view.shape[1], view.shape[0]), kernel))

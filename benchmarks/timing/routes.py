@@ -67,7 +67,12 @@ def family_ways(bundle: Bundle, rates: str) -> list[Way]:
 
 
 def peer_ways(peer: Peer, bundle: Bundle, points: Sequence[tuple[int, float]]) -> list[Way]:
-    """A codec at (side of a 224-pixel view, value of its dial); `bundle` gives the view and runs on the same server."""
+    """A codec at (side of a 224-pixel view, value of its dial); `bundle` gives the view and runs on the same server.
+
+    The server takes image files, so a bare peer goes as its whole file and under that name (`codecs.WHOLE`). A bare AV1
+    frame travels as family `still`.
+    """
+    peer = codecs.PEERS[codecs.WHOLE.get(peer.name, peer.name)]
     height, width = bundle.input_size
     ways = {}
     for side, wanted in points:

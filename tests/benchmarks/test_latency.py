@@ -104,7 +104,7 @@ def test_points_add_up_and_are_kept(tmp_path, pack, clip, serve, tiny_bundle_wit
             at_least_ms = 15.0 + 1000 * 8 * payload / 400e3 if slow else 0.0
             assert row["stages_ms"][stage]["p50"] >= at_least_ms
         assert row["stages_ms"]["clip"]["p50"] > 0
-    peer = {row["rate"]: row["payload_bytes_mean"] for row in rows if row["codec"] == "jpeg"}
+    peer = {row["rate"]: row["payload_bytes_mean"] for row in rows if row["codec"] == "jpeg-file"}
     assert peer["32px quality 35"] < peer["64px quality 35"]
     stored = read_points(tmp_path, "latency")
     assert len(stored) == 16

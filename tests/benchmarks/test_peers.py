@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.codecs.peers import PEERS, encode, restore, sides
+from benchmarks.codecs.peers import (
+    BARE,
+    PEERS,
+    SELECTOR_BYTES,
+    WHOLE,
+    UnknownPeer,
+    decode,
+    encode,
+    restore,
+    sides,
+    whole_file,
+)
 from benchmarks.judges.metrics import psnr_db
 from tests.tiny_bundle import synthetic_views
+from thinwire.errors import DamagedFrame
 
 EVERY = pytest.mark.parametrize("peer", PEERS.values(), ids=PEERS)
 
@@ -50,10 +63,10 @@ def test_a_smaller_view_takes_fewer_bytes(peer, view):
 
 @EVERY
 def test_files_hold_no_metadata(peer, view):
-    data = encode(peer, view, 112, 112, peer.ladder[3])
+    data = whole_file(peer, encode(peer, view, 112, 112, peer.ladder[3]), 224, 224)
     for mark in (b"Exif", b"ICC_PROFILE", b"ICCP", b"http://ns.adobe.com", b"xmp", b"XMP", b"Photoshop", b"Creat"):
         assert mark not in data
-    if peer.name != "jxl":  # Pillow does not read it
+    if not peer.name.startswith("jxl"):  # Pillow does not read it
         image = Image.open(io.BytesIO(data))
         image.load()
         assert not image.getexif()
@@ -63,12 +76,49 @@ def test_files_hold_no_metadata(peer, view):
 
 
 def test_jpeg_is_optimised_and_subsampled(view):
-    data = encode(PEERS["jpeg"], view, 224, 224, 35)
+    data = encode(PEERS["jpeg-file"], view, 224, 224, 35)
     image = Image.open(io.BytesIO(data))
     assert [layer[1:3] for layer in image.layer] == [(2, 2), (1, 1), (1, 1)]
     plain = io.BytesIO()
     Image.fromarray(view).save(plain, "JPEG", quality=35)
     assert len(data) < len(plain.getvalue())
+
+
+@pytest.mark.parametrize("name", BARE)
+def test_a_bare_peer_gives_its_whole_files_pixels(name, view):
+    bare, whole = PEERS[name], PEERS[WHOLE[name]]
+    for height, width in sides(224, 224)[1:]:
+        for value in (bare.ladder[0], bare.ladder[4]):
+            data, file = (encode(peer, view, height, width, value) for peer in (bare, whole))
+            assert np.array_equal(decode(bare, data, 224, 224), decode(whole, file, 224, 224))
+            assert np.array_equal(restore(bare, data, 224, 224), restore(whole, file, 224, 224))
+            assert np.array_equal(bare.decode(whole_file(bare, data, 224, 224)), decode(bare, data, 224, 224))
+    assert len(data) < len(file)
+
+
+@pytest.mark.parametrize("name", BARE)
+def test_damaged_bare_files_are_typed_errors(name, view):
+    peer = PEERS[name]
+    data = encode(peer, view, 56, 56, peer.ladder[3])
+    unnamed = (0).to_bytes(SELECTOR_BYTES, "big"), b"\xff\xff"
+    for broken in (b"", data[:1], data[:SELECTOR_BYTES], *(each + data[SELECTOR_BYTES:] for each in unnamed)):
+        with pytest.raises(DamagedFrame):
+            restore(peer, broken, 224, 224)
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        changed = bytearray(data[: rng.integers(3, len(data) + 1)])
+        changed[rng.integers(len(changed))] ^= 1 << rng.integers(8)
+        with contextlib.suppress(DamagedFrame):  # without a checksum some decode to another picture
+            assert restore(peer, bytes(changed), 224, 224).shape == (224, 224, 3)
+
+
+def test_a_selector_names_what_its_ladder_holds(view):
+    with pytest.raises(UnknownPeer, match="its ladder is"):
+        encode(PEERS["webp"], view, 56, 56, 33)
+    with pytest.raises(UnknownPeer, match="cannot name 56x57"):
+        encode(PEERS["webp"], view, 57, 56, 30)
+    for size in sides(224, 224, range(1, 300, 13)):
+        assert decode(PEERS["webp"], encode(PEERS["webp"], view, *size, 5), 224, 224).shape == (*size, 3)
 
 
 def test_sizes_follow_the_view():

@@ -43,7 +43,7 @@ def pixels(avif: bytes) -> np.ndarray:
 @pytest.mark.parametrize(("width", "height"), SIZES)
 def test_a_bare_frame_gives_its_files_pixels(width: int, height: int, mode: str, chroma: str) -> None:
     image = textured(width, height, mode)
-    for quality, speed, tune in ((0, 6, "iq"), (35, 8, "iq"), (35, 6, "ssim"), (60, 4, "iq")):
+    for quality, speed, tune in ((0, 6, "iq"), (35, 8, "iq"), (35, 6, "ssim"), (35, 3, "psnr"), (60, 4, "iq")):
         form = form_of(width, height, chroma=chroma, speed=speed, tune=tune)
         full = whole_file(image, quality=quality, speed=speed, subsampling=chroma, advanced={"tune": tune})
         bare = strip(full, form)

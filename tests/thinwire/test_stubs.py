@@ -42,7 +42,6 @@ def test_service_has_the_agreed_methods():
         "Rank": (False, False),
         "Decode": (False, False),
         "RegisterLabels": (False, False),
-        "RegisterLabelsPart": (False, False),
     }
     assert inference_pb2_grpc.InferenceServiceStub
 
