@@ -27,17 +27,18 @@ img { display: block; width: 112px; height: 112px; border-radius: 4px }
 .right { color: #2a8a3a; font-weight: 600 } .wrong { color: #c0392b; font-weight: 600 } small { opacity: .7 }
 """
 
-HEADS = ("packet B", "JPEG B", "edge ms", "cloud ms", "round trip ms")
+HEADS = ("packet B", "edge ms", "cloud ms", "round trip ms")
 
 
 @dataclass(frozen=True)
 class Shown:
-    """One row: a photograph, its view uint8 (H, W, 3), the answer, and the view's size as a JPEG of quality 75."""
+    """One row: a photograph, its view uint8 (H, W, 3), what the cloud's CLIP was shown (None where that is no picture),
+    and the answer."""
 
     photo: Photo
     view: np.ndarray
+    seen: np.ndarray | None
     result: Result
-    jpeg_bytes: int
 
     @property
     def right(self) -> bool:
@@ -56,7 +57,7 @@ def write_report(
     for title, labels, rows in groups:
         head = "".join(f"<th class=n>{name}" for name in HEADS)
         parts.append(f"<h2>{escape(title)}</h2><p><small>Labels: {escape(', '.join(labels))}</small></p>")
-        parts.append(f"<table><tr><th>view<th>file<th>top 3{head}</tr>")
+        parts.append(f"<table><tr><th>the device's view<th>what the cloud saw<th>file<th>top 3{head}</tr>")
         parts.extend(_row(row) for row in rows)
         parts.append("</table>")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -71,14 +72,17 @@ def _row(row: Shown) -> str:
     )
     numbers = (
         f"{row.result.packet_bytes:,}",
-        f"{row.jpeg_bytes:,}",
         f"{row.result.edge_ms:.1f}",
         f"{row.result.server.total_ms:.1f}",
         f"{row.result.round_trip_ms:.1f}",
     )
     cells = "".join(f"<td class=n>{number}" for number in numbers)
     name = f"{escape(row.photo.name)}<br><small>{escape(row.photo.label)}</small>"
-    return f"<tr><td><img alt='{escape(row.photo.label)}' src='{_thumbnail(row.view)}'><td>{name}<td>{best}{cells}</tr>"
+    seen = "no picture: it was sent a vector"
+    if row.seen is not None:
+        seen = f"<img alt='{escape(row.photo.label)}, decoded' src='{_thumbnail(row.seen)}'>"
+    view = f"<img alt='{escape(row.photo.label)}' src='{_thumbnail(row.view)}'>"
+    return f"<tr><td>{view}<td>{seen}<td>{name}<td>{best}{cells}</tr>"
 
 
 def _thumbnail(view: np.ndarray) -> str:
