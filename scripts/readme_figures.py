@@ -15,6 +15,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 BUNDLES = ("layered", "conv")
+JUDGED = ("caltech101", "imagenette")
+TITLES = {"av1": "bare AV1", "webp": "bare WebP", "jpeg": "bare JPEG", "jxl": "bare JPEG XL"}
 PACKS = ("caltech101", "imagenette", "cifar10", "scenes")
 
 
@@ -36,6 +38,66 @@ def demo() -> str:
         f"{run['round_trip_ms_p50']:.0f} ms for the round trip with the server on the same two cores ({run['cpu']}); "
         f"{run['top1_plausible']} of the scikit-image photographs named right among 20 labels."
     )
+
+
+def judged() -> str:
+    """Each data set's codecs before the serving CLIP and before strangers, and what the best bare peer takes."""
+    tables = []
+    for pack in JUDGED:
+        run = read(f"judged-{pack}")
+        names = [name for name in run["judges"] if any(name in row["judges"] for row in run["points"])]
+        equal = {(each["codec"], each["judge"]): each for each in run["transfer"]}
+        rows = []
+        for row in run["points"]:
+            if row["kind"] == "reference" or (row["kind"] == "peer" and not row["hull"]):
+                continue
+            low, high = row["top1_relative_ci95"]
+            told = [row["judges"].get(name) for name in names]
+            foreign = [each["agreement"] for each in told if each and each["role"] == "foreign"]
+            rows.append(
+                [
+                    f"{TITLES.get(row['codec'], row['codec'])} {row['rate']}",
+                    f"{row['bytes_mean']:,.0f}",
+                    f"{row['top1_relative']:.2f} ({low:.2f} to {high:.2f})",
+                    peer_bytes(equal.get((row["codec"], "serving CLIP")), row["bytes_mean"]),
+                    f"{sum(foreign) / len(foreign):.2f}" if foreign else "–",
+                    peer_bytes(equal.get((row["codec"], "foreign judges, mean")), row["bytes_mean"]),
+                    *("–" if each is None else f"{each['agreement']:.2f}" for each in told),
+                ]
+            )
+        header = [
+            f"{pack}, {run['n']} images",
+            "bytes",
+            f"relative top-1 of {run['clip'].partition('#')[0]}",
+            "best bare peer at that top-1, bytes",
+            "foreign judges agree, mean",
+            "best bare peer at that agreement, bytes",
+            *names,
+        ]
+        saved = [
+            f"{each['codec']} saves {percent(each)} of the best bare peer's bytes before the {each['judge']}"
+            for each in run["transfer"]
+            if each["judge"] in ("serving CLIP", "foreign judges, mean")
+        ]
+        tables.append(table(header, rows) + "\n\n" + "; ".join(saved) + ".")
+    return "\n\n".join(tables)
+
+
+def peer_bytes(found: dict | None, size: float) -> str:
+    """What the best peer takes for the same answers as a family's rate of `size` bytes."""
+    rate = next((each for each in (found or {}).get("rates", ()) if abs(each["bytes_mean"] - size) < 1), None)
+    if rate is None:
+        return ""
+    if rate["best_peer_bytes"] is None:
+        return "not reached"
+    return ("≤ " if rate["best_peer_at_most"] else "") + f"{rate['best_peer_bytes']:,.0f}"
+
+
+def percent(each: dict) -> str:
+    if each["saving"] is None:
+        return f"– ({each['reason']})"
+    low, high = each["ci95"] or (None, None)
+    return f"{100 * each['saving']:.0f} %" + ("" if low is None else f" ({100 * low:.0f} to {100 * high:.0f} %)")
 
 
 def codec() -> str:

@@ -31,7 +31,7 @@ ROOMS = {  # room: (the extra that must declare what it imports, some of what it
     "cloud": ("cloud-all", {"torch", "open-clip-torch", "grpcio", "googleapis-common-protos"}),
     "synthesis": ("cloud", {"torch", "safetensors"}),
     "export": ("export", {"torch", "onnx", "onnxruntime"}),
-    "benchmarks": ("blip", {"numpy", "pillow"}),
+    "benchmarks": ("bench-all", {"numpy", "pillow", "ai-edge-litert"}),
     "scripts": ("dev", {"grpcio-tools"}),
     "tests": ("dev", {"pytest", "hypothesis", "packaging"}),
 }

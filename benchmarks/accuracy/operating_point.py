@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -16,6 +16,7 @@ from benchmarks.data.views import Views
 from benchmarks.judges.judge import Features, Judge, Synthesis
 from benchmarks.judges.metrics import ZeroShot, answer_of, ms_ssim, patch_cosine, pooled_cosine, psnr_db, zero_shot
 from benchmarks.judges.originals import Originals
+from benchmarks.judges.panel import NOBODY, Panel
 from benchmarks.judges.perceptual import Perceptual
 from benchmarks.results.store import MAX_MESSAGES, numbers
 from benchmarks.rig.wire_bytes import WireMeter
@@ -52,6 +53,7 @@ class Sight:
     prompts: Mapping[str, tuple[str, ...]]
     tick: Callable[[int], object] = lambda n: None
     perceptual: Perceptual | None = None
+    panel: Panel = NOBODY
     heads: dict = field(init=False)
     question: Question = field(init=False)
     place: dict[str, int] = field(init=False)  # of each label among the data's
@@ -70,15 +72,22 @@ class Sight:
 class Measurement:
     """One point's figures, image by image in the order of the data set. A failed image has nulls and no answer."""
 
-    def __init__(self, count: int, prompts: Mapping[str, object]) -> None:
+    def __init__(self, count: int, prompts: Mapping[str, object], panel: Panel = NOBODY) -> None:
         self.arrays: dict[str, list[float | None]] = {name: [None] * count for name in ARRAYS}
         self.answers: dict[str, list[ZeroShot | None]] = {name: [None] * count for name in prompts}
+        self.classes: dict[str, list[int | None]] = {judge.name: [None] * count for judge in panel.judges}
         self.failures: dict[int, str] = {}
         self.disagreements = 0
 
     def put(self, index: int, **values: float | None) -> None:
         for name, value in values.items():
             self.arrays[name][index] = value
+
+    def shown(self, panel: Panel, indices: list[int], pictures: Sequence[np.ndarray]) -> None:
+        """The panel's classes of the pictures at `indices`."""
+        for name, classes in panel.answers(pictures).items():
+            for index, answer in zip(indices, classes):
+                self.classes[name][index] = answer
 
     def judged(self, sight: Sight, indices: list[int], seen: Features) -> None:
         """Cosines against the originals, and the answers of every prompt set that has none yet."""
@@ -132,7 +141,7 @@ def measure_family(client: Client, decoder: Synthesis, point: Point, sight: Sigh
     prompt sets) is made here of the same packet, and its answer to the first set is compared with the server's. Raises
     `ServerUnreachable`; whatever else befalls an image is its failure alone.
     """
-    done = Measurement(len(sight.data.items), sight.prompts)
+    done = Measurement(len(sight.data.items), sight.prompts, sight.panel)
     grey = np.full((*sight.views.size, 3), 128, np.uint8)
     client.classify(grey, sight.data.labels, 1, sight.main, point.rate)  # the first request makes the label vectors
     for answered in _ahead(sight, lambda batch: _ask(batch, client, point, sight, done)):
@@ -142,6 +151,7 @@ def measure_family(client: Client, decoder: Synthesis, point: Point, sight: Sigh
             if pictures is not None:
                 views = np.stack([sight.views[index] for index in answered.indices])
                 _compare(done, sight, answered.indices, views, pictures)
+                done.shown(sight.panel, answered.indices, pictures)
         sight.tick(len(answered.batch))
     return done
 
@@ -178,13 +188,14 @@ def _told(result: Result, place: Mapping[str, int], target: int) -> ZeroShot:
 
 def measure_views(point: Point, sight: Sight) -> Measurement:
     """A peer's point (or the reference): encode, decode, enlarge, and classify in batches in this process."""
-    done = Measurement(len(sight.data.items), sight.prompts)
+    done = Measurement(len(sight.data.items), sight.prompts, sight.panel)
     height, width = sight.judge.view_size
     grey = np.full((height, width, 3), 128, np.uint8)
     _through(point, grey)  # codecs load their libraries when first used
     for restored in _ahead(sight, lambda batch: _restore(batch, point, sight, done)):
         if restored.indices:
             done.judged(sight, restored.indices, sight.judge.embed(restored.arrived))
+            done.shown(sight.panel, restored.indices, restored.arrived)
         sight.tick(len(restored.batch))
     return done
 

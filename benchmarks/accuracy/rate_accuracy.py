@@ -17,13 +17,23 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from benchmarks.accuracy.adapter_gain import SUFFIX
-from benchmarks.accuracy.operating_point import Sight, measure_family, measure_views
-from benchmarks.codecs.grid import FULL_GRID, PeerGrid, Point, codec_names, family_points, peer_points, reference_point
+from benchmarks.accuracy.operating_point import Measurement, Sight, measure_family, measure_views
+from benchmarks.codecs.grid import (
+    FULL_GRID,
+    REFERENCE,
+    PeerGrid,
+    Point,
+    codec_names,
+    family_points,
+    peer_points,
+    reference_point,
+)
 from benchmarks.codecs.peers import Peer
 from benchmarks.data.sets import Dataset
 from benchmarks.data.views import Views
 from benchmarks.judges.judge import Judge, Synthesis
 from benchmarks.judges.originals import Originals
+from benchmarks.judges.panel import NOBODY, Panel, PanelJudge, role_of
 from benchmarks.judges.perceptual import NETWORK, Perceptual
 from benchmarks.results.progress import Progress
 from benchmarks.results.store import PointStore, data_key
@@ -52,6 +62,7 @@ class RateAccuracy:
     store: PointStore
     grid: PeerGrid = FULL_GRID
     threads: int = 1
+    panel: Panel = NOBODY  # judges beside the CLIP that serves
     adapter: Adapter | None = None  # its bundle among the families is measured with it as well
     progress: Progress = field(default_factory=Progress)
     perceptual: Callable[[], Perceptual] | None = None  # makes what measures that distance; None: it is left out
@@ -81,7 +92,7 @@ class RateAccuracy:
         for point in (point for group in groups for point in group):
             stored = self.store.load(self.key(point))
             if stored is not None:
-                found[point] = stored
+                found[point] = {"clip_role": self._role(point), **stored}
                 self.progress.skipped(len(self.data.items))
         with contextlib.ExitStack() as stack:
             sights = _Sights(self, stack)
@@ -89,6 +100,14 @@ class RateAccuracy:
                 if missing := [point for point in group if point not in found]:
                     found.update(self._family(missing, sights) if group[0].bundle else self._judged(missing, sights))
         return [found[point] for group in groups for point in group]
+
+    def _role(self, point: Point) -> str | None:
+        """Whether the codec learnt from the CLIP that serves."""
+        if point.kind == REFERENCE:
+            return None
+        name = self.judge.clip.id.partition("#")[0]
+        clip = PanelJudge(name, self.judge.clip.id, (name,), None, lambda pictures: [])
+        return role_of(clip, point.bundle, point.adapter.clip if point.adapter else None)
 
     def key(self, point: Point) -> dict[str, object]:
         """All that a point's numbers depend on."""
@@ -99,6 +118,7 @@ class RateAccuracy:
             "device": self.judge.clip.device,
             "prompts": {name: _digest(templates) for name, templates in self.prompts.items()},
             "perceptual": NETWORK if self.perceptual else None,
+            **({"judges": self.panel.key} if self.panel.judges else {}),
             "testbed": self.store.context["testbed"],
             "kind": point.kind,
             "codec": point.codec,
@@ -116,15 +136,24 @@ class RateAccuracy:
             for point in points:
                 self.progress.point(f"{point.codec} {point.rate}")
                 started = time.monotonic()
-                content = measure_family(client, decoder, point, sight).content()
+                measured = measure_family(client, decoder, point, sight)
+                content = measured.content() | self._judges(measured, bundle, adapter)
                 yield point, self._keep(point, content, started)
 
     def _judged(self, points: Sequence[Point], sights: _Sights) -> Iterator[tuple[Point, dict]]:
         for point in points:
             self.progress.point(f"{point.codec} {point.rate or ''}".strip())
             started = time.monotonic()
-            content = measure_views(point, sights.of(self.judge.view_size)).content()
+            measured = measure_views(point, sights.of(self.judge.view_size))
+            content = measured.content() | self._judges(measured)
             yield point, self._keep(point, content, started)
+
+    def _judges(
+        self, measured: Measurement, bundle: Bundle | None = None, adapter: Adapter | None = None
+    ) -> dict[str, object]:
+        """What a point's file says of the panel: each judge's role and class of every image."""
+        described = self.panel.described(bundle, adapter.clip if adapter else None)
+        return {"judges": {name: {**about, "answers": measured.classes[name]} for name, about in described.items()}}
 
     def _keep(self, point: Point, content: Mapping[str, object], started: float) -> dict:
         described = {
@@ -142,6 +171,7 @@ class RateAccuracy:
             "n": len(self.data.items),
             "seed": self.seed,
             "clip": self.judge.clip.id,
+            "clip_role": self._role(point),
             "device": self.judge.clip.device,
             "prompt_sets": list(self.prompts),
             "view": list(self.judge.view_size),
@@ -168,7 +198,9 @@ class _Sights:
             # Of originals it keeps its features by image number, so each size of view has its own
             perceptual = run.perceptual() if run.perceptual else None
             ticks = run.progress.images
-            self._made[size] = Sight(views, originals, run.judge, self._meter, run.prompts, ticks, perceptual)
+            self._made[size] = Sight(
+                views, originals, run.judge, self._meter, run.prompts, ticks, perceptual, run.panel
+            )
         return self._made[size]
 
 

@@ -10,7 +10,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.codecs.selection import FAMILIES_HELP, default_families, parse_families, parse_peers
+from benchmarks.codecs.selection import FAMILIES_HELP, PEERS_HELP, default_families, parse_families, parse_peers
+from benchmarks.judges.panel import JUDGES_HELP
 from benchmarks.results.progress import ended_by_sigterm
 from benchmarks.study.study import PRESETS, Study, StudyError
 from synthesis.memory import keep_freed_memory
@@ -34,8 +35,9 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     study.add_argument("--only", action="append", default=[], metavar="NAME", help="run this experiment (repeatable)")
     study.add_argument("--data", metavar="A,B", help="data sets of DIR to use (default: the preset's)")
     study.add_argument("--families", metavar="A,B", help=FAMILIES_HELP + " (default: all)")
-    study.add_argument("--peers", default="all", metavar="A,B", help='jpeg, webp, avif, jxl, jpeg2000; "" for none')
+    study.add_argument("--peers", default="all", metavar="A,B", help=PEERS_HELP)
     study.add_argument("--clip", nargs="+", default=["clip-lite"], metavar="CLIP", help="CLIPs that answer")
+    study.add_argument("--judge", action="append", default=[], metavar="NAME", help=JUDGES_HELP)
     study.add_argument("--captions", type=Path, metavar="CSV|DIR|TAR", help="caption set of retrieval")
     study.add_argument(
         "--domain", action="append", default=[], type=Path, metavar="DIR", help="labelled set of domains (repeatable)"
@@ -119,6 +121,7 @@ def _study(args: argparse.Namespace, words: list[str]) -> dict[str, object]:
         args.skip_existing,
         args.captions,
         args.domain,
+        args.judge,
         args.blip,
     )
     return run_study(study, args.only)

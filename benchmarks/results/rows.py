@@ -16,6 +16,7 @@ import numpy as np
 
 from benchmarks.codecs.grid import FAMILY, PEER, REFERENCE
 from benchmarks.judges.metrics import TOP_K
+from benchmarks.results.judged import judges_of
 from benchmarks.results.store import ResultsError
 from benchmarks.stats.paired import hits, mcnemar_p, mean_per_class_recall, pareto_front, relative_top1
 
@@ -148,6 +149,8 @@ def row_of(point: Mapping[str, Any], reference: Mapping[str, Any], prompt_set: s
         "failed": point["failed"],
         "failure_messages": point["failure_messages"],
         "hull": False,
+        "clip_role": point.get("clip_role"),
+        "judges": judges_of(point, reference),
         "parameters": point["parameters"],
     }
 

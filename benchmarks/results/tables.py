@@ -41,9 +41,21 @@ def print_points(document: Mapping[str, Any]) -> None:
             cell(row["encode_ms_p50"], ".1f"),
         )
     console.print(table)
+    for each in document.get("transfer", ()):
+        console.print(transfer_line(each), highlight=False)
     for name, family in document["summary"]["families"].items():
         for line in family_lines(name, family):
             console.print(line, highlight=False)
+
+
+def transfer_line(each: Mapping[str, Any]) -> str:
+    """One family before one judge: the bytes that it saves against the best image codec at equal answers."""
+    told = each["reason"] or "no interval"
+    if each["ci95"] is not None:
+        told = f"95%: {each['ci95'][0]:+.0%} to {each['ci95'][1]:+.0%}"
+    saving = "-" if each["saving"] is None else f"{each['saving']:+.0%}"
+    role = "" if each["role"] is None else f" ({each['role']})"
+    return f"{each['codec']} before {each['judge']}{role}: saves {saving} of the best peer's bytes ({told})"
 
 
 def family_lines(name: str, family: Mapping[str, Any]) -> list[str]:
@@ -62,6 +74,6 @@ def family_lines(name: str, family: Mapping[str, Any]) -> list[str]:
         own = "-" if best["top1_relative"] is None else f"{best['top1_relative']:.3f}"
         lines.append(f"{name}: {own} within {budget} B{other}" + (f" ({best['reason']})" if best["reason"] else ""))
     encode = family["encode"]
-    versus = encode["reason"] or f"AVIF speed 6 of the view {encode['avif_ms_p50']:.1f} ms, ratio {encode['ratio']:.3f}"
+    versus = encode["reason"] or f"AV1 speed 6 of the view {encode['av1_ms_p50']:.1f} ms, ratio {encode['ratio']:.3f}"
     lines.append(f"{name}: encode {cell(encode['encode_ms_p50'], '.1f')} ms; {versus}")
     return lines

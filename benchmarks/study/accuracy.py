@@ -44,6 +44,7 @@ def _accuracy(study: Study, name: str, sets: Sequence[Dataset], peers: Sequence[
                     study.seed,
                     study.store(name),
                     study.preset.grid,
+                    panel=study.panel(data),
                     progress=progress,
                     perceptual=perceptual,
                 )

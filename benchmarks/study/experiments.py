@@ -60,7 +60,7 @@ EXPERIMENTS = {
     )
 }
 
-DERIVED = ("critical-rate", "models", "architecture", "predictors", "hierarchy", "prompts", "calibration")
+DERIVED = ("judges", "critical-rate", "models", "architecture", "predictors", "hierarchy", "prompts", "calibration")
 """Names that --only takes too: sections of the report that need the points of rate-accuracy and nothing else."""
 
 SECTIONS = (
@@ -68,6 +68,7 @@ SECTIONS = (
     "benchmarks.report.links:links_section",
     "benchmarks.report.examples:examples_section",
     "benchmarks.report.rate_accuracy:savings_section",
+    "benchmarks.report.judges:judges_section",
     "benchmarks.report.critical:critical_section",
     "benchmarks.report.critical:models_section",
     "benchmarks.report.architecture:architecture_section",

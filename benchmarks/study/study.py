@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from benchmarks.codecs.grid import FULL_GRID, QUICK_GRID, PeerGrid
+from benchmarks.codecs.grid import FIXED_RUNGS, QUICK_GRID, PeerGrid
 from benchmarks.data.sets import DataError, Dataset, find_datasets, load_dataset
 from benchmarks.results.store import PointStore
 from thinwire.errors import ThinwireError
@@ -17,6 +17,7 @@ from thinwire.prompts import PROMPT_SETS
 if TYPE_CHECKING:
     from benchmarks.codecs.peers import Peer
     from benchmarks.judges.judge import Judge
+    from benchmarks.judges.panel import Panel
     from thinwire.bundle import Bundle
 
 
@@ -45,14 +46,14 @@ PRESETS = {
             {"eval-caltech101": 100, "eval-imagenette": 100},
             100,
             QUICK_GRID,
-            "100 images of two sets, 9 points a peer; about 37 minutes on 2 cores, 9 of them for latency",
+            "100 images of two sets, 4 points a peer; some 30 minutes on 2 idle cores, 9 of them for latency",
         ),
         Preset(
             "full",
             {},
             None,
-            FULL_GRID,
-            "every image of every set, 42 points a peer; estimated at 20 hours on 2 idle cores for four packs",
+            FIXED_RUNGS,
+            "every image of every set, about 10 points a peer; estimated at 6 hours on 2 idle cores for four packs",
         ),
     )
 }
@@ -75,6 +76,7 @@ class Study:
     skip_existing: bool = True
     captions: Path | None = None  # an image-caption set for retrieval
     domains: Sequence[Path] = ()  # further labelled sets, any layout
+    judges: Sequence[str] = ()  # networks beside the CLIPs, as `benchmarks.judges.panel` names them
     blip: str | None = None  # a BLIP image-text matching model: folder or hub name
     _judges: dict[str, Judge] = field(default_factory=dict)
 
@@ -88,6 +90,12 @@ class Study:
         if clip not in self._judges:
             self._judges[clip] = Judge(clip)
         return self._judges[clip]
+
+    def panel(self, data: Dataset) -> Panel:
+        """The judges of accuracy experiments. Raises `JudgeUnavailable`."""
+        from benchmarks.judges.panel import Panel
+
+        return Panel.load(self.judges, data, next(iter(self.prompts(data))))
 
     def families_of(self, clip: str) -> list[Bundle]:
         """Bundles that this CLIP can serve: one that decodes into another CLIP's space is left out, and named."""

@@ -20,6 +20,7 @@ pytest.importorskip("torch")
 pytest.importorskip("plotly")
 
 from benchmarks import cli
+from benchmarks.codecs.grid import fixed_rungs
 from benchmarks.judges.judge import Judge
 from benchmarks.report.page import write_study_report
 from benchmarks.report.stamp import unchanged
@@ -68,9 +69,10 @@ def bytes_of(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-POINTS = 1 + 3 + 2 * 3 * 3  # reference, rates of the bundle, sizes x settings of two peers
+RUNGS = {name: len(rungs[::3]) for name, rungs in fixed_rungs().items()}
+POINTS = 1 + 3 + RUNGS["jpeg"] + RUNGS["webp"]  # reference, rates of the bundle, rungs of two peers
 TIMED = {"latency": 3, "throughput": 1, "energy": 6}
-DOMAIN_POINTS = 1 + 3 + 3 * 3  # of peers jpeg alone
+DOMAIN_POINTS = 1 + 3 + RUNGS["jpeg"]  # of peers jpeg alone
 TRICKS = 2 * (1 + 3 + 2)  # of two sets: reference, rates, two JPEGs
 
 
