@@ -101,7 +101,6 @@ def _sized(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 def _backbone(name: str, short: str, folder: Path) -> Network:
     from export.clip_lite.backbones import backbone
-
     from export.teachers import TeacherMissing
     from synthesis.folding import fold_batch_norm
 
