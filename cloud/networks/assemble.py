@@ -16,7 +16,7 @@ from cloud.engine.text_heads import default_cache_dir
 from cloud.networks.adapted import load_adapters
 from cloud.networks.clip import pick_device
 from cloud.networks.loaded import LoadedModels, as_served
-from cloud.networks.model_cache import Shelf
+from cloud.networks.model_cache import ModelCache
 from cloud.networks.runner import TorchRunner
 from cloud.networks.tuned import load_variants
 from synthesis.clip_source import SHIPPED
@@ -72,7 +72,7 @@ def open_engine(
         torch.set_num_threads(threads)
     limits = fitting(limits, device, torch.get_num_threads())
     clips = [clip] if isinstance(clip, str) else list(clip)
-    shelf: Shelf = Shelf(model_bytes)
+    model_cache: ModelCache = ModelCache(model_bytes)
     runner = TorchRunner(None, load=loader(synthesis_backend))
     cache_dir = cache_dir or default_cache_dir()
 
@@ -82,7 +82,7 @@ def open_engine(
         fitted = load_adapters(adapters, loaded, tuned)
         return LoadedModels(
             runner,
-            shelf,
+            model_cache,
             clips,
             loaded,
             device,
@@ -100,7 +100,7 @@ def open_engine(
     models = opener()
     for error in models.intake.refused.values():
         log.warning("%s", error)
-    return ReloadableEngine(runner, models, opener, shelf, limits, threads)
+    return ReloadableEngine(runner, models, opener, model_cache, limits, threads)
 
 
 def served_runner(clip: Clip, bundles: Sequence[Bundle], precision: str = "auto") -> TorchRunner:
@@ -133,7 +133,7 @@ class ReloadableEngine(Engine):
         runner: TorchRunner,
         models: LoadedModels,
         opener: Callable[[], LoadedModels],
-        shelf: Shelf,
+        model_cache: ModelCache,
         limits: EngineLimits,
         threads: int | None,
     ) -> None:
@@ -144,14 +144,14 @@ class ReloadableEngine(Engine):
 
         super().__init__(runner, models, limits, **({"prepare_thread": prepare_thread} if threads else {}))
         self._opener = opener
-        self.shelf = shelf
+        self.model_cache = model_cache
 
     def reload(self) -> None:
         """Reads CLIPs and bundles again, runs their canaries, then answers with them: all of them, or none.
 
         Takes seconds; call it on a thread of its own. Whatever it raises, the models in use stay in use.
         """
-        self.shelf.forget_failures()
+        self.model_cache.forget_failures()
         models = self._opener()
         self.use(models)
         # What waits undecoded has not taken hold of its nets yet, and their files may hold others now

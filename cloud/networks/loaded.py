@@ -16,7 +16,7 @@ from cloud.errors import BadConfiguration, ClipMismatch
 from cloud.networks.adapted import adapted_clip
 from cloud.networks.batchnorm_folding import folded
 from cloud.networks.clip import load_clip
-from cloud.networks.model_cache import Shelf
+from cloud.networks.model_cache import ModelCache
 from cloud.networks.precision import in_precision
 from cloud.networks.runner import Net, TorchRunner, check_clip, module_bytes
 from cloud.networks.tuned import tuned_net
@@ -34,7 +34,7 @@ class LoadedModels:
     """CLIPs and bundles over one LRU cache of networks. The default CLIP is never evicted.
 
     runner: what loads and runs decoders.
-    shelf: the cache. Successive sets may share it: files that did not change are not loaded again.
+    model_cache: the cache. Successive sets may share it: files that did not change are not loaded again.
     clips: as for `load_clip`; the first is the default.
     bundles: codecs to serve.
     device: as `pick_device` returns it.
@@ -54,7 +54,7 @@ class LoadedModels:
     def __init__(
         self,
         runner: TorchRunner,
-        shelf: Shelf,
+        model_cache: ModelCache,
         clips: Sequence[str],
         bundles: Sequence[Bundle],
         device: str,
@@ -66,7 +66,7 @@ class LoadedModels:
         *,
         strict: bool = True,
     ) -> None:
-        self._runner, self._shelf, self._device, self._cache_dir = runner, shelf, device, cache_dir
+        self._runner, self._model_cache, self._device, self._cache_dir = runner, model_cache, device, cache_dir
         self._precision, self._clip_backend = precision, clip_backend
         self._specs = _by_name(clips)
         self._bundles = {bundle.model_id: bundle for bundle in bundles}
@@ -96,7 +96,7 @@ class LoadedModels:
     def clip_of(self, name: str) -> LoadedClip | None:
         if name == self.default:
             return self._first
-        heads = self._shelf.find(self._clip_key(name))
+        heads = self._model_cache.find(self._clip_key(name))
         return None if heads is None else self._loaded_clip(heads)
 
     def load_clip_of(self, name: str) -> LoadedClip:
@@ -107,9 +107,9 @@ class LoadedModels:
         clip = loaded_clip.heads.clip
         if not item.model_id:
             return replace(item, clip=clip)
-        net = self._shelf.find(self._net_key(self._bundles[item.model_id], clip))
+        net = self._model_cache.find(self._net_key(self._bundles[item.model_id], clip))
         adapter = self._adapter(item, clip)
-        tower = clip if adapter is None else self._shelf.find(self._tower_key(adapter))
+        tower = clip if adapter is None else self._model_cache.find(self._tower_key(adapter))
         return None if net is None or tower is None else replace(item, net=net, clip=tower)
 
     def load_and_attach(self, loaded_clip: LoadedClip, item: Prepared) -> Prepared:
@@ -120,7 +120,7 @@ class LoadedModels:
         return replace(item, net=net, clip=clip if adapter is None else self._tower(adapter))
 
     def net_is_loaded(self, bundle: Bundle) -> bool:
-        return self._shelf.find(self._net_key(bundle, self._first.heads.clip)) is not None
+        return self._model_cache.find(self._net_key(bundle, self._first.heads.clip)) is not None
 
     def drop_others(self) -> None:
         """Removes from the cache what only earlier sets use."""
@@ -128,7 +128,7 @@ class LoadedModels:
         decoders = {_decoder_key(bundle) for bundle in self._bundles.values()}
         towers = set(map(self._tower_key, self.adapters))
         tuned = {None, *(each.digest for each in self.decoders)}
-        self._shelf.keep_only(
+        self._model_cache.keep_only(
             lambda key: key in clips | towers or (key[0] == "net" and key[1] in decoders and key[3] in tuned)
         )
 
@@ -140,7 +140,7 @@ class LoadedModels:
             clip = as_served(load_clip(self._specs[name], self._device), self._precision, self._clip_backend)
             return HeadCache(clip, self._cache_dir), module_bytes(clip.model)
 
-        return self._loaded_clip(self._shelf.load(self._clip_key(name), make))
+        return self._loaded_clip(self._model_cache.load(self._clip_key(name), make))
 
     def _adapter(self, item: Prepared, clip: Clip) -> Adapter | None:
         adapter = self._adapter_of.get((item.model_id, item.n_layers))
@@ -161,7 +161,7 @@ class LoadedModels:
             clip = as_served(adapted, self._precision, self._clip_backend)
             return clip, module_bytes(clip.model.visual)
 
-        return self._shelf.load(self._tower_key(adapter), make)
+        return self._model_cache.load(self._tower_key(adapter), make)
 
     def _loaded_clip(self, heads: HeadCache) -> LoadedClip:
         clip = heads.clip
@@ -188,7 +188,7 @@ class LoadedModels:
             net = self._runner.load_net(bundle, clip, tuned)
             return net, net.nbytes
 
-        return self._shelf.load(self._net_key(bundle, clip), make)
+        return self._model_cache.load(self._net_key(bundle, clip), make)
 
     def _variant(self, bundle: Bundle, clip: Clip) -> DecoderVariant | None:
         return next((each for each in self.decoders if each.model_id == bundle.model_id and each.is_for(clip.id)), None)

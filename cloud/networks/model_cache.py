@@ -1,4 +1,4 @@
-"""Loaded models by key within a budget of bytes; the least recently used one goes first."""
+"""Loaded models by key within a budget of bytes; the least recently used is evicted first."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ V = TypeVar("V")
 FAILURE_KEPT_S = 10.0
 
 
-class Shelf(Generic[V]):
-    """Guarantees: one key is loaded by one thread at a time, and once; a load that fails leaves everything as it was
-    and is not tried again for 10 s (strangers choose what is loaded); after a load the sum of sizes is within the
-    budget, unless the newest one alone exceeds it. Values that left the shelf live on with those who hold them, so
-    work in flight never loses its model. Thread-safe. `budget_bytes=None`: nothing is ever dropped.
+class ModelCache(Generic[V]):
+    """An LRU cache of loaded models. Thread-safe.
+
+    One key is loaded by one thread at a time, and once. A load that fails changes nothing, and is not tried again for
+    10 s (clients choose what is loaded). After a load the sum of sizes is within the budget, unless the newest value
+    alone exceeds it. Evicted values stay alive while work in flight refers to them.
+    budget_bytes: None: nothing is evicted.
     """
 
     def __init__(self, budget_bytes: int | None = None) -> None:

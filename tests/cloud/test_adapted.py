@@ -82,18 +82,18 @@ def test_the_tower_is_made_by_the_first_packet_that_needs_it_and_counted(
     tiny_clip_dir, tiny_codec, adapter, make_packet, tmp_path
 ):
     with opened(tiny_clip_dir, tiny_codec, (adapter,), cache_dir=tmp_path) as engine:
-        before = engine.shelf.held_bytes
+        before = engine.model_cache.held_bytes
         engine.submit(packet=make_packet(0, 2)).result(20)
-        assert engine.shelf.held_bytes == before
+        assert engine.model_cache.held_bytes == before
         first = engine.submit(packet=make_packet(0, 1)).result(20).embedding
         visual = load_clip(str(tiny_clip_dir)).model.visual
         wanted = sum(each.numel() * each.element_size() for each in visual.parameters())
-        assert engine.shelf.held_bytes - before == wanted
+        assert engine.model_cache.held_bytes - before == wanted
     with opened(tiny_clip_dir, tiny_codec, (adapter,), cache_dir=tmp_path, model_bytes=1) as engine:
         for layers in (1, 2, 1):  # evicted in between, and made again
             again = engine.submit(packet=make_packet(0, layers)).result(20).embedding
         np.testing.assert_allclose(again, first, atol=1e-5)
-        assert engine.shelf.counts["evictions"] >= 1
+        assert engine.model_cache.counts["evictions"] >= 1
 
 
 def test_merged_weights_are_those_plus_the_product_of_the_factors(tiny_clip, adapter):
@@ -117,12 +117,12 @@ def test_a_reload_takes_the_new_adapter_and_lets_go_of_the_old(
     mine = dataclasses.replace(adapter, path=tmp_path / "mine")
     with opened(tiny_clip_dir, tiny_codec, (mine,), cache_dir=tmp_path) as engine:
         first = engine.submit(packet=make_packet(0, 1)).result(20).embedding
-        held = engine.shelf.held_bytes
+        held = engine.model_cache.held_bytes
         write_random_adapter(tmp_path / "mine", tiny_clip, tiny_codec, seed=5)
         engine.reload()
         second = engine.submit(packet=make_packet(0, 1)).result(20).embedding
         assert not np.allclose(first, second, atol=1e-2)
-        assert engine.shelf.held_bytes == held
+        assert engine.model_cache.held_bytes == held
         (tmp_path / "mine" / "adapter.safetensors").write_bytes(b"")
         with pytest.raises(AdapterError, match="is not the file"):
             engine.reload()

@@ -15,7 +15,7 @@ from cloud.engine.text_heads import HeadCache
 from cloud.errors import BadConfiguration, ClipUnavailable, UnknownClip
 from cloud.front.server import background_server
 from cloud.networks.assemble import open_engine
-from cloud.networks.model_cache import Shelf
+from cloud.networks.model_cache import ModelCache
 from tests.cloud.served import classify
 from tests.cloud.tiny_clip import write_tiny_clip
 from tests.cloud.tiny_codec import write_tiny_codec
@@ -78,8 +78,8 @@ def test_beyond_the_budget_the_least_recently_used_leaves_and_comes_back(
     with opened(clips, [tiny_codec.path], cache_dir=tmp_path, model_bytes=1) as engine:
         before = vector(engine, make_packet())
         other = vector(engine, make_packet(), "second-clip")
-        assert engine.shelf.counts["evictions"] >= 2
-        assert engine.shelf.held_bytes > 0  # the newest stays, whatever its size
+        assert engine.model_cache.counts["evictions"] >= 2
+        assert engine.model_cache.held_bytes > 0  # the newest stays, whatever its size
         np.testing.assert_allclose(vector(engine, make_packet()), before, atol=1e-5)
         np.testing.assert_allclose(vector(engine, make_packet(), "second-clip"), other, atol=1e-5)
 
@@ -92,7 +92,7 @@ def test_a_clip_that_cannot_be_loaded_fails_its_requests_and_no_others(folders, 
         for _ in range(2):
             with pytest.raises(ClipUnavailable):
                 vector(engine, make_packet(), "broken")
-        assert engine.shelf.counts["failures"] == 1  # the second was told without a second try
+        assert engine.model_cache.counts["failures"] == 1  # the second was told without a second try
         assert vector(engine, make_packet()).shape == (32,)
 
 
@@ -112,7 +112,7 @@ def test_a_reload_takes_the_new_decoder_and_keeps_what_did_not_change(folders, m
         engine.reload()
         assert not np.allclose(vector(engine, make_packet()), before, atol=1e-3)
         assert engine.heads.clip is clip
-        assert len(engine.shelf._held) == 2  # the old decoder is gone
+        assert len(engine.model_cache._held) == 2  # the old decoder is gone
 
 
 def replace_decoder(folder):
@@ -227,8 +227,8 @@ class _Ones:
         return torch.ones(len(symbols), self.dim)
 
 
-def test_a_shelf_loads_each_key_once_whoever_asks():
-    shelf, started, go, calls = Shelf(), threading.Event(), threading.Event(), []
+def test_a_model_cache_loads_each_key_once_whoever_asks():
+    model_cache, started, go, calls = ModelCache(), threading.Event(), threading.Event(), []
 
     def make():
         calls.append(1)
@@ -237,7 +237,7 @@ def test_a_shelf_loads_each_key_once_whoever_asks():
         return "value", 1
 
     got = []
-    threads = [threading.Thread(target=lambda: got.append(shelf.load("key", make))) for _ in range(3)]
+    threads = [threading.Thread(target=lambda: got.append(model_cache.load("key", make))) for _ in range(3)]
     for thread in threads:
         thread.start()
     assert started.wait(5)
@@ -247,12 +247,12 @@ def test_a_shelf_loads_each_key_once_whoever_asks():
     assert (got, calls) == (["value"] * 3, [1])
 
 
-def test_a_shelf_drops_the_least_recently_used_first():
-    shelf = Shelf(10)
+def test_a_model_cache_drops_the_least_recently_used_first():
+    model_cache = ModelCache(10)
     for key, size in (("a", 4), ("b", 4)):
-        shelf.load(key, lambda key=key, size=size: (key, size))
-    assert shelf.find("a") == "a"
-    shelf.load("c", lambda: ("c", 4))
-    assert [shelf.find(key) for key in "abc"] == ["a", None, "c"]
-    shelf.load("d", lambda: ("d", 99))
-    assert [shelf.find(key) for key in "abcd"] == [None, None, None, "d"]
+        model_cache.load(key, lambda key=key, size=size: (key, size))
+    assert model_cache.find("a") == "a"
+    model_cache.load("c", lambda: ("c", 4))
+    assert [model_cache.find(key) for key in "abc"] == ["a", None, "c"]
+    model_cache.load("d", lambda: ("d", 99))
+    assert [model_cache.find(key) for key in "abcd"] == [None, None, None, "d"]

@@ -116,12 +116,12 @@ def test_a_reload_takes_the_new_weights_and_refuses_altered_ones(clip_folder, cl
     mine = random_variant(tmp_path / "mine", tiny_codec, clip, "pixels")
     with opened([clip_folder], tiny_codec, (mine,), cache_dir=tmp_path) as engine:
         first = engine.submit(packet=make_packet(0, 1)).result(20).embedding
-        held = engine.shelf.held_bytes
+        held = engine.model_cache.held_bytes
         random_variant(tmp_path / "mine", tiny_codec, clip, "pixels", seed=9)
         engine.reload()
         second = engine.submit(packet=make_packet(0, 1)).result(20).embedding
         assert not np.allclose(first, second, atol=1e-3)
-        assert engine.shelf.held_bytes == held
+        assert engine.model_cache.held_bytes == held
         (tmp_path / "mine" / WEIGHTS).write_bytes(b"")
         with pytest.raises(DecoderError, match="is not the file"):
             engine.reload()
