@@ -99,6 +99,8 @@ def compare_packets(arm: Arm64, photos: Path) -> dict[str, object]:
     found: dict[str, object] = {}
     for name in shipped_bundles():
         bundle = load_bundle(name)
+        if not bundle.coder.exact:  # stills are decoded to something near: there are no symbols to compare
+            continue
         rate = list(bundle.rates)[-1]
         options = ("--bundle", name, "--rate", rate, "--precision", "fp32")
         there, here = arm.root / "tmp" / f"there-{name}", arm.root / "tmp" / f"here-{name}"

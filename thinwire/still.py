@@ -74,10 +74,11 @@ class StillCoder:
     """Views ↔ payloads of one bundle of the family `still`; has the face of `thinwire.entropy.SymbolCoder`.
 
     shape: (3, H, W) of the canonical view. layers: one, of all three planes. low, high: 0 and 255. exact: False,
-    for `decode(encode(x))` is near `x` and not `x`. May be shared by threads.
+    for `decode(encode(x))` is near `x` and not `x`. form: "compiled", Pillow's AV1. May be shared by threads.
     """
 
     exact = False
+    form = "compiled"
     low, high = 0, 255
     layers = ((0, 3),)
 

@@ -36,14 +36,18 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
 
 
 def measure(args: argparse.Namespace, words: Sequence[str]) -> dict[str, Any]:
-    """The JSON document. Raises `ThinwireError` for an unknown bundle or rate."""
+    """The JSON document. Raises `ThinwireError` for an unknown bundle or rate, or one without a range coder."""
     from benchmarks.data.photos import wheel_photos
     from edge.encoder import Encoder
     from thinwire.bundle import load_bundle
+    from thinwire.entropy import SymbolCoder
+    from thinwire.errors import BundleError
     from thinwire.imaging import open_image
 
     bundle = load_bundle(args.bundle)
     bundle.n_layers(args.rate)
+    if not isinstance(bundle.coder, SymbolCoder):
+        raise BundleError(f"bundle {bundle.name!r} has no range coder to time: use one such as layered")
     encoder = Encoder(bundle, threads=1, precision="fp32")
     views = [bundle.view(open_image(photo.data)) for photo in wheel_photos()]
     symbols = [encoder.symbols(view) for view in views]

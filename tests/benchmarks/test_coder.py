@@ -23,3 +23,8 @@ def test_both_forms_are_timed(capsys):
 def test_an_unknown_rate_is_refused(capsys):
     assert main(["coder", "--rate", "enormous"]) == 1
     assert "no rate 'enormous'" in capsys.readouterr().err
+
+
+def test_a_bundle_without_a_range_coder_is_refused(capsys):
+    assert main(["coder", "--bundle", "still"]) == 1
+    assert "no range coder" in capsys.readouterr().err
