@@ -60,7 +60,7 @@ def load_checkpoint(path: Path, device: str) -> dict:
         cause = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         raise CheckpointError(f"{path} is damaged ({cause}): delete it to begin again") from error
     if not isinstance(state, dict) or "progress" not in state:
-        raise CheckpointError(f"{path} is no checkpoint of a run here")
+        raise CheckpointError(f"{path} is not a checkpoint of a run")
     return state
 
 

@@ -169,7 +169,7 @@ def _read_card(path: Path) -> dict[str, Any]:
         if not sound:
             raise ValueError("a field is of the wrong kind")
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise DecoderError(f"{path}: is no card of a decoder ({error!r}): copy it again, or tune one") from error
+        raise DecoderError(f"{path}: is not a decoder's card ({error!r}): copy it again, or tune one") from error
     return card
 
 

@@ -80,7 +80,7 @@ def parse_source(text: str, caption: str | None = None) -> Source:
             weight = float(tail)
         except ValueError:
             raise PhotographsError(
-                f"--images {text!r}: {tail!r} behind the last = is no weight: SOURCE=0.3 gives 0.3 of the draws"
+                f"--images {text!r}: {tail!r} behind the last = is not a weight: SOURCE=0.3 gives 0.3 of the draws"
             ) from None
         if not 0 < weight <= 1:
             raise PhotographsError(f"--images {text!r}: a weight is a share of the draws, above 0 and at most 1")
@@ -106,7 +106,7 @@ def parse_source(text: str, caption: str | None = None) -> Source:
         return Source(text, "list", (paths[0],), weight, caption)
     if len(paths) == 1 and Path(paths[0]).suffix.lower() in SUFFIXES:
         raise PhotographsError(f"--images {text!r}: is one picture; training needs many: give {EXAMPLE}")
-    raise PhotographsError(f"--images {text!r}: is no source of photographs; give {EXAMPLE}")
+    raise PhotographsError(f"--images {text!r}: is not a source of photographs; give {EXAMPLE}")
 
 
 def tarfile_like(path: str) -> bool:
@@ -122,7 +122,7 @@ def expand_braces(text: str) -> list[str]:
     if names is None:
         low, high = int(first), int(last)
         if high < low or high - low > 1_000_000:
-            raise PhotographsError(f"--images {text!r}: {found[0]} is no range that counts up")
+            raise PhotographsError(f"--images {text!r}: {found[0]} is not an ascending range")
         width = len(first) if first.startswith("0") or len(first) == len(last) else 0
         parts = [f"{number:0{width}d}" for number in range(low, high + 1)]
     else:
@@ -179,7 +179,7 @@ def _in_list(path: Path) -> Iterator[Found]:
                 if name:
                     yield Found(name, os.path.join(path.parent, os.path.expanduser(name)))
     except (OSError, UnicodeDecodeError) as error:
-        raise PhotographsError(f"--images {path}: is no list of paths, one a line ({error})") from error
+        raise PhotographsError(f"--images {path}: is not a list of paths, one a line ({error})") from error
 
 
 def _in_tar(place: str, caption: str | None) -> Iterator[Found]:
@@ -237,7 +237,7 @@ def _rows(data: bytes, name: str, caption: str | None) -> dict[str, tuple[tuple[
     try:
         rows = list(csv.DictReader(io.StringIO(data.decode("utf-8"))))
     except (UnicodeDecodeError, csv.Error) as error:
-        raise PhotographsError(f"{name}: is no table of labels ({error})") from error
+        raise PhotographsError(f"{name}: is not a table of labels ({error})") from error
     if rows and "path" not in rows[0]:
         raise PhotographsError(f"{name}: has no column `path`")
     if rows and caption is not None and caption not in rows[0]:

@@ -188,12 +188,12 @@ def test_braces_expand_as_in_a_shell():
     [
         ("missing", "there is no"),
         ("missing-{00..03}.tar", "and 3 more"),
-        ("camera=much", "is no weight"),
+        ("camera=much", "is not a weight"),
         ("camera=3", "share of the draws"),
-        ("camera/notes.md", "is no source"),
+        ("camera/notes.md", "is not a source"),
         ("camera/monday/001.jpg", "one picture"),
         ("hf:", "names a data set"),
-        ("{9..1}.tar", "counts up"),
+        ("{9..1}.tar", "ascending range"),
     ],
 )
 def test_a_source_that_cannot_be_is_refused_by_name(folder, monkeypatch, source, said):
