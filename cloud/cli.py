@@ -199,7 +199,8 @@ def _serve(config: Config) -> int:
         _say(f"adapter {adapter.name}: for {adapter.bundle} at {', '.join(adapter.rates)}")
     if config["allow_plaintext"] and not security.tls:
         _say(f"WARNING: listening on {config['host']} without TLS: anyone on the network can read images and tokens")
-    host = f"[{config['host']}]" if ":" in config["host"] else config["host"]
+    unix = config["host"].startswith("unix:")
+    host = f"[{config['host']}]" if ":" in config["host"] and not unix else config["host"]
     options = ServerOptions(
         max_image_file_bytes=config["max_image_mb"] << 20,
         stream_window=config["window"],
@@ -216,7 +217,7 @@ def _serve(config: Config) -> int:
     except BaseException:
         engine.close(0)
         raise
-    server = Server(engine, f"{host}:{config['port']}", options, security, watch)
+    server = Server(engine, host if unix else f"{host}:{config['port']}", options, security, watch)
 
     async def run() -> bool:
         stop = asyncio.Event()
@@ -230,7 +231,7 @@ def _serve(config: Config) -> int:
         if watch.web_port is not None:
             shown = "page and metrics" if config["page"] else "metrics"
             _say(f"{shown} on http://{config['http_host']}:{watch.web_port}")
-        _say(f"listening on {host}:{port}")
+        _say(f"listening on {host}" if unix else f"listening on {host}:{port}")
         logging.getLogger(__name__).info("ready after %.1f s", time.monotonic() - start)
         await stop.wait()
         _say(f"stopping: answering what was accepted (at most {config['grace']:g} s)")

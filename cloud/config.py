@@ -114,7 +114,12 @@ class Setting:
 
 
 SETTINGS = (
-    Setting("host", str, "127.0.0.1", "address to listen on; beyond loopback only with TLS, or --allow-plaintext"),
+    Setting(
+        "host",
+        str,
+        "127.0.0.1",
+        "address, or unix:PATH, to listen on; others than loopback need TLS or --allow-plaintext",
+    ),
     Setting("port", port, 50051, "port to listen on; 0 takes a free one and prints it"),
     Setting(
         "clip",

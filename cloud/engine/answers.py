@@ -13,7 +13,7 @@ from cloud.errors import InferenceFailed
 
 
 def answers_of(batch: Sequence[Item], result: Embedded) -> Iterator[tuple[Item, Answer | Exception]]:
-    """Every item of `batch` once, with its answer or what went wrong with it alone."""
+    """Every item of `batch` once, with its answer, or the error of this item alone."""
     finite = np.isfinite(result.embeddings).all(axis=1)
     groups: dict[int, list[int]] = {}
     for row, item in enumerate(batch):

@@ -1,4 +1,4 @@
-"""The queue in front of the device: ordered by deadline, handed out in batches capped by items and bytes."""
+"""The queue in front of the device: ordered by deadline, taken in batches bounded by items and bytes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class BatchLimits:
-    """What one device batch may hold: items, and bytes of decoded arrays (a lone larger item still goes)."""
+    """What one device batch may hold: items, and bytes of decoded arrays (a single larger item is still taken)."""
 
     items: int = 32
     bytes: int = 64 << 20
@@ -23,9 +23,9 @@ class BatchLimits:
 class DeadlineQueue(Generic[T]):
     """Earliest deadline first; ties in order of arrival. Thread-safe.
 
-    `claim(item)` is asked once per item when its turn comes and says whether it is still wanted; items that are not
-    (cancelled, expired) are dropped there, before they cost device time. Keys are fixed points in time, so work without
-    a hurry is never starved for ever by work with one.
+    `claim(item)` is called once per item when its turn comes and returns whether it is still wanted; items that are not
+    (cancelled, expired) are dropped there, before they cost device time. Keys are fixed points in time, so items
+    with late deadlines are not starved by items with early ones.
     """
 
     def __init__(self, claim: Callable[[T], bool]) -> None:
@@ -39,13 +39,13 @@ class DeadlineQueue(Generic[T]):
         return len(self._heap)
 
     def put(self, item: T, due: float, size_bytes: int) -> None:
-        """Adds `item`, wanted by the monotonic time `due`."""
+        """Adds `item` with deadline `due`, a monotonic time."""
         with self._ready:
             heapq.heappush(self._heap, (due, next(self._count), size_bytes, item))
             self._ready.notify()
 
     def take(self, limits: BatchLimits) -> list[T] | None:
-        """Waits for work, then returns what waits, up to `limits`, at once; None when closed and empty."""
+        """Waits for an item, then returns all waiting items up to `limits`; None when closed and empty."""
         while True:
             with self._ready:
                 while not self._heap:
@@ -65,7 +65,7 @@ class DeadlineQueue(Generic[T]):
                 return batch
 
     def sweep(self, unwanted: Callable[[T], bool]) -> list[T]:
-        """Takes out and returns the items for which `unwanted` holds, wherever they stand in the queue."""
+        """Removes and returns the items for which `unwanted` is true."""
         with self._ready:
             out = [entry[3] for entry in self._heap if unwanted(entry[3])]
             if out:

@@ -5,13 +5,13 @@
     {"format": 1, "model_id": hex, "clips": {CLIP id: {"data", "images",
         "layers": [{"temperature", "margins": [...], "confidence": [...]}, ...]}}}
 
-`layers[k - 1]` speaks of answers from k layers. Its temperature T minimises the cross-entropy of softmax(logits / T)
+`layers[k - 1]` describes answers from k layers. Its temperature T minimises the cross-entropy of softmax(logits / T)
 against the true labels (Guo et al. 2017, "On Calibration of Modern Neural Networks"). `confidence` is 1 minus the
 accuracy that all layers together would add, P(right from all) - P(right from k), as a non-decreasing function of the
 top-1/top-2 margin at T: isotonic regression (pool adjacent violators), linear between the centres `margins` of its
-levels. Not the probability of being right: an image that no layer gets right is no reason to send more. Not that of
-staying the same either: changes from right to wrong and between wrong labels are not worth bytes. Chosen on
-ImageNette images (docs/service.md says what that means for its figures there).
+levels. It is not the probability of being right: for an image that no layer gets right, more bytes are wasted. Nor is
+it the probability of staying the same: changes from right to wrong, or between wrong labels, are not worth bytes.
+Chosen on ImageNette images (docs/service.md says what that means for its figures there).
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Calibration:
     layers: tuple[LayerCalibration, ...]
 
     def of(self, n_layers: int) -> LayerCalibration | None:
-        """None from the last layer on: nothing is left to ask for."""
+        """None from the last layer on: there are no more layers to ask for."""
         return self.layers[n_layers - 1] if 1 <= n_layers <= len(self.layers) else None
 
 
@@ -89,7 +89,7 @@ def write_calibration(bundle: Bundle, clip_id: str, calibration: Calibration, da
 
 
 def read_calibration(bundle: Bundle, clip_id: str) -> Calibration | None:
-    """The bundle's calibration for this very CLIP; None where there is none. Raises `ValueError` for a damaged file."""
+    """The bundle's calibration for exactly this CLIP, or None. Raises `ValueError` for a damaged file."""
     path = bundle.path / FILE
     if not path.is_file():
         return None

@@ -36,7 +36,7 @@ class AnsweredFrame:
 
 
 class Observer:
-    """Override what you want to hear of. Methods are called on the engine's threads or the front's event loop: they
+    """Override the events you need. Methods are called on the engine's threads or the front's event loop: they
     must be thread-safe, take microseconds, and keep no reference to `Item`s (they hold arrays)."""
 
     def refused(self, reason: str) -> None:
@@ -53,7 +53,7 @@ class Observer:
         """A client got the final answer to an image. Called within the RPC's own context."""
 
     def rpc(self, method: str, code: str, seconds: float) -> None:
-        """An RPC ended with gRPC status `code` ("OK", "NOT_FOUND", ...). Streams: `seconds` is their whole life."""
+        """An RPC ended with gRPC status `code` ("OK", "NOT_FOUND", ...). Of a stream, `seconds` is its duration."""
 
 
 class Observers(Observer):
@@ -71,7 +71,7 @@ class Observers(Observer):
         return self._all
 
     def replace(self, observers: Iterable[Observer]) -> None:
-        """These and no others, from now on."""
+        """Replaces all observers by these."""
         self._all = tuple(observers)
 
     def __bool__(self) -> bool:

@@ -1,4 +1,4 @@
-"""Heads that no cache holds: built once on the text thread for all items that wait for the same one."""
+"""Builds heads that no cache holds: each once, on the text thread, for all items that wait for it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class HeadBuilds:
         self._lock = threading.Lock()
 
     def wait_for(self, item: Item) -> None:
-        """Raises `QueueFull` when as many heads are being built as may be."""
+        """Raises `QueueFull` when too many heads are being built."""
         heads = item.loaded_clip.heads
         key = heads.key(item.labels, item.templates)
         with self._lock:

@@ -1,4 +1,4 @@
-"""The CPU side: bytes from strangers → checked arrays for the device. Runs on several threads at once."""
+"""Untrusted bytes → checked arrays for the device, on the CPU. Runs on several threads at once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Intake:
-    """Knows which bundles packets may name, and the view that CLIP wants of whole image files.
+    """Decodes packets of its bundles, and image files to the view that its CLIP takes.
 
     `refused` maps model ids of bundles that this server knows but cannot serve to the error that says why.
     """

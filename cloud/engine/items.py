@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EngineLimits:
-    """How much the engine holds at once. What goes beyond is refused with `QueueFull` rather than kept waiting."""
+    """Bounds of what the engine holds at once. Submissions beyond them are refused with `QueueFull`."""
 
     queue_items: int = 256  # accepted and unanswered
     queue_bytes: int = 64 << 20  # input bytes of these
@@ -46,7 +46,7 @@ class RankedLabel:
 
 @dataclass(frozen=True)
 class Timing:
-    """Where the milliseconds of one reply went. Batch stages count in full for every item of the batch."""
+    """Milliseconds of each stage of one reply. Stages of a batch count in full for every item of the batch."""
 
     queue_ms: float  # waiting for a decode thread and for the device
     decode_ms: float  # parse and range-decode, or decoding an image file

@@ -1,9 +1,9 @@
-"""One task at a time on a thread that ends when none is left, and its OpenMP threads with it.
+"""Runs one task at a time on a thread that ends, with its OpenMP threads, when no task is left.
 
-torch's CPU operations run on OpenMP threads that each calling thread has of its own and keeps while it lives. As soon
-as these are more than there are cores, libgomp no longer lets them wait awake between two operations (its
-`gomp_throttled_spin_count_var`), and a lone image takes CLIP 27 ms instead of 12. So one thread alone keeps such
-threads, the engine's device thread; all other code that runs a network does it here.
+Each thread that calls torch's CPU operations owns a set of OpenMP threads for as long as it lives. When these
+outnumber the cores, libgomp stops spin-waiting between operations (its `gomp_throttled_spin_count_var`), and a lone
+image takes CLIP 27 ms instead of 12. So only one thread keeps OpenMP threads, the engine's device thread; all other
+code that runs a network does it here.
 """
 
 from __future__ import annotations
@@ -68,6 +68,6 @@ class OneShotExecutor(Executor):
 
 
 def on_one_shot_thread(fn: Callable[[], T]) -> T:
-    """What `fn()` returns or raises, from a thread of its own."""
+    """Runs `fn` on a thread of its own; returns what it returns, raises what it raises."""
     with OneShotExecutor("thinwire-once") as thread:
         return thread.submit(fn).result()

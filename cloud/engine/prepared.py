@@ -1,4 +1,4 @@
-"""What passes between engine and runner: decoded inputs in, embeddings out. No networks here."""
+"""What the engine gives the runner, and gets back: decoded inputs, embeddings. No networks here."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import numpy as np
 class Prepared:
     """One decoded input: with a bundle, `array` is its symbols int32 (C, h, w); without, a view uint8 RGB (H, W, 3).
 
-    Bundles are told apart by `model_id`; two generations of one codec may share a name. `net` and `clip` are what this
-    input was accepted for, None for the runner's own: they stay alive with it when models are reloaded or evicted. In
-    one batch there may be several of one CLIP, whose image towers differ (`cloud.networks.adapted`).
+    Bundles are identified by `model_id`: two versions of one codec may share a name. `net` and `clip` are those this
+    input was accepted with (None: the runner's own); the reference keeps them alive when models are reloaded or
+    evicted. One batch may hold several variants of one CLIP, whose image towers differ (`cloud.networks.adapted`).
     """
 
     array: np.ndarray
@@ -36,7 +36,7 @@ class Embedded:
 
 
 class Runner(Protocol):
-    """What the engine needs of a device; tests put their own in its place."""
+    """What the engine needs of a device; tests use their own."""
 
     def run(self, batch: Sequence[Prepared]) -> Embedded: ...
     def picture(self, item: Prepared) -> np.ndarray: ...

@@ -1,4 +1,4 @@
-"""Zero-shot heads: labels x templates → a matrix of unit class vectors, built once and kept in memory and on disk."""
+"""Zero-shot heads: labels x templates → a matrix of unit class vectors, built once, cached in memory and on disk."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def make_head(
 
 
 def head_key(clip_id: str, labels: Sequence[str], templates: Sequence[str]) -> str:
-    """SHA-256 hex of (CLIP id, labels in order, templates in order): the cache name; it tells nothing of the labels."""
+    """SHA-256 hex of (CLIP id, labels in order, templates in order): the cache name; it does not reveal the labels."""
     text = json.dumps([clip_id, list(labels), list(templates)], ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
@@ -94,11 +94,11 @@ def default_cache_dir() -> Path:
 
 
 class HeadCache:
-    """Heads of one CLIP by (labels, templates): least recently used out first in memory, oldest out first on disk.
+    """Heads of one CLIP by (labels, templates): an LRU cache in memory; on disk the oldest files are deleted first.
 
     Guarantees: a file that is truncated, altered or of another shape is never used (each carries its SHA-256) and is
     built again; files appear atomically, so that several servers may share a folder; a folder that cannot be written
-    costs a warning, not an answer. Strangers choose the labels, so memory and disk both have a budget in bytes.
+    costs a warning, not an answer. Clients choose the labels, so memory and disk both have a budget in bytes.
     Thread-safe. `cache_dir=None` keeps heads in memory only.
     """
 

@@ -53,7 +53,8 @@ class Server:
         Raises `OSError` when the address is taken, `BadConfiguration` for what `Security.check` refuses.
         """
         security = self._security
-        host = self._address.rpartition(":")[0].strip("[]")
+        unix = self._address.startswith("unix:")
+        host = self._address if unix else self._address.rpartition(":")[0].strip("[]")
         security.check(host)
         limit = self.options.max_message_bytes
         self._server = grpc.aio.server(

@@ -15,6 +15,7 @@ from cloud.errors import InvalidRequest
 from cloud.front.admission import RateLimiter
 from cloud.front.answering import Answering, Context
 from cloud.front.info import server_info
+from cloud.front.label_parts import LabelParts
 from cloud.front.label_sets import check_label_set
 from cloud.front.limits import ServerOptions
 from cloud.front.replies import (
@@ -47,6 +48,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         self.options = options
         self._engine = engine
         self._answering = Answering(engine, options, limiter, tokens_are_checked)
+        self._parts = LabelParts()
         self._stopping = asyncio.Event()
 
     def stop_streams(self) -> None:
@@ -84,6 +86,9 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
 
     async def RegisterLabels(self, request: pb.RegisterLabelsRequest, context: Context):
         return await or_abort(context, self._register(request, context))
+
+    async def RegisterLabelsPart(self, request: pb.RegisterLabelsPartRequest, context: Context):
+        return await or_abort(context, self._register_part(request, context))
 
     # ---------------------------------------------------------------- one request
 
@@ -182,6 +187,15 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             labels=len(labels.labels),
             notes=self._answering.label_notes(labels, request.clip),
         )
+
+    async def _register_part(
+        self, request: pb.RegisterLabelsPartRequest, context: Context
+    ) -> pb.RegisterLabelsPartResponse:
+        held_bytes, whole = self._parts.take(request)
+        if whole is None:
+            return pb.RegisterLabelsPartResponse(held_bytes=held_bytes)
+        registered = await self._register(whole, context)
+        return pb.RegisterLabelsPartResponse(held_bytes=held_bytes, registered=registered)
 
     async def _vector(self, image: pb.ImageInput, clip: str, context: Context) -> np.ndarray:
         source = source_of(image, self.options.max_image_file_bytes)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from cloud.errors import InvalidRequest
 from thinwire.contract import DEFAULT_SERVER, is_loopback
+from thinwire.proxies import proxy_for
 
 COMMANDS = ("search", "forget", "kept")
 
@@ -61,11 +62,12 @@ def run(args: argparse.Namespace) -> int:
     token = args.token_file.read_text().partition("\n")[0].partition("#")[0].strip() if args.token_file else ""
     metadata = [("authorization", f"Bearer {token}")] if token else []
     if args.tls_ca:
-        channel = grpc.secure_channel(args.server, grpc.ssl_channel_credentials(args.tls_ca.read_bytes()))
+        credentials = grpc.ssl_channel_credentials(args.tls_ca.read_bytes())
+        channel = grpc.secure_channel(args.server, credentials, options=_options(args.server))
     elif token and not is_loopback(args.server.rpartition(":")[0]):
         raise InvalidRequest(f"a token must not be sent to {args.server} unencrypted: give --tls-ca")
     else:
-        channel = grpc.insecure_channel(args.server)
+        channel = grpc.insecure_channel(args.server, options=_options(args.server))
     method = {"search": "SearchFrames", "forget": "DeleteFrames", "kept": "GetStoreInfo"}[args.command]
     with channel:
         stub = search_pb2_grpc.SearchServiceStub(channel)
@@ -189,3 +191,9 @@ def _print_info(reply, args: argparse.Namespace) -> int:
     row = {"frames": reply.frames, "bytes": reply.bytes, "dropped": reply.dropped, "devices": list(reply.device_ids)}
     print(json.dumps(row | {"oldest": moment(reply.oldest_unix_ms), "newest": moment(reply.newest_unix_ms)}))
     return 0
+
+
+def _options(server: str) -> list[tuple[str, int]]:
+    """Channel options: no proxy where the one rule for all clients says so."""
+    direct = server.startswith("unix:") or proxy_for("grpc", server.rpartition(":")[0]) is None
+    return [("grpc.enable_http_proxy", 0)] if direct else []

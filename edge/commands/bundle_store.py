@@ -19,14 +19,15 @@ import os
 import shutil
 import tarfile
 import tempfile
-import urllib.request
 from pathlib import Path
 
 import numpy as np
 
 from edge.commands.signature import check_signature
 from edge.errors import UpdateRefused
+from edge.line.web import WebError, open_url, read_reply
 from thinwire.bundle import CARD, Bundle, load_bundle
+from thinwire.text import shown_address
 
 TRUSTED = "trusted.pem"
 MAX_BUNDLE_BYTES = 256 << 20
@@ -44,6 +45,7 @@ def install(
     card, and the encoder must load and encode, before anything changes. Returns its folder. Raises `UpdateRefused`, or
     what `load_bundle` and `Encoder` raise; then the bundle in use is untouched.
     """
+    address, source = source, shown_address(source)
     keys = [] if public_key is None else [Path(public_key)]
     if (pinned := store / TRUSTED).exists():
         keys.append(pinned)
@@ -53,7 +55,7 @@ def install(
         )
     store.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".incoming-", dir=store) as name:
-        folder = _fetch(source, Path(name))
+        folder = _fetch(address, Path(name))
         digest = hashlib.sha256(_card(folder)).hexdigest()
         if card_sha256 is not None and digest != card_sha256.lower():
             raise UpdateRefused(f"{source}: its card has SHA-256 {digest}, not {card_sha256.lower()}: do not use it")
@@ -117,11 +119,12 @@ def _fetch(source: str, place: Path) -> Path:
     target = place / "bundle"
     if "://" in source:
         if not source.startswith("https://"):
-            raise UpdateRefused(f"{source}: only https:// addresses are fetched")
+            raise UpdateRefused(f"{shown_address(source)}: only https:// addresses are fetched")
+        source = shown_address(address := source)
         try:
-            with urllib.request.urlopen(source, timeout=DOWNLOAD_TIMEOUT_S) as reply:
-                data = reply.read(MAX_BUNDLE_BYTES + 1)
-        except (OSError, ValueError) as error:
+            with open_url(address, DOWNLOAD_TIMEOUT_S) as reply:
+                data = read_reply(reply, MAX_BUNDLE_BYTES)
+        except WebError as error:
             raise UpdateRefused(f"{source}: cannot be fetched ({error}): try again") from error
         if len(data) > MAX_BUNDLE_BYTES:
             raise UpdateRefused(f"{source}: is larger than {MAX_BUNDLE_BYTES >> 20} MiB")

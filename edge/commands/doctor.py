@@ -69,8 +69,8 @@ class Doctor:
         self._line, self._bundle_name, self._spool = line, bundle, spool
         self._precision, self._threads, self._provider = precision, threads, provider
         self._asked_rate = None if rate == "auto" else rate
-        self._host, _, port = line.server.rpartition(":")
-        self._host, self._port = self._host.strip("[]"), int(port)
+        host, _, port = line.server.rpartition(":")
+        self._host, self._port = ("", 0) if line.unix else (host.strip("[]"), int(port))
         self._bundle: Bundle | None = None
         self._encoder: Encoder | None = None
         self._info: Any = None
@@ -147,6 +147,8 @@ class Doctor:
         return OK, f"{folder}: {free_mb:,.0f} MB free", ""
 
     def _check_dns(self) -> tuple[str, str, str]:
+        if self._line.unix:
+            return OK, "not needed for a socket in the file system", ""
         try:
             found = socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
         except OSError as error:
@@ -157,6 +159,8 @@ class Doctor:
         return OK, f"{self._host} is {', '.join(dict.fromkeys(each[4][0] for each in found))}", ""
 
     def _check_tcp(self) -> tuple[str, str, str]:
+        if self._line.unix:
+            return self._check_socket()
         started = time.perf_counter()
         try:
             with socket.create_connection((self._host, self._port), CONNECT_TIMEOUT_S):
@@ -171,6 +175,19 @@ class Doctor:
                 f"{self._line.server} cannot be reached ({error.strerror or error})",
                 "check the network, and that no firewall on the way blocks this port",
             ) from error
+
+    def _check_socket(self) -> tuple[str, str, str]:
+        path = self._line.server.removeprefix("unix:").removeprefix("//")
+        try:
+            with socket.socket(socket.AF_UNIX) as channel:
+                channel.settimeout(CONNECT_TIMEOUT_S)
+                channel.connect(path)
+        except OSError as error:
+            raise Broken(
+                f"{path} does not answer ({error.strerror or error})",
+                "start the server with `thinwire-cloud serve --host unix:PATH`, and check who may use the file",
+            ) from error
+        return OK, f"{path} answers", ""
 
     def _check_tls(self) -> tuple[str, str, str]:
         if not self._line.encrypted:

@@ -94,7 +94,7 @@ def _add_run(commands) -> None:
     )
     what.add_argument("--crop", metavar="X,Y,W,H", help="use only this part: in pixels, or in fractions of the frame")
     out = sub.add_argument_group("results")
-    out.add_argument("--out", action="append", metavar="FILE", help="append to a .jsonl or .csv file; repeatable")
+    out.add_argument("--out", action="append", metavar="FILE", help="a .jsonl or .csv file, - for stdout; repeatable")
     out.add_argument("--webhook", action="append", metavar="URL", help="POST each result as JSON; repeatable")
     out.add_argument("--mqtt", action="append", metavar="URL", help="publish to mqtt://HOST:PORT/TOPIC; repeatable")
     out.add_argument("--summary", action="store_true", help="end with one JSON line of counts on stdout")

@@ -39,7 +39,9 @@ def add_question_options(sub: argparse.ArgumentParser) -> None:
 def add_line_options(sub: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     """Where the server is and how it is talked to (`edge.line.uplink.Line`)."""
     line = sub.add_argument_group("the line to the server")
-    line.add_argument("--server", default=DEFAULT_SERVER, metavar="HOST:PORT", help=f"server ({DEFAULT_SERVER})")
+    line.add_argument(
+        "--server", default=DEFAULT_SERVER, metavar="HOST:PORT", help=f"server, or unix:PATH ({DEFAULT_SERVER})"
+    )
     line.add_argument(
         "--timeout",
         type=seconds,

@@ -4,13 +4,17 @@ Guarantees and requirements
 - A frame leaves the spool only with a final result. Frames that are unanswered when a stream ends are sent again on the
   next one, with the same `frame_id` (the first 8 bytes of the key) under the same `thinwire-spool`. Together they are
   the idempotency key: the server repeats the answer it gave before. A second answer to a frame is ignored.
-- At most `window` frames are in flight. A frame without an answer after `timeout_s` ends the connection, and a new one
-  is made: a line can be dead without any error.
+- At most `window` frames are in flight. A connection on which nothing has come for `timeout_s`, counted from the last
+  answer, is replaced by a new one: a line can be dead without any error. After each such silence the next connection
+  gets twice the time, up to 16 times: a message that is large for a slow link arrives at last. A frame that others have
+  overtaken for `timeout_s` was lost by the server: it is sent again on a new connection.
+- An exception of one frame or of one answer becomes that frame's final result; others are not concerned.
 - Permanent refusals (BAD_PACKET, TOO_LARGE, ...) become the frame's final result. Other refusals are retried after the
   pause that the server asks for, or with exponential backoff and jitter. If the server lacks the bundle, refuses the
   token or runs another version, the courier reports it once and retries every minute.
-- Labels are sent once per stream, not with each frame; from the second stream on as a handle
-  (`edge.line.label_handles`).
+- Labels of more than a few bytes are sent once per device: they are registered before the first frame, in pieces if
+  they are many (`edge.line.label_upload`), and frames name their handle (`edge.line.label_handles`), which the spool
+  keeps for the next start. A server that does not know the handle gets the labels again.
 - With a `confidence`, only the first layer of a frame is sent at first. The server asks for more (`need_more`) where
   they may change the answer. They are sent if rate control, cap and budget allow it; otherwise the answer so far is the
   frame's result. A server without a calibration for the bundle gets all layers at once.
@@ -19,6 +23,7 @@ Guarantees and requirements
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import queue
 import random
 import threading
@@ -29,7 +34,7 @@ from typing import Any
 
 import grpc
 
-from edge.errors import Refused, ServerTimeout
+from edge.errors import ClientClosed, FrameFailed, Refused, ServerTimeout, described
 from edge.field.fallback import Fallback, fetch_in_background
 from edge.field.in_flight import Again, Counts, Flight, frame_id, read
 from edge.field.rate_control import FRAMING_BYTES, Budget, Cap, LinkMeter, RateControl
@@ -37,6 +42,7 @@ from edge.field.result_lines import answered, lost
 from edge.field.spool import Spool, SpooledFrame
 from edge.line.client import check_server
 from edge.line.label_handles import LabelHandles
+from edge.line.label_upload import Progress, in_pieces
 from edge.line.progressive import more_layers
 from edge.line.uplink import Line, Uplink, typed_error
 from thinwire.bundle import Bundle
@@ -54,9 +60,21 @@ FINAL_CODES = frozenset((3, 9, 11, 15))  # INVALID_ARGUMENT, FAILED_PRECONDITION
 RETRIES_OF_INTERNAL = 3
 EXPIRE_EVERY_S = 5.0
 MAX_NOTES = 20  # on labels, told in one run
+MAX_PATIENCE = 16  # times the timeout, after silence again and again
+MAX_DEFECTS = 3  # exceptions in a row that belong to no frame
+LABELS_SAID_EVERY_S = 30.0
+HANDLES_NOTE = "labels.handles"
 OPERATOR_REASONS = frozenset(
     (Reason.UNAUTHENTICATED, Reason.PERMISSION_DENIED, Reason.UNIMPLEMENTED, Reason.UNKNOWN_MODEL)
 )
+
+
+class _LabelsUnknown(ThinwireError):
+    """The server was started again, and the labels are too many to go with a frame."""
+
+
+class _BudgetSpent(ThinwireError):
+    """No bytes are left today."""
 
 
 @dataclass
@@ -97,6 +115,11 @@ class Courier:
         self._flying: dict[bytes, Flight] = {}
         self._again: dict[bytes, Again] = {}
         self._handles = LabelHandles()
+        self._assumed: set[int] = set()  # questions whose noted handle was tried
+        self._patience_s = self.line.timeout_s
+        self._progress_at = float("-inf")
+        self._defects = 0  # exceptions in a row that belong to no frame
+        self.labels: dict[str, Any] | None = None  # progress of labels that are being sent
         self._asked: int | None = None  # the question whose labels this stream has been sent
         self._session = 0
         self._checked = self._progressive = False
@@ -150,12 +173,21 @@ class Courier:
                 if not self._checked:
                     self._check()
                 self._register()
+                if self.fallback is not None and not self.fallback.ready:
+                    fetch_in_background(self.fallback, self._uplink, self.say)
                 self._stream()
                 continue
-            except ThinwireError as error:
+            except _LabelsUnknown:
+                continue
+            except Exception as error:
                 if self._stopping:
                     return
                 progress = self.counts.answered + self.counts.failed > before
+                if not isinstance(error, ThinwireError):
+                    self._defects = 1 if progress else self._defects + 1
+                    if self._defects > MAX_DEFECTS:
+                        raise  # of no frame, and it stays: better started again than hung
+                    error = FrameFailed(f"a defect of thinwire, please report it: {described(error)}")
                 pause = 0.0 if progress else min(PAUSE_S[1], max(PAUSE_S[0], 2 * pause))
                 self._trouble(error)
                 slow = isinstance(error, Refused) and error.server_reason in OPERATOR_REASONS
@@ -170,25 +202,69 @@ class Courier:
         held = next(each for each in info.bundles if each.model_id == self.bundle.model_id)
         self._progressive = self.confidence is not None and held.progressive
         self._checked = True
-        if self.fallback is not None and not self.fallback.ready:
-            fetch_in_background(self.fallback, self._uplink, self.say)
 
     def _register(self) -> None:
-        """Registers labels that would be sent a second time: a handle replaces them. Raises if no server answers."""
+        """Registers the labels of the next frame, so that frames need not carry them. Raises if no server answers."""
         for frame in self.spool.waiting(1):
-            wanted = self._handles.registration(self._question(frame.question))
-            size = 0 if wanted is None else wanted.ByteSize() + FRAMING_BYTES
-            if wanted is None or not self.budget.allows(size):
+            question = self._question(frame.question)
+            wanted = self._handles.registration(question, at_once=True)
+            if wanted is None or self._assume(frame.question, wanted):
                 return
-            self.budget.spent(size)
-            self.cap.spent(size)
-            self.counts.sent_bytes += size
             try:
-                reply = self._uplink.register(wanted)
+                if in_pieces(wanted):
+                    reply = self._uplink.register(wanted, self._tell_labels, self._send_part, self._patience_s)
+                else:
+                    self._spend(wanted.ByteSize() + FRAMING_BYTES)
+                    reply = self._uplink.register(wanted, timeout_s=self._patience_s)
                 self._handles.registered(wanted, reply)
                 self._tell(reply.notes)
+                self.spool.note(HANDLES_NOTE, {_digest(wanted): reply.label_set})
+            except _BudgetSpent:
+                return  # frames will wait for the same reason
             except Refused as error:
                 self._handles.refused(wanted, error)
+            except ServerTimeout:
+                self._patience_s = min(2 * self._patience_s, MAX_PATIENCE * self.line.timeout_s)
+                raise
+            finally:
+                self.labels = None
+
+    def _assume(self, number: int, wanted: pb.RegisterLabelsRequest) -> bool:
+        """Takes the handle that an earlier run was given, once: a server that does not know it says so."""
+        if number in self._assumed:
+            return False
+        self._assumed.add(number)
+        handle = (self.spool.noted(HANDLES_NOTE) or {}).get(_digest(wanted))
+        if handle:
+            self._handles.assume(wanted, handle)
+        return bool(handle)
+
+    def _send_part(self, part: pb.RegisterLabelsPartRequest) -> pb.RegisterLabelsPartResponse:
+        if self._stopping:
+            raise ClientClosed("the run ends")
+        self._spend(part.ByteSize() + FRAMING_BYTES)
+        while (wait_s := self.cap.wait_s()) > 0 and not self._stopping:
+            self._pause(wait_s)
+        return self._uplink.register_part(part)
+
+    def _spend(self, size: int) -> None:
+        if not self.budget.allows(size):
+            raise _BudgetSpent("the day's byte budget is spent")
+        self.budget.spent(size)
+        self.cap.spent(size)
+        self.counts.sent_bytes += size
+
+    def _tell_labels(self, progress: Progress) -> None:
+        """Progress of many labels: for `status`, and a line at the start and every half minute."""
+        self._down_since = None  # the link works
+        now = time.monotonic()
+        if self.labels is None:
+            self._labels_said_at = float("-inf")
+        self.labels = {"sent_bytes": progress.held_bytes, "of_bytes": progress.total_bytes}
+        if now - self._labels_said_at > LABELS_SAID_EVERY_S and progress.held_bytes < progress.total_bytes:
+            self._labels_said_at = now
+            share = 100 * progress.held_bytes // progress.total_bytes
+            self.say(f"labels go ahead of the frames, once: {share} % of {progress.total_bytes} bytes have crossed")
 
     def _tell(self, notes: Iterable[str]) -> None:
         """Says what the server finds odd about the labels, once."""
@@ -253,6 +329,7 @@ class Courier:
                     )
                 self._heard()
                 self._take(body, outgoing)
+                self._check_for_silence()
         finally:
             call.cancel()
             outgoing.put(None)
@@ -266,13 +343,22 @@ class Courier:
         if self._told is not None:
             self.say(f"{self.line.server} answers again after {self.down_s():.0f} s")
         self._down_since = self._told = None
+        self._progress_at, self._patience_s = time.monotonic(), self.line.timeout_s
 
     def _check_for_silence(self) -> None:
         self._expire()
-        now = time.monotonic()
-        if any(now - each.sent_at >= self.line.timeout_s for each in self._flying.values()):
+        if self._flying and self._silent_in_s() <= 0:
             self._broke = True
-            raise ServerTimeout(f"{self.line.server} has not answered for {self.line.timeout_s:g} s: connecting again")
+            after_s = self._patience_s
+            self._patience_s = min(2 * self._patience_s, MAX_PATIENCE * self.line.timeout_s)
+            raise ServerTimeout(f"{self.line.server} has not answered for {after_s:g} s: connecting again")
+
+    def _silent_in_s(self) -> float:
+        """Seconds until the line counts as dead, with frames in flight; 0 or less: it does now."""
+        oldest = min(each.sent_at for each in self._flying.values())
+        ends = [max(oldest, self._progress_at) + self._patience_s]
+        ends += [each.overtaken_at + self.line.timeout_s for each in self._flying.values() if each.overtaken_at]
+        return min(ends) - time.monotonic()
 
     def _expire(self) -> None:
         if time.monotonic() - self._expired_at > EXPIRE_EVERY_S:
@@ -288,8 +374,7 @@ class Courier:
         wait_s = EXPIRE_EVERY_S
         # Wake up when the oldest frame in flight times out
         if self._flying:
-            oldest = min(each.sent_at for each in self._flying.values())
-            wait_s = min(wait_s, max(0.01, oldest + self.line.timeout_s - now))
+            wait_s = min(wait_s, max(0.01, self._silent_in_s()))
         # Forget pauses that are over, unless they carry facts for the next attempt (failures, or to send all layers)
         for key in [key for key, again in self._again.items() if again.due <= now and not again.failures]:
             if not self._again[key].whole:
@@ -306,8 +391,8 @@ class Courier:
                 return min(wait_s, cap_s)
             try:
                 request, layers = self._request(frame, len(frames) - place - 1)
-            except ThinwireError as error:  # the packet was damaged on disk
-                self._final(frame, lost(frame.key, frame.source, frame.captured_at, error.reason, str(error)))
+            except Exception as error:  # the packet or the question was damaged on disk, or what nobody expected
+                self._fail(frame, error)
                 continue
             # The day's budget: checked with the real size, before anything is sent
             size = request.ByteSize() + FRAMING_BYTES
@@ -358,6 +443,27 @@ class Courier:
         key = next((key for key in self._flying if frame_id(key) == response.frame_id), None)
         if key is None:
             return  # a second answer to a frame that is settled
+        flight = self._flying[key]
+        for other in self._flying.values():
+            if other.sent_at < flight.sent_at:
+                other.overtaken_at = other.overtaken_at or time.monotonic()
+        try:
+            self._settle(key, response, outgoing)
+        except ThinwireError:
+            raise  # of the spool: the frame is sent again
+        except Exception as error:  # an answer that is none: numbers that are not finite, fields that are missing
+            self._flying.pop(key, None)
+            self.meter.forget(key)
+            self._fail(flight.frame, error)
+
+    def _fail(self, frame: SpooledFrame, error: Exception) -> None:
+        """The frame's final result: it raised an exception."""
+        self.counts.failed += 1
+        reason = error.reason if isinstance(error, ThinwireError) else FrameFailed.reason
+        text = f"{frame.source}: {described(error)}"
+        self._final(frame, lost(frame.key, frame.source, frame.captured_at, reason, text))
+
+    def _settle(self, key: bytes, response: pb.ClassifyStreamResponse, outgoing: queue.SimpleQueue) -> None:
         flying = self._flying[key]
         kind = response.WhichOneof("outcome")
         reply = response.need_more.so_far if kind == "need_more" else response.result
@@ -393,6 +499,8 @@ class Courier:
             # The server has restarted: send this stream the labels, register a new handle before the next
             if self._handles.forget_all():
                 self._asked = None
+                if in_pieces(pb.RegisterLabelsRequest(labels=self._question(frame.question).labels)):
+                    raise _LabelsUnknown("the labels are registered again")
             return
         pause_s = error.retry_after_ms / 1000 or FRAME_PAUSE_S * random.uniform(0.5, 1.5)
         if error.reason in OPERATOR_REASONS:
@@ -416,6 +524,7 @@ class Courier:
             return False
         flying.packet_bytes += more.ByteSize()
         flying.layers, flying.extended, flying.sent_at = wanted, True, time.monotonic()
+        flying.overtaken_at = None
         self._send(flying.frame.key, request, size, outgoing)
         return True
 
@@ -423,3 +532,7 @@ class Courier:
         self._again.pop(frame.key, None)
         self.spool.finish(frame.key, result)
         self.on_result()
+
+
+def _digest(registration: pb.RegisterLabelsRequest) -> str:
+    return hashlib.sha256(registration.SerializeToString(deterministic=True)).hexdigest()[:32]

@@ -13,6 +13,7 @@ import json
 import math
 import struct
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,16 +23,17 @@ from typing import Any
 import numpy as np
 
 from edge.encoder import Encoder
-from edge.errors import Refused
+from edge.errors import Refused, ServerTimeout, described
 from edge.line.uplink import Uplink
 from thinwire.bundle import Bundle
 from thinwire.contract import Reason
-from thinwire.errors import BundleError, ThinwireError
+from thinwire.errors import BundleError
 from thinwire.files import write_whole
 from thinwire.label_notes import coinciding
 
 CLIP_SCALE = 100.0  # what CLIP's training ends at (Radford et al. 2021, 2.5), until answers have told the real one
-TEXTS_PER_CALL = 256
+TEXTS_PER_CALL = (1, 32, 256)  # least, first and most: a vector is 1 to 4 kB
+QUICK_S = 1.0  # a call that takes less is followed by one of twice as many
 MAX_HEADER_BYTES = 1 << 20
 FLOATS = {"F16": "<f2", "F32": "<f4"}
 
@@ -113,6 +115,8 @@ class Fallback:
         self._path = folder / f"labels-{hashlib.sha256(text.encode()).hexdigest()[:16]}.npz"
         self._held = self._load()
         self._scale_known = self._held is not None and self._held.scale != CLIP_SCALE
+        self.told = ""  # why vectors could not be fetched, so that it is said once
+        self._fetched: list[np.ndarray] = []  # rows so far, kept when the link goes in between
         self._fetching = threading.Lock()
 
     @property
@@ -137,11 +141,20 @@ class Fallback:
                     Reason.UNKNOWN_MODEL,
                 )
             labels: Sequence[str] = self._question["labels"]
-            rows: list[np.ndarray] = []
-            for start in range(0, len(labels), TEXTS_PER_CALL):
-                reply = uplink.texts(labels[start : start + TEXTS_PER_CALL], self._question["prompt_set"])
+            rows, count = self._fetched, TEXTS_PER_CALL[1]
+            while len(rows) < len(labels):
+                started = time.monotonic()
+                try:
+                    reply = uplink.texts(labels[len(rows) : len(rows) + count], self._question["prompt_set"])
+                except ServerTimeout:  # the vectors are too many bytes for this link in that time
+                    if count == TEXTS_PER_CALL[0]:
+                        raise
+                    count = max(TEXTS_PER_CALL[0], count // 4)
+                    continue
                 rows.extend(np.array(each.values, np.float32) for each in reply.embeddings)
-            vectors = np.stack(rows)
+                if time.monotonic() - started < QUICK_S:
+                    count = min(TEXTS_PER_CALL[2], 2 * count)
+            vectors = np.stack(rows[: len(labels)])
             self._keep(LabelVectors(tuple(labels), vectors))
 
     def learn(self, predictions: Sequence[Any]) -> None:
@@ -207,7 +220,9 @@ def fetch_in_background(fallback: Fallback, uplink: Uplink, say: Callable[[str],
     def fetch() -> None:
         try:
             fallback.fetch(uplink)
-        except ThinwireError as error:
-            say(str(error))
+        except Exception as error:  # fetched again with the next connection
+            if fallback.told != (text := described(error)):
+                fallback.told = text
+                say(text)
 
     threading.Thread(target=fetch, name="thinwire-labels", daemon=True).start()

@@ -31,6 +31,7 @@ class Flight:
     packet_bytes: int
     layers: int
     extended: bool = False  # by MoreLayers
+    overtaken_at: float | None = None  # when a frame that was sent later had its answer
 
 
 @dataclass

@@ -72,6 +72,11 @@ class LinkMeter:
         self.samples += 1
         return now - sent
 
+    def forget(self, frame: object) -> None:
+        """The frame's answer tells nothing."""
+        self._flying.pop(frame, None)
+        self._sizes.pop(frame, None)
+
     def lost(self) -> None:
         """The connection is gone: nothing is in flight, and what was learned may no longer hold."""
         self._flying.clear()

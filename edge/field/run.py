@@ -271,6 +271,7 @@ class FieldRun:
             )
             lost_sources = {source.name: source.trouble for source in self.sources if source.trouble is not None}
             self.spool.note("run.lost_sources", lost_sources)
+            self.spool.note("run.labels", self.courier.labels)
             self.spool.note("run.failing_outputs", self._delivery.troubles())
             self.spool.note("run.noted_at", time.time())
         except ThinwireError as error:  # a full disk must not end the run

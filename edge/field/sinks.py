@@ -15,6 +15,7 @@ import hashlib
 import io
 import json
 import os
+import stat
 import sys
 import threading
 import time
@@ -63,6 +64,10 @@ class FileSink:
             return 0
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            if not self._regular():
+                self._write_through(rows)
+                spool.delivered(self.name, rows[-1][0], {})
+                return len(rows)
             with open(self.path, "a+b") as file:
                 rows_left = rows if self._aligned else rows[self._align(file, rows, state) :]
                 self._aligned = False  # until the spool knows: from here on, lines may be in the file that it does not
@@ -81,6 +86,19 @@ class FileSink:
         spool.delivered(self.name, rows[-1][0], {"inode": end.st_ino, "offset": end.st_size})
         self._aligned = True
         return len(rows)
+
+    def _regular(self) -> bool:
+        try:
+            return stat.S_ISREG(os.stat(self.path).st_mode)
+        except FileNotFoundError:
+            return True
+
+    def _write_through(self, rows: Sequence[tuple[int, str]]) -> None:
+        """To a pipe or a device, which cannot be asked what it holds: at least once. A pipe that nobody reads fails."""
+        target = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC)
+        os.set_blocking(target, True)
+        with open(target, "wb") as file:
+            file.writelines(self._render(line) for _, line in rows)
 
     def _render(self, line: str) -> bytes:
         return _csv_row(_flat(json.loads(line))) if self._csv else line.encode() + b"\n"

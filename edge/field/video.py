@@ -18,8 +18,8 @@ from edge.field.frame_keys import file_key, fresh_key
 from edge.field.in_work import MAX_DEATHS, InWork
 from edge.field.shot import Shot
 from edge.line.image_files import VIDEO_ENDINGS
-from edge.line.proxies import proxy_of
 from edge.line.web import WebError, fetched_image, is_web_address
+from thinwire.proxies import proxy_of
 from thinwire.text import safe_text, shown_address, without_secrets
 
 RECONNECT_S = (1.0, 30.0)
@@ -171,7 +171,8 @@ class Pace:
             self._due = at
         if at < self._due - 1e-6:
             return False
-        self._due = max(self._due + self._every, at)
+        # A frame that is a whole step late begins a new row of steps, so that a gap is not made up for
+        self._due = (at if at - self._due >= self._every else self._due) + self._every
         return True
 
 

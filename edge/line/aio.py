@@ -11,9 +11,10 @@ import grpc
 
 from edge.defaults import DEFAULT_BUNDLE, DEFAULT_IN_FLIGHT, DEFAULT_SERVER, DEFAULT_TIMEOUT_S, DEFAULT_TOP_K
 from edge.encoder import Encoder, ImageLike, default_rate
-from edge.errors import ClientClosed, ConnectionOptionsError, Refused
+from edge.errors import ClientClosed, ConnectionOptionsError, Refused, ServerTimeout
 from edge.line.client import Outcome, PreparedRequest, Question, check_server, prepare, prepare_file
 from edge.line.label_handles import LabelHandles, is_unknown
+from edge.line.label_upload import in_pieces, upload
 from edge.line.result import Result
 from edge.line.uplink import CHECK_TIMEOUT_S, Line, typed_error
 from thinwire.bundle import Bundle, load_bundle
@@ -66,6 +67,7 @@ class AsyncClient:
         self._stub = inference_pb2_grpc.InferenceServiceStub(self._channel)
         self._closed = False
         self.handles = LabelHandles()
+        self._takes_parts = True
         self._registering = asyncio.Lock()
 
     async def __aenter__(self) -> AsyncClient:
@@ -174,13 +176,34 @@ class AsyncClient:
             wanted = self.handles.registration(request)
             if wanted is not None:
                 try:
-                    reply = await self._call(self._stub.RegisterLabels, wanted, self.line.timeout_s)
-                    self.handles.registered(wanted, reply)
+                    self.handles.registered(wanted, await self._register(wanted))
                 except Refused as error:
                     self.handles.refused(wanted, error)
         shortened = self.handles.shortened(request)
         self.handles.sent(shortened)
         return shortened
+
+    async def _register(self, wanted: pb.RegisterLabelsRequest) -> pb.RegisterLabelsResponse:
+        """As `Uplink.register`."""
+        if in_pieces(wanted) and self._takes_parts:
+            steps = upload(wanted)
+            try:
+                request = next(steps)
+                while True:
+                    try:
+                        reply = await self._call(self._stub.RegisterLabelsPart, request, self.line.timeout_s)
+                    except Refused as error:
+                        if error.server_reason != Reason.UNIMPLEMENTED:
+                            raise
+                        self._takes_parts = False
+                        break
+                    except ServerTimeout as error:
+                        request = steps.throw(error)
+                    else:
+                        request = steps.send(reply)
+            except StopIteration as end:
+                return end.value
+        return await self._call(self._stub.RegisterLabels, wanted, self.line.timeout_s)
 
     async def _call(self, method, request: object, timeout_s: float, asked_only_info: bool = False):
         closed = ClientClosed(f"the client of {self.line.server} was closed: make a new one")

@@ -14,6 +14,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 from edge.errors import Refused
+from edge.line.label_upload import too_many_at_once
 from thinwire.contract import Reason
 from thinwire.v1 import inference_pb2 as pb
 
@@ -64,10 +65,11 @@ class LabelHandles:
         self._usable = True
         self._lock = threading.Lock()
 
-    def registration(self, request: pb.ClassifyRequest) -> pb.RegisterLabelsRequest | None:
+    def registration(self, request: pb.ClassifyRequest, at_once: bool = False) -> pb.RegisterLabelsRequest | None:
         """What to register before `request` is sent; None where nothing is to be.
 
-        Nothing is for labels that are as short as a handle, held already, met for the first time, or refused before.
+        Nothing is for labels that are as short as a handle, held already, or refused before; nor for those met for the
+        first time, unless `at_once` is set or they are so many that they cross in pieces.
         """
         key = _key(request)
         with self._lock:
@@ -78,7 +80,7 @@ class LabelHandles:
                 return None
             question = self._asked(key)
             first, question.met = not question.met, True
-            return None if first else wanted
+            return None if first and not at_once and not too_many_at_once(wanted) else wanted
 
     def registered(self, registration: pb.RegisterLabelsRequest, reply: pb.RegisterLabelsResponse) -> None:
         with self._lock:
@@ -88,6 +90,13 @@ class LabelHandles:
             question.saved_bytes = registration.ByteSize() - HANDLE_BYTES
             self.counts.registered += 1
             self.counts.registered_bytes += registration.ByteSize()
+
+    def assume(self, registration: pb.RegisterLabelsRequest, handle: str) -> None:
+        """A handle that was given at another time, to another process: the same labels have the same everywhere."""
+        with self._lock:
+            question = self._asked((tuple(registration.labels), registration.prompt_set))
+            question.handle, question.given_at = handle, time.perf_counter()
+            question.saved_bytes = registration.ByteSize() - HANDLE_BYTES
 
     def refused(self, registration: pb.RegisterLabelsRequest, error: Refused) -> None:
         """These labels go as they are from now on; all do, where the server knows no handles. A busy one is asked again

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,13 +14,17 @@ import grpc
 from edge.defaults import DEFAULT_TIMEOUT_S
 from edge.errors import ClientClosed, ConnectionOptionsError, Refused, ServerTimeout, ServerUnreachable
 from edge.line.error_info import error_reason
+from edge.line.label_upload import Progress, in_pieces, run_upload
 from thinwire import __version__
 from thinwire.contract import DEVICE_ID_RULE, DEVICE_KEY, Reason, is_device_id, is_loopback
 from thinwire.errors import ThinwireError
+from thinwire.proxies import proxy_for
+from thinwire.text import safe_text, shown_address
 from thinwire.v1 import inference_pb2 as pb
 from thinwire.v1 import inference_pb2_grpc
 
 CHECK_TIMEOUT_S = 10.0
+MAX_SOCKET_PATH_BYTES = 107  # sun_path of Linux, with its closing zero byte
 MAX_REPLY_BYTES = 16 << 20  # 20,000 labels of 400 characters
 
 SERVICE_CONFIG = {
@@ -44,8 +48,8 @@ SERVICE_CONFIG = {
 class Line:
     """Where the server is and how it is talked to; checked when made (`ConnectionOptionsError`).
 
-    server: HOST:PORT ([::1]:50051 for IPv6). timeout_s: deadline of each call, retries included. tls: encrypt, trusting
-    the certificate authorities that gRPC ships; root_certificate: encrypt, trusting those in this PEM file instead.
+    server: HOST:PORT ([::1]:50051 for IPv6), or unix:PATH. timeout_s: deadline of each call, retries included. tls:
+    encrypt, trusting the authorities that gRPC ships; root_certificate: encrypt, trusting those in this PEM file.
     token: sent with each call as `authorization: Bearer TOKEN`, on an encrypted line or to this machine only.
     client_certificate, client_key: PEM files that show the server who we are (mTLS); either both or none.
     max_reconnect_s: longest pause between attempts to connect again. device_id: the name under which the server shows
@@ -63,14 +67,10 @@ class Line:
     device_id: str | None = None
 
     def __post_init__(self) -> None:
-        host, _, port = self.server.rpartition(":")
-        # A target without a port would silently go to port 443
-        if not re.fullmatch(r"\[[0-9A-Fa-f:.%\w]+\]|[^\s:/\[\]]+", host) or not re.fullmatch(r"\d{1,5}", port):
-            raise ConnectionOptionsError(
-                f"{self.server!r} is not a server address: write HOST:PORT, like 127.0.0.1:50051"
-            )
-        if not 1 <= int(port) <= 65535:
-            raise ConnectionOptionsError(f"{self.server!r} has no valid port: ports are 1 to 65535")
+        if self.unix:
+            self._check_path()
+        else:
+            self._check_host()
         if not 0 < self.timeout_s < float("inf"):
             raise ConnectionOptionsError(f"a timeout is a number of seconds above 0, not {self.timeout_s}")
         if self.token is not None and not re.fullmatch(r"[\x21-\x7e]+", self.token):
@@ -82,13 +82,45 @@ class Line:
         if (self.client_certificate is None) != (self.client_key is None):
             raise ConnectionOptionsError("a client certificate and its key go together: give --tls-cert and --tls-key")
 
+    def _check_path(self) -> None:
+        path = self.server.removeprefix("unix:").removeprefix("//")
+        if not path or "\0" in path or len(os.fsencode(path)) > MAX_SOCKET_PATH_BYTES:
+            raise ConnectionOptionsError(
+                f"{safe_text(self.server)!r} is not a server address: write unix:PATH, with a path of 1 to "
+                f"{MAX_SOCKET_PATH_BYTES} bytes"
+            )
+
+    def _check_host(self) -> None:
+        host, _, port = self.server.rpartition(":")
+        shown = shown_address(self.server if "@" not in self.server else f"//{self.server}".rpartition("@")[2])
+        # A target without a port would silently go to port 443
+        if not re.fullmatch(r"\[[0-9A-Fa-f:.%\w]+\]|[^\s:/\[\]]+", host) or not re.fullmatch(r"\d{1,5}", port):
+            raise ConnectionOptionsError(
+                f"{shown!r} is not a server address: write HOST:PORT, like 127.0.0.1:50051, or unix:PATH"
+            )
+        if not 1 <= int(port) <= 65535:
+            raise ConnectionOptionsError(f"{shown!r} has no valid port: ports are 1 to 65535")
+
+    @property
+    def unix(self) -> bool:
+        """Whether the server is reached over a socket in the file system."""
+        return self.server.startswith("unix:")
+
     @property
     def encrypted(self) -> bool:
         return self.tls or self.root_certificate is not None or self.client_certificate is not None
 
     @property
     def local(self) -> bool:
-        return is_loopback(self.server.rpartition(":")[0])
+        return self.unix or is_loopback(self.server.rpartition(":")[0])
+
+    @property
+    def direct(self) -> bool:
+        """Whether no proxy is to be used, by the one rule for all clients (`thinwire.proxies`)."""
+        if self.unix:
+            return True
+        host, _, port = self.server.rpartition(":")
+        return proxy_for("grpc", host, int(port)) is None
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...] | None:
@@ -110,14 +142,14 @@ class Line:
             ("grpc.primary_user_agent", f"thinwire-edge/{__version__}"),
             # Slower than any server's minimum (pings faster than that kill the channel), faster than most NAT timeouts
             ("grpc.keepalive_time_ms", 120_000),
-            ("grpc.keepalive_timeout_ms", 20_000),
+            ("grpc.keepalive_timeout_ms", int(1000 * max(20.0, self.timeout_s))),
             # After an outage, look again soon: the default's ceiling of two minutes outlives most deadlines
             ("grpc.initial_reconnect_backoff_ms", 500),
             ("grpc.max_reconnect_backoff_ms", max(500, int(1000 * self.max_reconnect_s))),
             ("grpc.use_local_subchannel_pool", 1),  # a new channel must make a new connection
         ]
-        if self.local:
-            options.append(("grpc.enable_http_proxy", 0))  # a proxy in the environment cannot reach our loopback
+        if self.direct:
+            options.append(("grpc.enable_http_proxy", 0))
         return options
 
     def credentials(self) -> grpc.ChannelCredentials | None:
@@ -159,6 +191,7 @@ class Uplink:
     def __init__(self, line: Line) -> None:
         self.line = line
         self._channel = open_channel(line)
+        self._takes_parts = True
         self._stub = inference_pb2_grpc.InferenceServiceStub(self._channel)
 
     def __enter__(self) -> Uplink:
@@ -200,9 +233,30 @@ class Uplink:
         request = pb.EncodeTextRequest(texts=texts, prompt_set=prompt_set)
         return self.answer(self._call(self._stub.EncodeText, request, self.line.timeout_s))
 
-    def register(self, request: pb.RegisterLabelsRequest) -> pb.RegisterLabelsResponse:
-        """A handle for labels. Raises as `classify`; `Refused` (UNIMPLEMENTED) by a server that knows no handles."""
-        return self.answer(self._call(self._stub.RegisterLabels, request, self.line.timeout_s))
+    def register(
+        self,
+        request: pb.RegisterLabelsRequest,
+        tell: Callable[[Progress], None] = lambda progress: None,
+        send: Callable[[pb.RegisterLabelsPartRequest], pb.RegisterLabelsPartResponse] | None = None,
+        timeout_s: float | None = None,
+    ) -> pb.RegisterLabelsResponse:
+        """A handle for labels. Raises as `classify`; `Refused` (UNIMPLEMENTED) by a server that knows no handles.
+
+        Many labels go in pieces, each with the line's deadline, where the server takes them; tell: gets the progress;
+        send: sends a piece in place of `register_part`. timeout_s: for labels that go in one message.
+        """
+        if in_pieces(request) and self._takes_parts:
+            try:
+                return run_upload(request, send or self.register_part, tell)
+            except Refused as error:
+                if error.server_reason != Reason.UNIMPLEMENTED:
+                    raise
+                self._takes_parts = False  # a server of an earlier release
+        return self.answer(self._call(self._stub.RegisterLabels, request, timeout_s or self.line.timeout_s))
+
+    def register_part(self, request: pb.RegisterLabelsPartRequest) -> pb.RegisterLabelsPartResponse:
+        """One piece of many labels. Raises as `classify`."""
+        return self.answer(self._call(self._stub.RegisterLabelsPart, request, self.line.timeout_s))
 
     def stream(
         self, requests: Iterator[pb.ClassifyStreamRequest], metadata: tuple[tuple[str, str], ...] = ()

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 
 from edge.line.image_files import EXTENSIONS
-from edge.line.proxies import proxy_of
+from thinwire.proxies import proxy_of
 from thinwire.text import shown, without_secrets
 
 MAX_IMAGE_BYTES = 64 << 20

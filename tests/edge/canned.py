@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import threading
 import time
 from collections import deque
@@ -122,6 +123,10 @@ class Canned(inference_pb2_grpc.InferenceServiceServicer):
         self.version = "0"
         self.time: float | None = None  # what it says the time is
         self.vectors: dict[str, list[float]] = {}
+        self.labels: dict[str, list[str]] | None = None  # by handle; None: a server that knows no handles
+        self.parts = None  # a `cloud.front.label_parts.LabelParts`; None: a server that takes no pieces
+        self.registered: list[int] = []
+        self.part_bytes = 0
         self.now = self.most = 0
         self._lock = threading.Lock()
 
@@ -149,13 +154,35 @@ class Canned(inference_pb2_grpc.InferenceServiceServicer):
             self.offers.append(each.progressive if each.HasField("progressive") else None)
             self.frames.append(pb.ClassifyRequest.FromString(each.request.SerializeToString()))
             self.frame_times.append(time.monotonic())
-            if each.request.labels:
-                asked = pb.ClassifyRequest(labels=each.request.labels, top_k=each.request.top_k)
-            else:
+            if each.request.label_set and each.request.label_set not in (self.labels or {}):
+                yield from fail_frame(grpc.StatusCode.NOT_FOUND, "UNKNOWN_LABEL_SET")(each.request, context)
+                continue
+            if each.request.labels or each.request.label_set:
+                labels = each.request.labels or self.labels[each.request.label_set]
+                asked = pb.ClassifyRequest(labels=labels, top_k=each.request.top_k)
+            if not each.request.labels:
                 each.request.MergeFrom(asked)
             with self._lock:
                 behave = self.frame_script.popleft() if self.frame_script else self.frame_usual
             yield from behave(each.request, context)
+
+    def RegisterLabels(self, request, context):
+        if self.labels is None:
+            context.abort(grpc.StatusCode.UNIMPLEMENTED, "")
+        self.registered.append(request.ByteSize())
+        handle = hashlib.sha256(request.SerializeToString(deterministic=True)).hexdigest()[:32]
+        self.labels[handle] = list(request.labels)
+        return pb.RegisterLabelsResponse(label_set=handle, labels=len(request.labels))
+
+    def RegisterLabelsPart(self, request, context):
+        if self.parts is None:
+            context.abort(grpc.StatusCode.UNIMPLEMENTED, "")
+        self.part_bytes += len(request.data)
+        held, whole = self.parts.take(request)
+        response = pb.RegisterLabelsPartResponse(held_bytes=held)
+        if whole is not None:
+            response.registered.CopyFrom(self.RegisterLabels(whole, context))
+        return response
 
     def EncodeText(self, request, context):
         vectors = [pb.Embedding(values=self.vectors[text]) for text in request.texts]

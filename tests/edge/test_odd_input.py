@@ -111,18 +111,18 @@ class Panic(BaseException):
 ERRORS = [MemoryError(), RecursionError("deep"), ValueError("\udce9"), KeyError(3), Panic("lib.rs"), OSError(5, "I/O")]
 
 
-@pytest.mark.parametrize("place", ["edge.field.run.read_image", "edge.encoder.Encoder.symbols"])
+@pytest.mark.parametrize("place", ["edge.encoder.read_image", "edge.encoder.Encoder.symbols"])
 def test_any_exception_of_one_frame_becomes_its_line(photos, words, tmp_path, out, monkeypatch, place):
     from edge.encoder import Encoder, read_image
 
     usual = read_image if place.endswith("read_image") else Encoder.symbols
     left = [*([None] if usual is Encoder.symbols else []), None, *ERRORS]  # the encoder's warm-up comes first
 
-    def failing(*args):
+    def failing(*args, **more):
         error = left.pop(0) if left else None
         if error is not None:
             raise error
-        return usual(*args)
+        return usual(*args, **more)
 
     for number in range(4, 8):
         photo(photos, f"{number}.jpg", seed=number)
@@ -138,10 +138,10 @@ def test_any_exception_of_one_frame_becomes_its_line(photos, words, tmp_path, ou
 def test_classify_goes_on_after_an_exception_that_nobody_expected(photos, words, tmp_path, monkeypatch, capsys):
     from edge.encoder import read_image
 
-    def odd(image):
+    def odd(image, *rest):
         if str(image).endswith("1.jpg"):
             raise RecursionError("deep")
-        return read_image(image)
+        return read_image(image, *rest)
 
     monkeypatch.setattr("edge.encoder.read_image", odd)
     line = words[words.index("--server") :][:4]
@@ -152,13 +152,13 @@ def test_classify_goes_on_after_an_exception_that_nobody_expected(photos, words,
 
 KILLER = """
 import os, signal, sys
-import edge.field.run as run
-usual = run.read_image
-def read(image):
+import edge.encoder as encoder
+usual = encoder.read_image
+def read(image, *rest):
     if str(image).endswith("1.jpg"):
         os.kill(os.getpid(), signal.SIGKILL)
-    return usual(image)
-run.read_image = read
+    return usual(image, *rest)
+encoder.read_image = read
 from edge.cli import main
 sys.exit(main(sys.argv[1:]))
 """
