@@ -13,8 +13,10 @@ import time
 from collections.abc import Sequence
 
 from cloud.config import Config, add_flags, load_config
+from cloud.errors import BadConfiguration
 from cloud.search import client_commands
 from cloud.watch.logs import set_up_logs
+from thinwire.platforms import ON_WINDOWS, is_windows, missing_module
 from thinwire.text import safe_streams
 
 _WHERE = (
@@ -88,7 +90,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"thinwire-cloud: {error}", file=sys.stderr)
     except ModuleNotFoundError as error:
-        print(f"thinwire-cloud: {error}: install the service with `pip install 'thinwire[cloud]'`", file=sys.stderr)
+        why = missing_module(error, f"thinwire-cloud {args.command}", "cloud")
+        print(f"thinwire-cloud: {why}", file=sys.stderr)
     return 1
 
 
@@ -178,6 +181,8 @@ def _open(config: Config):
 
 def _serve(config: Config) -> int:
     start = time.monotonic()
+    if is_windows():
+        raise BadConfiguration(f"`thinwire-cloud serve` {ON_WINDOWS}")
     from cloud.front.info import device_name
     from cloud.front.process_tuning import settle_process
     from cloud.front.server import Server, ServerOptions

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from edge.commands import field_options as field_cli
 from edge.commands.options import add_codec_options, add_line_options, add_question_options, command, positive
 from edge.defaults import CANNOT_RUN, DEFAULT_IN_FLIGHT, INTERRUPTED, SOME_FAILED
+from thinwire.platforms import missing_module
 from thinwire.text import safe_streams, shown, without_secrets
 
 HOMES = {
@@ -176,7 +177,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ThinwireError as error:
         return _fail(str(error))
     except ModuleNotFoundError as error:
-        return _fail(f"{error}: install the edge with `pip install 'thinwire[edge]'`")
+        return _fail(missing_module(error, f"thinwire-edge {args.command}", "edge"))
     except BrokenPipeError:  # `| head` has seen enough; Python must not complain again when it flushes at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return SOME_FAILED

@@ -6,11 +6,13 @@ Here because the workshop and the cloud must load the very same model, and those
 from __future__ import annotations
 
 import difflib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thinwire.bundle import MODELS
+from thinwire.checkpoint_help import explained, is_torchscript, torchscript_fix
 from thinwire.errors import ClipUnavailable
 
 if TYPE_CHECKING:
@@ -101,13 +103,27 @@ def _source(name: str, architecture: str, spec: str, pretrained: str | None = No
             architecture, pretrained, device="cpu", precision="fp32", require_pretrained=True, pretrained_text=False
         )
     except Exception as error:  # open_clip, torch, safetensors, urllib and huggingface_hub each raise their own kinds
-        cause = f"{type(error).__name__}: {error}".splitlines()[0]
+        for file in _weight_files(architecture, pretrained):
+            if (why := explained(file)) or (is_torchscript(file) and (why := torchscript_fix(file))):
+                raise ClipUnavailable(f"CLIP {spec!r} cannot be loaded from {file}: {why}") from error
+        cause = re.sub(r"\x1b\[[0-9;]*m", "", f"{type(error).__name__}: {error}").splitlines()[0]
+        if "weights_only" in str(error):  # torch's advice there would run the file's code
+            cause = "it holds more than tensors; save the model's state_dict() alone, best as .safetensors"
         if pretrained is None or Path(pretrained).is_file():
             raise ClipUnavailable(
                 f"CLIP {spec!r} cannot be loaded, its files are missing or damaged: {cause}"
             ) from error
         raise ClipUnavailable(f"CLIP {spec!r} cannot be fetched from the hub ({cause}): {OFFLINE_FIX}") from error
     return ClipSource(name, model, architecture, open_clip.get_model_preprocess_cfg(model))
+
+
+def _weight_files(architecture: str, pretrained: str | None) -> list[Path]:
+    """The local files that may hold the weights."""
+    if pretrained is not None:
+        return [Path(pretrained)] if Path(pretrained).is_file() else []
+    folder = Path(architecture.removeprefix("local-dir:"))
+    names = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin", "pytorch_model.bin", "model.safetensors")
+    return [folder / name for name in names if (folder / name).is_file()]
 
 
 def image_size(preprocess: dict[str, Any]) -> tuple[int, int]:

@@ -27,6 +27,7 @@ import numpy as np
 from PIL import Image
 
 from thinwire.card import Card, canonical_wire, check_card
+from thinwire.checkpoint_help import explained
 from thinwire.entropy import SymbolCoder
 from thinwire.errors import (
     AlteredFile,
@@ -310,7 +311,10 @@ def _check_hash(path: Path, wanted: str) -> None:
     except OSError as error:
         raise MissingFile(f"{path}: cannot be read ({error.strerror or error})") from error
     if found != wanted:
-        raise AlteredFile(f"{path}: is not the file that card.json describes (SHA-256 {found[:12]}, not {wanted[:12]})")
+        why = explained(path) or "it was altered, or is of another version: copy the whole folder again"
+        raise AlteredFile(
+            f"{path}: is not the file that card.json describes (SHA-256 {found[:12]}, not {wanted[:12]}): {why}"
+        )
 
 
 def _entries(files: Mapping[str, bytes]) -> dict[str, dict[str, Any]]:

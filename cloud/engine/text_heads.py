@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import os
+import tempfile
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -89,8 +90,19 @@ _head_key = lru_cache(maxsize=8)(head_key)  # many devices ask with few label se
 
 
 def default_cache_dir() -> Path:
-    """`$THINWIRE_CACHE/heads`, or `~/.cache/thinwire/heads`."""
-    return Path(os.environ.get("THINWIRE_CACHE") or Path.home() / ".cache" / "thinwire") / "heads"
+    """`$THINWIRE_CACHE/heads`, or `~/.cache/thinwire/heads`; a folder of this process where nobody has a home."""
+    if own := os.environ.get("THINWIRE_CACHE"):
+        return Path(own) / "heads"
+    try:
+        return Path.home() / ".cache" / "thinwire" / "heads"
+    except RuntimeError:  # neither HOME nor an entry in passwd: `docker run --user 12345`
+        return Path(_own_folder().name) / "heads"
+
+
+@lru_cache(maxsize=1)
+def _own_folder() -> tempfile.TemporaryDirectory[str]:
+    log.warning("this user has no home: text heads are kept for this run only; THINWIRE_CACHE names a folder for them")
+    return tempfile.TemporaryDirectory(prefix="thinwire-", ignore_cleanup_errors=True)
 
 
 class HeadCache:

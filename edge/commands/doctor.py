@@ -21,6 +21,7 @@ from edge.commands.terminal import BOLD, PLAIN, RED
 from edge.encoder import Encoder, default_rate
 from edge.errors import Refused
 from edge.line.client import Question, check_server, prepare
+from edge.line.connection_help import trusted_authorities
 from edge.line.uplink import Line, Uplink
 from thinwire import __version__
 from thinwire.bundle import Bundle, load_bundle
@@ -192,7 +193,9 @@ class Doctor:
     def _check_tls(self) -> tuple[str, str, str]:
         if not self._line.encrypted:
             return OK, "off" if self._line.local else "off: anyone on the way can read and alter what is sent", ""
-        context = ssl.create_default_context(cafile=self._line.root_certificate)
+        # The authorities that the client trusts, which are not this machine's
+        own = None if self._line.root_certificate else trusted_authorities()
+        context = ssl.create_default_context(cafile=self._line.root_certificate, cadata=own)
         context.set_alpn_protocols(["h2"])
         if self._line.client_certificate is not None:
             try:

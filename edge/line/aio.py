@@ -26,7 +26,8 @@ from thinwire.v1 import inference_pb2_grpc
 
 
 class AsyncClient:
-    """`Client` with awaitable calls; arguments, guarantees and errors are the same. Make and use it on one event loop.
+    """`Client` with awaitable calls; arguments, guarantees and errors are the same. It may be made anywhere,
+    and belongs to the event loop of its first call.
 
     Encoding runs on a thread, so the loop stays free; start several `classify` at once with `asyncio.gather` to keep
     the link busy.
@@ -59,12 +60,10 @@ class AsyncClient:
         self.rate = rate or default_rate(self.bundle)
         self.bundle.n_layers(self.rate)
         self.encoder = Encoder(self.bundle, threads, precision, provider)
-        credentials = self.line.credentials()
-        if credentials is None:
-            self._channel = grpc.aio.insecure_channel(server, options=self.line.options)
-        else:
-            self._channel = grpc.aio.secure_channel(server, credentials, options=self.line.options)
-        self._stub = inference_pb2_grpc.InferenceServiceStub(self._channel)
+        self._credentials = self.line.credentials()
+        self._channel: grpc.aio.Channel | None = None  # made by the first call: it belongs to that call's event loop
+        self._stub: inference_pb2_grpc.InferenceServiceStub | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
         self.handles = LabelHandles()
         self._takes_parts = True
@@ -78,12 +77,13 @@ class AsyncClient:
 
     async def close(self) -> None:
         self._closed = True
-        await self._channel.close()
+        if self._channel is not None and self._loop is asyncio.get_running_loop():
+            await self._channel.close()
 
     async def check(self) -> pb.GetServerInfoResponse:
         """As `Client.check`."""
         timeout_s = min(CHECK_TIMEOUT_S, self.line.timeout_s)
-        info = await self._call(self._stub.GetServerInfo, pb.GetServerInfoRequest(), timeout_s, asked_only_info=True)
+        info = await self._call("GetServerInfo", pb.GetServerInfoRequest(), timeout_s, asked_only_info=True)
         check_server(info, self.bundle, self.line.server)
         return info
 
@@ -157,13 +157,13 @@ class AsyncClient:
             request = await self._shortened(prepared.request)
             sent_at = time.perf_counter()
             try:
-                reply = await self._call(self._stub.Classify, request, self.line.timeout_s)
+                reply = await self._call("Classify", request, self.line.timeout_s)
             except Refused as error:
                 if not is_unknown(error, request):
                     raise
                 self.handles.forget(request.label_set, sent_at)
                 request = await self._shortened(prepared.request)
-                reply = await self._call(self._stub.Classify, request, self.line.timeout_s)
+                reply = await self._call("Classify", request, self.line.timeout_s)
         except Refused as error:
             if error.server_reason == Reason.UNKNOWN_MODEL:
                 await self.check()  # raises with the server's bundles by name
@@ -191,7 +191,7 @@ class AsyncClient:
                 request = next(steps)
                 while True:
                     try:
-                        reply = await self._call(self._stub.RegisterLabelsPart, request, self.line.timeout_s)
+                        reply = await self._call("RegisterLabelsPart", request, self.line.timeout_s)
                     except Refused as error:
                         if error.server_reason != Reason.UNIMPLEMENTED:
                             raise
@@ -203,14 +203,31 @@ class AsyncClient:
                         request = steps.send(reply)
             except StopIteration as end:
                 return end.value
-        return await self._call(self._stub.RegisterLabels, wanted, self.line.timeout_s)
+        return await self._call("RegisterLabels", wanted, self.line.timeout_s)
 
-    async def _call(self, method, request: object, timeout_s: float, asked_only_info: bool = False):
+    def _connected(self) -> inference_pb2_grpc.InferenceServiceStub:
+        """The channel's stub. Raises `ClientClosed` on another event loop than the first call's."""
+        loop = asyncio.get_running_loop()
+        if self._stub is None:
+            if self._credentials is None:
+                self._channel = grpc.aio.insecure_channel(self.line.server, options=self.line.options)
+            else:
+                self._channel = grpc.aio.secure_channel(self.line.server, self._credentials, options=self.line.options)
+            self._stub, self._loop = inference_pb2_grpc.InferenceServiceStub(self._channel), loop
+        if loop is not self._loop:
+            raise ClientClosed(
+                f"the client of {self.line.server} belongs to the event loop of its first call, which is another one: "
+                "make a new client for each asyncio.run()"
+            )
+        return self._stub
+
+    async def _call(self, method: str, request: object, timeout_s: float, asked_only_info: bool = False):
         closed = ClientClosed(f"the client of {self.line.server} was closed: make a new one")
         if self._closed:
             raise closed
         try:
-            return await method(request, timeout=timeout_s, metadata=self.line.metadata)
+            call = getattr(self._connected(), method)
+            return await call(request, timeout=timeout_s, metadata=self.line.metadata)
         except grpc.RpcError as error:
             raise typed_error(error, self.line, asked_only_info) from error
         except asyncio.CancelledError:

@@ -13,6 +13,7 @@ import grpc
 
 from edge.defaults import DEFAULT_TIMEOUT_S
 from edge.errors import ClientClosed, ConnectionOptionsError, Refused, ServerTimeout, ServerUnreachable
+from edge.line.connection_help import connection_fix
 from edge.line.error_info import error_reason
 from edge.line.label_upload import Progress, in_pieces, run_upload
 from thinwire import __version__
@@ -301,12 +302,8 @@ def typed_error(error: grpc.RpcError, line: Line, asked_only_info: bool = False)
     reason = error_reason(error)
     who = line.server
     if code == grpc.StatusCode.UNAVAILABLE and not reason:
-        hint = "start one with `thinwire-cloud serve`, or name another with --server HOST:PORT"
-        if re.search(r"handshake|certificate|\bSSL|\bTLS", details, re.IGNORECASE):
-            hint = "check that both ends use TLS, and that --tls-ca holds the authority of the server's certificate"
-            if re.search("expired|not yet valid", details):
-                hint = "renew the server's certificate, or set this device's clock (`date` tells it)"
-        return ServerUnreachable(f"no thinwire server answers at {who} ({_cause(details) or code.name}): {hint}")
+        fix = connection_fix(details, who, line.encrypted)
+        return ServerUnreachable(f"no thinwire server answers at {who} ({_cause(details) or code.name}): {fix}")
     if code == grpc.StatusCode.DEADLINE_EXCEEDED and asked_only_info:
         return ServerUnreachable(
             f"no thinwire server answers at {who} (silence): check the address and the firewalls on the way, "
