@@ -38,7 +38,6 @@ class AdaptSettings:
 
     bundle: str
     clip: str = "clip-lite"
-    decoder: str | None = None  # folder of a decoder tuned for this CLIP, whose pictures are to be read
     rates: tuple[str, ...] = ()  # of the bundle; () for all
     minutes: float = 10.0
     steps: int | None = None
@@ -51,6 +50,7 @@ class AdaptSettings:
     seed: int = 0
     threads: int = 1
     photographs: PhotographOptions = field(default_factory=PhotographOptions)
+    decoder: str | None = None  # folder of a decoder tuned for this CLIP, whose pictures are to be read
 
 
 class Adapting:

@@ -266,7 +266,10 @@ class Tuning:
         shown = self.content.shown(self.views.get("stored", index), rungs) * net.gain[:, None, None]
         conv = net.linear
         near = nn.functional.unfold(shown, conv.kernel_size, padding=conv.padding, stride=conv.stride)  # (N, K, places)
-        height, width = (-(-side // stride) for side, stride in zip(shown.shape[2:], conv.stride))
+        height, width = (
+            (side + 2 * pad - kernel) // stride + 1
+            for side, pad, kernel, stride in zip(shown.shape[2:], conv.padding, conv.kernel_size, conv.stride)
+        )
         target = self.views.get("entry", index).float()
         if net.tokens:
             target = target[..., self.entry.prefix :].unflatten(2, net.size)
