@@ -50,12 +50,13 @@ class Reason(StrEnum):
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can be meant by `host`: a name or an IP address, without a port, `[...]` allowed.
+    """Whether only this machine can be meant by `host`: a name or an IP address, without a port, `[...]` allowed; or
+    unix:PATH.
 
     >>> is_loopback("[::1]"), is_loopback("127.0.0.1"), is_loopback("127.0.0.1.example.com")
     (True, True, False)
     """
-    return bool(_LOOPBACK.fullmatch(host.strip("[]")))
+    return host.startswith("unix:") or bool(_LOOPBACK.fullmatch(host.strip("[]")))
 
 
 def is_device_id(name: object) -> bool:

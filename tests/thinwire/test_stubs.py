@@ -42,6 +42,7 @@ def test_service_has_the_agreed_methods():
         "Rank": (False, False),
         "Decode": (False, False),
         "RegisterLabels": (False, False),
+        "RegisterLabelsPart": (False, False),
     }
     assert inference_pb2_grpc.InferenceServiceStub
 

@@ -365,3 +365,23 @@ class RegisterLabelsResponse(_message.Message):
     labels: int
     notes: _containers.RepeatedScalarFieldContainer[str]
     def __init__(self, label_set: _Optional[str] = ..., labels: _Optional[int] = ..., notes: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class RegisterLabelsPartRequest(_message.Message):
+    __slots__ = ("upload", "total_bytes", "offset", "data")
+    UPLOAD_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    upload: bytes
+    total_bytes: int
+    offset: int
+    data: bytes
+    def __init__(self, upload: _Optional[bytes] = ..., total_bytes: _Optional[int] = ..., offset: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class RegisterLabelsPartResponse(_message.Message):
+    __slots__ = ("held_bytes", "registered")
+    HELD_BYTES_FIELD_NUMBER: _ClassVar[int]
+    REGISTERED_FIELD_NUMBER: _ClassVar[int]
+    held_bytes: int
+    registered: RegisterLabelsResponse
+    def __init__(self, held_bytes: _Optional[int] = ..., registered: _Optional[_Union[RegisterLabelsResponse, _Mapping]] = ...) -> None: ...

@@ -75,6 +75,11 @@ class InferenceServiceStub(object):
                 request_serializer=thinwire_dot_v1_dot_inference__pb2.RegisterLabelsRequest.SerializeToString,
                 response_deserializer=thinwire_dot_v1_dot_inference__pb2.RegisterLabelsResponse.FromString,
                 _registered_method=True)
+        self.RegisterLabelsPart = channel.unary_unary(
+                '/thinwire.v1.InferenceService/RegisterLabelsPart',
+                request_serializer=thinwire_dot_v1_dot_inference__pb2.RegisterLabelsPartRequest.SerializeToString,
+                response_deserializer=thinwire_dot_v1_dot_inference__pb2.RegisterLabelsPartResponse.FromString,
+                _registered_method=True)
 
 
 class InferenceServiceServicer(object):
@@ -139,6 +144,14 @@ class InferenceServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RegisterLabelsPart(self, request, context):
+        """RegisterLabels in pieces, for links on which one message of all labels would not get through within a deadline. The
+        server keeps what has come, so that a client goes on where it was, on this connection or a later one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_InferenceServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -181,6 +194,11 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     servicer.RegisterLabels,
                     request_deserializer=thinwire_dot_v1_dot_inference__pb2.RegisterLabelsRequest.FromString,
                     response_serializer=thinwire_dot_v1_dot_inference__pb2.RegisterLabelsResponse.SerializeToString,
+            ),
+            'RegisterLabelsPart': grpc.unary_unary_rpc_method_handler(
+                    servicer.RegisterLabelsPart,
+                    request_deserializer=thinwire_dot_v1_dot_inference__pb2.RegisterLabelsPartRequest.FromString,
+                    response_serializer=thinwire_dot_v1_dot_inference__pb2.RegisterLabelsPartResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -400,6 +418,33 @@ class InferenceService(object):
             '/thinwire.v1.InferenceService/RegisterLabels',
             thinwire_dot_v1_dot_inference__pb2.RegisterLabelsRequest.SerializeToString,
             thinwire_dot_v1_dot_inference__pb2.RegisterLabelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RegisterLabelsPart(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/thinwire.v1.InferenceService/RegisterLabelsPart',
+            thinwire_dot_v1_dot_inference__pb2.RegisterLabelsPartRequest.SerializeToString,
+            thinwire_dot_v1_dot_inference__pb2.RegisterLabelsPartResponse.FromString,
             options,
             channel_credentials,
             insecure,
