@@ -16,7 +16,7 @@ __all__ = [
     "SOME_FAILED",
 ]
 
-DEFAULT_BUNDLE = "layered"
+DEFAULT_BUNDLE = "still"
 DEFAULT_TIMEOUT_S = 30.0
 DEFAULT_IN_FLIGHT = 4
 

@@ -1,4 +1,4 @@
-"""`thinwire-export still`: the bundle of the family `still`. Nothing is trained; a minute of counting.
+"""`thinwire-export still` and `restore`: the bundle of the family `still`, and the network that restores its pictures.
 
 Which size and quality a rate has was chosen on photographs that nothing was trained on (LOG.md, 2026-11-28); `RUNGS`
 holds what came out. The start that frames of a rung share is counted here, on training photographs.
@@ -8,16 +8,25 @@ from __future__ import annotations
 
 import datetime
 from collections import Counter
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
+import torch
 from PIL import Image
+from safetensors.torch import save
 from tqdm import tqdm
 
 from export.bundles import SIZE, training_views
+<<<<<<< Updated upstream
 from export.photographs.options import OURS, PhotographOptions
+=======
+from export.restoring import Photographs, RestoreSettings, train_restoring
+from synthesis import build as build_synthesis
+from synthesis.still import restore_spec
+>>>>>>> Stashed changes
 from thinwire.bare_av1 import form_of
-from thinwire.bundle import write_bundle
+from thinwire.bundle import Bundle, load_bundle, write_bundle
+from thinwire.errors import BundleError
 from thinwire.still import FAMILY, MAX_LEAD_BYTES, Rung
 
 NAME = FAMILY
@@ -31,6 +40,17 @@ RUNGS = {
     "max": (128, 38, 4.0),
 }
 """Rate → pixels of a side, quality, and the grain that the cloud adds (standard deviation in 1/255)."""
+
+RESTORED = {
+    "tiny": (1.0, 3.0),
+    "low": (1.0, 3.0),
+    "fair": (1.0, 3.0),
+    "mid": (1.0, 3.0),
+    "high": (0.6, 3.0),
+    "max": (0.6, 3.0),
+}
+"""Rate → strength of the restoring network, and grain behind it (chosen by MobileNetV2 on photographs that the network
+had not seen). Other rates keep their grain, and get no network."""
 
 SPEED, TUNE = 6, "iq"
 
@@ -80,6 +100,51 @@ def make_still_bundle(
             },
             "metrics": {},
         },
+    ).path
+
+
+def restore_still(
+    source: str | Path, training: Photographs, unseen: Photographs, data: str, settings: RestoreSettings, run: Path
+) -> Path:
+    """Trains the network that restores the pictures of bundle `source` in the folder `run`; returns RUN/bundle.
+
+    The new bundle's packets are those of the old one, the model id too. data: what the photographs are, for the card.
+    Raises `BundleError` for a bundle that is not of this family.
+    """
+    bundle = load_bundle(source)
+    if bundle.card.wire["family"] != FAMILY:
+        raise BundleError(
+            f"bundle {bundle.name!r} is of family {bundle.card.wire['family']}: stills alone are restored"
+        )
+    spec = restored_spec(bundle)
+    weights = train_restoring(spec, training, unseen, settings, run)
+    about = {"restoring": {"data": data, "settings": asdict(settings), "date": datetime.date.today().isoformat()}}
+    return write_restored(bundle, spec, weights, about, run / "bundle")
+
+
+def restored_spec(bundle: Bundle) -> dict:
+    """The `cloud.synthesis` of a bundle's restoring network, with strengths and grain of `RESTORED`."""
+    spec = restore_spec(bundle.card.wire, bundle.card.cloud["synthesis"])
+    chosen = [RESTORED.get(name, (0.0, grain)) for name, grain in zip(bundle.rates, spec["grain"])]
+    return {**spec, "strength": [strength for strength, _ in chosen], "grain": [grain for _, grain in chosen]}
+
+
+def write_restored(bundle: Bundle, spec: dict, weights: dict[str, torch.Tensor], about: dict, out: Path) -> Path:
+    """`bundle` with the network of `spec` behind it; weights: of its trained parameters, kept as float16."""
+    net = build_synthesis(spec)
+    net.load_state_dict({**net.state_dict(), **weights})
+    # Strengths and conditions are what `spec` says, whatever the weights were trained with
+    own = dict(build_synthesis(spec).named_buffers())
+    state = {name: own.get(name, value).half().contiguous() for name, value in net.state_dict().items()}
+    old = bundle.card.about["training"]
+    training = {**old, **about, "decoder_parameters": sum(p.numel() for p in net.parameters())}
+    return write_bundle(
+        out,
+        name=bundle.name,
+        wire=bundle.card.wire,
+        decoder=save(state),
+        cloud={"output": "pixels", "synthesis": spec, "clip": None},
+        about={"training": training, "metrics": {}},
     ).path
 
 

@@ -15,13 +15,14 @@ class Grain(nn.Module):
     """Adds noise of a fixed pattern to RGB in [0, 1], the same to all three colours; it has no weights.
 
     Networks read photographs, and photographs have grain: on the smooth pictures that a codec leaves at a few hundred
-    bytes they fire wrongly. grain: standard deviation for each rung, in 1/255; height, width: of the view.
+    bytes they fire wrongly. grain: standard deviation for each rung, in 1/255; height, width: of the view; stored:
+    whether both are part of the state (of nets that have weights: their ONNX graph then serves other rungs too).
     """
 
-    def __init__(self, grain: list[float], height: int, width: int) -> None:
+    def __init__(self, grain: list[float], height: int, width: int, stored: bool = False) -> None:
         super().__init__()
-        self.register_buffer("grain", torch.tensor(grain, dtype=torch.float32) / 255, persistent=False)
-        self.register_buffer("pattern", torch.from_numpy(grain_pattern(height, width)), persistent=False)
+        self.register_buffer("grain", torch.tensor(grain, dtype=torch.float32) / 255, persistent=stored)
+        self.register_buffer("pattern", torch.from_numpy(grain_pattern(height, width)), persistent=stored)
 
     def forward(self, x: torch.Tensor, n_layers: torch.Tensor) -> torch.Tensor:
         return x + self.grain.index_select(0, n_layers - 1)[:, None, None, None] * self.pattern
@@ -104,9 +105,9 @@ class RestoreSynthesis(nn.Module):
         self.u1 = nn.Conv2d(w1, w0 * 4, 1)
         self.out = nn.Conv2d(w0, 12, 3, padding=1)
         conditions = torch.tensor([condition(size, quality) for size, quality in rungs])  # (rungs, 2)
-        self.register_buffer("conditions", conditions, persistent=False)
-        self.register_buffer("strength", torch.tensor(strength, dtype=torch.float32), persistent=False)
-        self.grain = Grain(grain, *size)
+        self.register_buffer("conditions", conditions)
+        self.register_buffer("strength", torch.tensor(strength, dtype=torch.float32))
+        self.grain = Grain(grain, *size, stored=True)
         for layer in (self.out, self.f1, self.f2):  # at first nothing is added
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)

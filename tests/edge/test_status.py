@@ -18,7 +18,7 @@ from edge.cli import main
 from edge.commands.bundle_store import current
 from tests.edge.canned import Canned, refuse, serve
 from tests.edge.certificates import self_signed
-from tests.tiny_bundle import make_tiny_bundle, photo
+from tests.tiny_bundle import make_tiny_bundle, make_tiny_still, photo
 from thinwire import __version__
 from thinwire.bundle import load_bundle
 
@@ -51,6 +51,31 @@ def test_a_healthy_line(doctor, canned, tmp_path, tiny_bundle, capsys):
     assert len(canned.requests) == 1
     assert main(["doctor", "--server", canned.address, "--bundle", str(tiny_bundle.path)]) == 0
     assert "ok      tcp" in capsys.readouterr().out
+
+
+def test_doctor_bench_and_inspect_know_stills(doctor, canned, tmp_path, capsys):
+    still = make_tiny_still(tmp_path / "still")
+    canned.bundles, canned.version, canned.time = [still], __version__, time.time()
+    code, checks = doctor("--bundle", still.path, "--spool", tmp_path / "s.db")
+    assert code == 0
+    assert "Pillow's AV1" in checks["encoder"]["detail"]
+    assert main(["bench", "--bundle", str(still.path), "--rate", "low", "--frames", "3"]) == 0
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (report["encoder"], list(report["packet_bytes"])) == ("Pillow's AV1", ["low"])
+    packet = tmp_path / "photo.twp"
+    words = ["encode", str(photo(tmp_path)), "-o", str(packet), "--rate", "high", "--bundle", str(still.path)]
+    assert main(words) == 0
+    assert main(["inspect", str(packet), "--bundle", str(still.path)]) == 0
+    assert main(["inspect", str(still.path)]) == 0
+    said = capsys.readouterr().out
+    assert "rate      high (of low = rung 1, high = rung 2)" in said
+    assert "AV1, 64x64 pixels, quality 30" in said
+
+
+def test_a_still_is_installed_as_an_update(tmp_path):
+    still = make_tiny_still(tmp_path / "still")
+    assert bundle("install", still.path, "--store", tmp_path / "store") == 0
+    assert load_bundle(current(tmp_path / "store" / still.name)).model_id == still.model_id
 
 
 def test_a_wrong_clock_and_another_release(doctor, canned):
