@@ -24,6 +24,7 @@ EPILOG = """examples:
   thinwire-export card bundles/conv results.json        # results.json is what the benchmark `eval` wrote
   thinwire-export embedding --clip clip-lite --out bundles/embedding     # or NAME:TAG, NAME:/path, an open_clip folder
   thinwire-export still --out bundles/still              # bare AV1 stills: no network on the device, no training
+  thinwire-export restore --minutes 40                   # what the cloud makes of them: runs/restore/bundle
   thinwire-export tune --bundle layered --clip ViT-B-32:laion2b_s34b_b79k --images ~/Pictures   # for one CLIP
   thinwire-export adapt --bundle layered --rates tiny low --minutes 10   # CLIP learns to read a codec: an adapter
   thinwire-export clip-lite --out bundles/clip-lite                      # needs wordnet-base and the extra `export`
@@ -106,6 +107,16 @@ def build_parser() -> argparse.ArgumentParser:
     still.add_argument(
         "--count", type=positive(int), default=96, help="training photographs over which frames are compared"
     )
+
+    restore = commands.add_parser("restore", help="train the network that restores a still's pictures in the cloud")
+    restore.add_argument("--bundle", default="still", metavar="NAME|PATH")
+    add_photograph_options(restore)
+    restore.add_argument("--minutes", type=positive(float), default=40.0, help="training time, beside the coding")
+    restore.add_argument("--steps", type=positive(int), help="stop after this many steps instead")
+    restore.add_argument("--count", type=positive(int), default=8000, help="photographs to learn from")
+    restore.add_argument("--seed", type=int, default=0)
+    restore.add_argument("--threads", type=positive(int), default=1)
+    restore.add_argument("--out", type=Path, help="run folder (default runs/restore); resumable; gets OUT/bundle")
 
     adapt = commands.add_parser("adapt", help="adapt a CLIP's image tower to a bundle's pictures at low rates (LoRA)")
     adapt.add_argument("--bundle", default="layered", metavar="NAME|PATH")
@@ -236,6 +247,16 @@ def run_still(args: argparse.Namespace) -> None:
     print(make_still_bundle(args.out, args.count, photographs=photograph_options(args)))
 
 
+def run_restore(args: argparse.Namespace) -> None:
+    from export.restoring import RestoreSettings
+    from export.still import restore_still
+
+    settings = RestoreSettings(
+        minutes=args.minutes, steps=args.steps, count=args.count, seed=args.seed, threads=args.threads
+    )
+    print(restore_still(args.bundle, settings, photograph_options(args), args.out or Path("runs") / "restore"))
+
+
 def run_adapt(args: argparse.Namespace) -> None:
     from export.adapt import AdaptSettings, adapt
 
@@ -312,6 +333,7 @@ COMMANDS = {
     "bundle": run_bundle,
     "embedding": run_embedding,
     "still": run_still,
+    "restore": run_restore,
     "adapt": run_adapt,
     "tune": run_tune,
     "card": run_card,

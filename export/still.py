@@ -17,13 +17,10 @@ from safetensors.torch import save
 from tqdm import tqdm
 
 from export.bundles import SIZE, training_views
-<<<<<<< Updated upstream
 from export.photographs.options import OURS, PhotographOptions
-=======
-from export.restoring import Photographs, RestoreSettings, train_restoring
+from export.restoring import RestoreSettings, train_restoring
 from synthesis import build as build_synthesis
 from synthesis.still import restore_spec
->>>>>>> Stashed changes
 from thinwire.bare_av1 import form_of
 from thinwire.bundle import Bundle, load_bundle, write_bundle
 from thinwire.errors import BundleError
@@ -53,6 +50,7 @@ RESTORED = {
 had not seen). Other rates keep their grain, and get no network."""
 
 SPEED, TUNE = 6, "iq"
+UNSEEN = 48  # photographs that training does not see
 
 
 def make_still_bundle(
@@ -103,23 +101,29 @@ def make_still_bundle(
     ).path
 
 
-def restore_still(
-    source: str | Path, training: Photographs, unseen: Photographs, data: str, settings: RestoreSettings, run: Path
-) -> Path:
+def restore_still(source: str | Path, settings: RestoreSettings, photographs: PhotographOptions, run: Path) -> Path:
     """Trains the network that restores the pictures of bundle `source` in the folder `run`; returns RUN/bundle.
 
-    The new bundle's packets are those of the old one, the model id too. data: what the photographs are, for the card.
-    Raises `BundleError` for a bundle that is not of this family.
+    The new bundle's packets are those of the old one, the model id too. Raises `BundleError` for a bundle that is not
+    of this family, `PhotographsError` without photographs.
     """
     bundle = load_bundle(source)
     if bundle.card.wire["family"] != FAMILY:
         raise BundleError(
             f"bundle {bundle.name!r} is of family {bundle.card.wire['family']}: stills alone are restored"
         )
+    pictures = photographs.open(SIZE)
+    training, unseen = pictures.split(UNSEEN)
     spec = restored_spec(bundle)
     weights = train_restoring(spec, training, unseen, settings, run)
-    about = {"restoring": {"data": data, "settings": asdict(settings), "date": datetime.date.today().isoformat()}}
-    return write_restored(bundle, spec, weights, about, run / "bundle")
+    pictures.report()
+    about = {
+        "data": pictures.described(),
+        "settings": asdict(settings),
+        "teachers": [],
+        "date": datetime.date.today().isoformat(),
+    }
+    return write_restored(bundle, spec, weights, {"restoring": about}, run / "bundle")
 
 
 def restored_spec(bundle: Bundle) -> dict:

@@ -75,6 +75,12 @@ EXPORT = {
         ["--out", "out", "--count", "0"],
     ],
     "still": [["--out", "out"], ["--out", "out", "--images", "empty"], ["--out", "out", "--count", "-3"]],
+    "restore": [
+        ["--bundle", "no-such-bundle"],
+        ["--bundle", "layered"],
+        ["--images", "empty"],
+        ["--minutes", "-1"],
+    ],
     "adapt": [
         ["--bundle", "no-such-bundle"],
         ["--bundle", "empty"],

@@ -29,6 +29,7 @@ from export.training_loop import load_checkpoint, look_at_unseen, run_to_end
 from export.tune.content import content_of
 from export.tune.views import CodedViews, ViewCoder
 from synthesis.memory import keep_freed_memory
+from synthesis.still import restore_spec
 from synthesis.variant import INTO, DecoderVariant, write_variant
 from thinwire.bundle import load_bundle
 from thinwire.errors import DecoderError
@@ -210,13 +211,17 @@ class Tuning:
     def _start(self) -> tuple[dict, nn.Module]:
         """The bundle's own decoder; or a neck whose channels have the spread and mean of the tower's own."""
         if self.entry is None:
+            spec = self.bundle.card.cloud["synthesis"]
+            if spec["arch"] == "still":  # nothing to tune yet: a network that begins as the plain picture
+                spec = restore_spec(self.bundle.card.wire, spec)
+                return spec, synthesis.build(spec)
             net = synthesis.load(self.bundle)
             if not any(each.requires_grad for each in net.parameters()):
                 raise DecoderError(
                     f"the decoder of bundle {self.bundle.name!r} has no weights to tune: use --into tower, or "
                     "a bundle with a net in its decoder"
                 )
-            return dict(self.bundle.card.cloud["synthesis"]), net
+            return dict(spec), net
         channels, height, _ = self.views.get("stored", torch.arange(1).numpy()).shape[1:]
         entry = self.entry
         spec = {

@@ -15,6 +15,7 @@ from export.tune.content import content_of
 from export.tune.tuning import TuneSettings, Tuning, tune
 from synthesis.variant import load_variant
 from tests.export.tiny_towers import NAMES, write_tiny
+from tests.tiny_bundle import make_tiny_still
 from thinwire.bundle import load_bundle
 from thinwire.errors import DecoderError
 
@@ -93,3 +94,10 @@ def test_what_cannot_be_tuned_is_refused(asked, tmp_path):
     ):
         with pytest.raises(Exception, match=said):
             tune(settings, tmp_path)
+
+
+def test_a_plain_still_begins_with_its_own_picture(towers, tmp_path):
+    bundle = make_tiny_still(tmp_path / "still", size=64)
+    settings = TuneSettings(str(bundle.path), str(towers["RN50"]), steps=1, count=8, batch=4, threads=1)
+    variant = tune(settings, tmp_path / "run")
+    assert variant.spec["arch"] == "restore"
