@@ -34,6 +34,8 @@ from thinwire.packet import Packet
 from thinwire.v1 import inference_pb2 as pb
 from thinwire.v1 import inference_pb2_grpc
 
+PART_WAIT_S = 2.0  # how long the last piece's answer waits for the labels' vectors; then the client asks again
+
 
 class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
     """Every failure is a status with details (`cloud.front.status`); limits are those of `ServerOptions`."""
@@ -49,6 +51,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         self._engine = engine
         self._answering = Answering(engine, options, limiter, tokens_are_checked)
         self._parts = LabelParts()
+        self._making: dict[bytes, asyncio.Future[pb.RegisterLabelsResponse]] = {}  # by the hash of the upload
         self._stopping = asyncio.Event()
 
     def stop_streams(self) -> None:
@@ -179,9 +182,14 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
 
     async def _register(self, request: pb.RegisterLabelsRequest, context: Context) -> pb.RegisterLabelsResponse:
         self._answering.charge(context)
+        return await self._made_ready(request, deadline_of(context))
+
+    async def _made_ready(self, request: pb.RegisterLabelsRequest, deadline: float | None) -> pb.RegisterLabelsResponse:
         labels = check_label_set(request.labels, request.prompt_set, request.templates)
         # Ready now: the first image need not wait for the text tower. Kept only when that went well.
-        await self._text_vectors(labels.labels, labels.templates, request.clip, context)
+        await asyncio.wrap_future(
+            self._engine.submit_texts(labels.labels, templates=labels.templates, clip=request.clip, deadline=deadline)
+        )
         return pb.RegisterLabelsResponse(
             label_set=self._answering.label_sets.add(labels),
             labels=len(labels.labels),
@@ -192,10 +200,20 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         self, request: pb.RegisterLabelsPartRequest, context: Context
     ) -> pb.RegisterLabelsPartResponse:
         held_bytes, whole = self._parts.take(request)
+        response = pb.RegisterLabelsPartResponse(held_bytes=held_bytes)
         if whole is None:
-            return pb.RegisterLabelsPartResponse(held_bytes=held_bytes)
-        registered = await self._register(whole, context)
-        return pb.RegisterLabelsPartResponse(held_bytes=held_bytes, registered=registered)
+            return response
+        # The vectors of thousands of labels take longer than a device's deadline: they are made whoever still asks
+        work = self._making.get(request.upload)
+        if work is None:
+            self._answering.charge(context)
+            work = self._making[request.upload] = asyncio.ensure_future(self._made_ready(whole, None))
+            work.add_done_callback(lambda _: self._making.pop(request.upload, None))
+            work.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody may ask again
+        done, _ = await asyncio.wait({work}, timeout=PART_WAIT_S)
+        if done:
+            response.registered.CopyFrom(work.result())
+        return response
 
     async def _vector(self, image: pb.ImageInput, clip: str, context: Context) -> np.ndarray:
         source = source_of(image, self.options.max_image_file_bytes)

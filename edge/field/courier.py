@@ -261,10 +261,13 @@ class Courier:
         if self.labels is None:
             self._labels_said_at = float("-inf")
         self.labels = {"sent_bytes": progress.held_bytes, "of_bytes": progress.total_bytes}
-        if now - self._labels_said_at > LABELS_SAID_EVERY_S and progress.held_bytes < progress.total_bytes:
+        if now - self._labels_said_at > LABELS_SAID_EVERY_S:
             self._labels_said_at = now
             share = 100 * progress.held_bytes // progress.total_bytes
-            self.say(f"labels go ahead of the frames, once: {share} % of {progress.total_bytes} bytes have crossed")
+            state = (
+                f"{share} % of {progress.total_bytes} bytes have crossed" if share < 100 else "the server prepares them"
+            )
+            self.say(f"labels go ahead of the frames, once: {state}")
 
     def _tell(self, notes: Iterable[str]) -> None:
         """Says what the server finds odd about the labels, once."""

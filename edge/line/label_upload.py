@@ -71,14 +71,18 @@ def upload(registration: pb.RegisterLabelsRequest, tell: Callable[[Progress], No
             progress.held_bytes = len(data)
             tell(progress)
             return reply.registered
+        progress.held_bytes = min(reply.held_bytes, len(data))
+        if progress.held_bytes == len(data):  # all of it is there; the server makes the labels' vectors
+            held, ask = len(data), True
+            tell(progress)
+            continue
         if reply.held_bytes < held or (not ask and reply.held_bytes == held):
             restarts += 1
             if restarts > MAX_RESTARTS:
                 raise ServerTimeout("the server does not keep the pieces of the labels: try again later")
         elif not ask and time.monotonic() - started < QUICK_S:
             size = min(PART_BYTES[2], 2 * size)
-        ask, held = False, min(reply.held_bytes, len(data) - 1)
-        progress.held_bytes = held
+        ask, held = False, reply.held_bytes
         tell(progress)
 
 

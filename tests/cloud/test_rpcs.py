@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import zlib
 
 import grpc
 import numpy as np
@@ -139,3 +141,20 @@ def test_a_clip_that_the_server_does_not_have_is_refused_by_name(served, make_pa
     code, reason, error = refused(lambda: served.stub.Classify(request, timeout=5))
     assert (code, reason) == (grpc.StatusCode.NOT_FOUND, "UNKNOWN_MODEL")
     assert "it has tiny-random-clip" in error.details()
+
+
+def test_labels_in_pieces_are_waited_for_by_asking_again(served, monkeypatch):
+    """Vectors that take longer than a deadline: each answer comes soon, and the work goes on between them."""
+    monkeypatch.setattr("cloud.front.service.PART_WAIT_S", 0.0)
+    request = pb.RegisterLabelsRequest(labels=[f"piece {number}" for number in range(300)], prompt_set="7")
+    data = zlib.compress(request.SerializeToString())
+    part = pb.RegisterLabelsPartRequest(upload=hashlib.sha256(data).digest(), total_bytes=len(data), data=data)
+    replies = []
+    while not replies or not replies[-1].HasField("registered"):
+        replies.append(served.stub.RegisterLabelsPart(part, timeout=5))
+        assert replies[-1].held_bytes == len(data)
+    assert replies[-1].registered == served.stub.RegisterLabels(request, timeout=30)
+    bad = pb.RegisterLabelsRequest(labels=["x" * 1000])
+    data = zlib.compress(bad.SerializeToString())
+    part = pb.RegisterLabelsPartRequest(upload=hashlib.sha256(data).digest(), total_bytes=len(data), data=data)
+    assert refused(lambda: served.stub.RegisterLabelsPart(part, timeout=5))[1] == "BAD_LABELS"
