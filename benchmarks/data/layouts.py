@@ -12,9 +12,9 @@ from typing import ClassVar
 
 from benchmarks.data.cifar import cifar_members, open_cifar
 from thinwire.errors import LabelError, ThinwireError
+from thinwire.image_names import is_image_name, is_litter
 from thinwire.labels import resolve_templates
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".jp2")
 WNID = re.compile(r"n\d{8}")
 SPLITS = ("test", "val", "validation", "train")  # the first that is there is measured
 CLASS_NAMES = "classnames.txt"
@@ -120,7 +120,7 @@ def _checked_cifar(files: dict, read: Callable[[str], bytes], name: str) -> tupl
 
 def _open_class_folders(path: Path) -> Listing:
     """ImageFolder, also below a split's folder (torchvision's ImageNet: val/n01440764/...)."""
-    folders = sorted(each.name for each in path.iterdir() if each.is_dir())
+    folders = sorted(each.name for each in path.iterdir() if each.is_dir() and not is_litter(each.name))
     if folders and set(folders) <= set(SPLITS):
         split = next(name for name in SPLITS if name in folders)
         inner = _open_class_folders(path / split)
@@ -128,8 +128,8 @@ def _open_class_folders(path: Path) -> Listing:
         if classes:
             inner = _renamed(inner, classes)
         return Listing(inner.rows, inner.read, inner.classes, templates or inner.templates)
-    files = sorted(each for each in path.rglob("*") if each.suffix.lower() in IMAGE_SUFFIXES)
-    names = [file.relative_to(path) for file in files]
+    names = [file.relative_to(path) for file in sorted(path.rglob("*"))]
+    names = [name for name in names if is_image_name(name.as_posix())]
     rows = [(name.as_posix(), name.parts[0]) for name in names if len(name.parts) > 1]
     if not rows:
         raise DataError(f"{path}: holds neither labels.csv nor class folders with images")
@@ -184,9 +184,9 @@ def _open_webdataset(path: Path, shards: list[Path]) -> Listing:
         except (tarfile.TarError, OSError, EOFError) as error:
             raise DataError(f"{shard}: is not a readable tar ({error})") from error
         for name, member in members.items():
-            stem, _, suffix = name.rpartition(".")
-            if f".{suffix.lower()}" not in IMAGE_SUFFIXES:
+            if not is_image_name(name.removeprefix("./")):
                 continue
+            stem = name.rpartition(".")[0]
             label = archive.extractfile(members[f"{stem}.cls"]).read() if f"{stem}.cls" in members else b""
             if not label.strip().isdigit() or int(label) >= len(names):
                 raise DataError(f"{shard}: {name} has no class 0 to {len(names) - 1} in {stem}.cls")

@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from benchmarks.data.layouts import DataError, open_files, open_listing
+from thinwire.image_names import is_litter
 
 __all__ = ["CaptionItem", "Captions", "DataError", "Dataset", "Item", "find_datasets", "load_captions", "load_dataset"]
 
@@ -108,7 +109,9 @@ def find_datasets(folder: str | os.PathLike[str]) -> dict[str, Path]:
     path = Path(folder)
     if not path.is_dir():
         raise DataError(f"{path}: no such folder")
-    candidates = sorted(each for each in path.iterdir() if each.is_dir() or ".tar" in each.suffixes)
+    candidates = sorted(
+        each for each in path.iterdir() if (each.is_dir() or ".tar" in each.suffixes) and not is_litter(each.name)
+    )
     found = {_name(each): each for each in candidates if _is_labelled(each)}
     return found or ({_name(path): path} if _is_labelled(path) else {})
 

@@ -9,27 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from thinwire.image_names import EXTENSIONS, is_litter
 from thinwire.text import shown
-
-EXTENSIONS = frozenset(
-    (
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jfif",
-        ".png",
-        ".webp",
-        ".avif",
-        ".gif",
-        ".bmp",
-        ".tif",
-        ".tiff",
-        ".ppm",
-        ".pgm",
-        ".jp2",
-    )
-)
-"""Endings by which a folder's files count as images (in any case)."""
 
 VIDEO_ENDINGS = frozenset(
     (
@@ -84,8 +65,9 @@ def search(paths: Iterable[str | os.PathLike[str]]) -> Found:
     """The image files that `paths` mean, in their order, and what was left out.
 
     A file that is named is always taken: opening it tells whether it is an image, or there at all. Folders are searched
-    below, in natural order (frame2 before frame10), for files with an image's ending; hidden files and folders are left
-    out without a word, linked folders are not followed. No name, however odd, ends the search.
+    below, in natural order (frame2 before frame10), for files with an image's ending; hidden files and folders, and
+    what a Mac adds to its zips, are left out without a word, linked folders are not followed. No name, however odd,
+    ends the search.
     """
     found = Found()
     for path in map(Path, paths):
@@ -107,7 +89,7 @@ def _search(folder: Path, found: Found) -> None:
             found.unreadable.append(f"{error.filename}: cannot be read ({error.strerror or error})")
             continue
         for entry in listed:
-            if entry.name.startswith("."):
+            if is_litter(entry.name):
                 continue
             if _is(lambda entry=entry: entry.is_dir(follow_symlinks=False)):
                 stack.append(entry.path)

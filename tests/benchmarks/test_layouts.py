@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from benchmarks.data.sets import DataError, find_datasets, load_captions, load_dataset
+from edge.line.image_files import find_images
 
 
 def picture(seed: int, side: int = 8) -> bytes:
@@ -133,6 +134,23 @@ def webdataset(root: Path, labels: dict[str, bytes]) -> Path:
                 if label:
                     add(archive, f"{key}.cls", label)
     return root
+
+
+def test_what_a_mac_adds_to_its_zips_is_no_class_and_no_picture(tmp_path: Path):
+    files = {"cat/1.png": picture(1), "dog/2.JPG": picture(2)}
+    litter = {
+        "__MACOSX/cat/._1.png": b"litter",
+        "cat/._1.png": b"litter",
+        ".thumbnails/1.png": picture(3),
+        "dog/.DS_Store": b"",
+    }
+    data = load_dataset(write(tmp_path / "zip", files | litter))
+    assert tuple(data.labels) == ("cat", "dog")
+    assert [item.name for item in data.items] == ["cat/1.png", "dog/2.JPG"]
+    assert [found.relative.as_posix() for found in find_images([tmp_path / "zip"])] == ["cat/1.png", "dog/2.JPG"]
+    outer = write(tmp_path / "sets", {"pets/cat/1.png": picture(1), "pets/dog/2.png": picture(2)})
+    write(outer, {"__MACOSX/pets/cat/1.png": picture(1)})
+    assert list(find_datasets(outer)) == ["pets"]
 
 
 def test_webdataset_of_clip_benchmark(tmp_path: Path):
