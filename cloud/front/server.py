@@ -101,7 +101,7 @@ class Server:
     @property
     def counts(self) -> dict[str, int]:
         """Since the start: the engine's, and how often answers were given again."""
-        return {**self._engine.counts, "repeated": self._service.repeats.counts["repeated"]}
+        return {**self._engine.counts, "repeated": self._service.repeated}
 
     async def stop(self, grace_s: float | None = None) -> bool:
         """NOT_SERVING; after the drain delay no new calls; what was accepted is answered within the grace; the engine

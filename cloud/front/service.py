@@ -58,6 +58,11 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         """Streams answer the frames they have read, then end."""
         self._stopping.set()
 
+    @property
+    def repeated(self) -> int:
+        """How many answers were given that had been given before."""
+        return self._answering.repeats.counts["repeated"]
+
     # ---------------------------------------------------------------- RPCs
 
     async def GetServerInfo(self, request: pb.GetServerInfoRequest, context: Context):
