@@ -99,7 +99,7 @@ def _classify(client: Client, photos: Sequence[Photo], labels: Sequence[str]) ->
         photos[0].data, labels
     )  # the first request makes the label vectors; no photograph should pay for it
     views = [client.bundle.view(open_image(photo.data, photo.name)) for photo in photos]
-    packets = [client.encoder.encode(view).packet.to_bytes() for view in views]
+    packets = [client.encoder.encode(view, client.rate).packet.to_bytes() for view in views]
     return [
         Shown(photo, view, seen, client.classify(photo.data, labels))
         for photo, view, seen in zip(photos, views, pictures(client.bundle, packets))
