@@ -75,11 +75,13 @@ def judged() -> str:
             *names,
         ]
         saved = [
-            f"{each['codec']} saves {percent(each)} of the best bare peer's bytes before the {each['judge']}"
+            f"{each['codec']} takes {against_peer(each)}"
             for each in run["transfer"]
             if each["judge"] in ("serving CLIP", "foreign judges, mean")
         ]
-        tables.append(table(header, rows) + "\n\n" + "; ".join(saved) + ".")
+        tables.append(
+            f"{table(header, rows)}\n\nBytes against the best bare peer at equal answers: {'; '.join(saved)}."
+        )
     return "\n\n".join(tables)
 
 
@@ -93,11 +95,14 @@ def peer_bytes(found: dict | None, size: float) -> str:
     return ("≤ " if rate["best_peer_at_most"] else "") + f"{rate['best_peer_bytes']:,.0f}"
 
 
-def percent(each: dict) -> str:
+def against_peer(each: dict) -> str:
+    """One family before one judge: how many bytes fewer or more than the best bare peer at equal answers."""
     if each["saving"] is None:
-        return f"– ({each['reason']})"
+        return f"not comparable before the {each['judge']} ({each['reason']})"
+    word = "fewer" if each["saving"] >= 0 else "more"
     low, high = each["ci95"] or (None, None)
-    return f"{100 * each['saving']:.0f} %" + ("" if low is None else f" ({100 * low:.0f} to {100 * high:.0f} %)")
+    interval = "" if low is None else f", 95 %: {-100 * high:+.0f} to {-100 * low:+.0f} %"
+    return f"{abs(100 * each['saving']):.0f} % {word} before the {each['judge']}{interval}"
 
 
 def codec() -> str:
@@ -250,6 +255,7 @@ def target(value: float, side: str | None, bound: float | None, spec: str) -> st
 
 FIGURES = {
     "demo": demo,
+    "judged": judged,
     "codec": codec,
     "clip-lite": clip_lite,
     "edge-size": edge_size,
