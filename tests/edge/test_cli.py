@@ -34,6 +34,7 @@ ANSWER_KEYS = {
     "rate",
     "bundle",
     "model_id",
+    "notes",
     "clip",
     "decode_image_ms",
     "preprocess_ms",
