@@ -174,7 +174,10 @@ def test_the_shipped_models_are_small():
     assert {MODELS / "still", MODELS / "layered"} <= set(bundles)
     for bundle in bundles:
         edge_side = [path for path in bundle.rglob("*") if path.name != "decoder.safetensors"]
-        encoder, decoder = size([bundle / "encoder.onnx"]), size([bundle / "decoder.safetensors"])  # a still has neither
+        encoder, decoder = (
+            size([bundle / "encoder.onnx"]),
+            size([bundle / "decoder.safetensors"]),
+        )  # a still has neither
         assert encoder < size(edge_side) <= 2 * MB, bundle.name
         assert decoder <= 8 * MB, bundle.name
         assert (encoder > 0 and decoder > 0) or bundle.name == "still"

@@ -205,7 +205,7 @@ def test_a_bundle_of_vectors_is_refused_with_one_clip_and_answered_with_its_own(
     monkeypatch.setattr(
         cloud.networks.loaded.TorchRunner,
         "load_net",
-        lambda self, bundle, clip: cloud.networks.runner.Net(_Ones(clip.embed_dim), True),
+        lambda self, bundle, clip, variant=None: cloud.networks.runner.Net(_Ones(clip.embed_dim), True),
     )
     symbols = np.ones(vectors.latent_shape, np.int32)
     packet = Packet(vectors.model_id, tuple(vectors.coder.encode(symbols))).to_bytes()

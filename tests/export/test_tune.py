@@ -52,7 +52,7 @@ def test_a_few_steps_for_every_kind_of_tower_give_a_decoder_that_answers(asked, 
 
 
 def test_a_run_goes_on_where_it_stopped_and_learns(asked, towers, tmp_path):
-    settings = replace(asked, clip=str(towers["ViT"]), into="tower", steps=40, count=36, learning_rate=3e-3)
+    settings = replace(asked, clip=str(towers["ViT"]), into="tower", steps=40, count=36, learning_rate=3e-4)
     variant = tune(settings, tmp_path)
     before, after = variant.about["held_out"]["before"], variant.about["held_out"]["after"]
     assert after["answer_3"] < before["answer_3"]
