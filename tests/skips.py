@@ -1,7 +1,7 @@
 """The tests that `.ci/run` may skip, each with its reason. Any other skip fails the run: a tool that is missing there
 would otherwise hide its tests for ever.
 
-`THINWIRE_ONLY_LISTED_SKIPS=1` turns the check on; `make test` alone leaves it off, as a developer may lack chromium.
+`ONLY_LISTED_SKIPS=1` turns the check on; `make test` alone leaves it off, as a developer may lack chromium.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 
 import pytest
 
-SWITCH = "THINWIRE_ONLY_LISTED_SKIPS"
+SWITCH = "ONLY_LISTED_SKIPS"
 # {pattern of the skipped test's node id: why it may be skipped}
 ALLOWED = {
     r"tests/cloud/test_ray\.py.*": "the extra `ray` takes 250 MB and is not in the lock",

@@ -56,7 +56,11 @@ def test_serve_says_so_on_windows():
 
 
 def test_a_package_that_is_missing_is_named():
-    done = python(WITHOUT.format(module="onnxruntime", room="edge", words=["encode", "x.png", "-o", "x.twp"]))
+    done = python(
+        WITHOUT.format(
+            module="onnxruntime", room="edge", words=["encode", "x.png", "-o", "x.twp", "--bundle", "layered"]
+        )
+    )
     assert "pip install 'thinwire[edge]'" in done.stderr
 
 
