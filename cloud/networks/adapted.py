@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cloud.networks.served_bundles import bundle_for
 from synthesis.adapter import Adapter, load_adapter
 from thinwire.errors import AdapterError
 
@@ -27,17 +28,10 @@ def load_adapters(
     Raises `AdapterError` where a folder holds none, its bundle is not served or has another decoder, or two adapters
     are for one bundle and rate.
     """
-    served = {bundle.model_id: bundle for bundle in bundles}
     adapters = [load_adapter(folder) for folder in folders]
     taken: dict[tuple[bytes, int], Adapter] = {}
     for adapter in adapters:
-        bundle = served.get(adapter.model_id)
-        if bundle is None:
-            names = ", ".join(f"{each.name} ({each.model_id.hex()})" for each in bundles) or "none"
-            raise AdapterError(
-                f"adapter {adapter.path} is for bundle {adapter.bundle!r} ({adapter.model_id.hex()}), this server has "
-                f"{names}: serve that bundle, or leave the adapter out"
-            )
+        bundle = bundle_for(adapter, "adapter", bundles, AdapterError)
         adapter.check_bundle(bundle, decoders)
         for rate, layers in adapter.rates.items():
             other = taken.setdefault((adapter.model_id, layers), adapter)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cloud.networks.served_bundles import bundle_for
 from synthesis.variant import DecoderVariant, load_variant
 from thinwire.errors import DecoderError
 
@@ -25,17 +26,10 @@ def load_variants(folders: Sequence[str | Path], bundles: Sequence[Bundle]) -> l
 
     Raises `DecoderError` where a folder holds none, its bundle is not served, or two are for one bundle and CLIP.
     """
-    served = {bundle.model_id: bundle for bundle in bundles}
     variants = [load_variant(folder) for folder in folders]
     taken: dict[tuple[bytes, str], DecoderVariant] = {}
     for variant in variants:
-        bundle = served.get(variant.model_id)
-        if bundle is None:
-            names = ", ".join(f"{each.name} ({each.model_id.hex()})" for each in bundles) or "none"
-            raise DecoderError(
-                f"decoder {variant.path} is for bundle {variant.bundle!r} ({variant.model_id.hex()}), this server has "
-                f"{names}: serve that bundle, or leave the decoder out"
-            )
+        bundle = bundle_for(variant, "decoder", bundles, DecoderError)
         other = taken.setdefault((variant.model_id, variant.clip.rpartition("#")[2]), variant)
         if other is not variant:
             raise DecoderError(
