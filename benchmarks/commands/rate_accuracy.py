@@ -68,9 +68,9 @@ def _rate_accuracy(args: argparse.Namespace, words: list[str]) -> dict[str, obje
     data = load_dataset(args.data, args.limit, args.seed)
     started = time.monotonic()
     adapter = adapter_gain.load_for(args.adapter, families) if args.adapter else None
-    judge, panel = Judge(args.clip), Panel.load(args.judge, data, args.prompt_set)
     context = {"command": shlex.join(["thinwire-bench", *words]), "testbed": describe()}
     store = PointStore(Path(args.json + ".points"), NAME, context)
+    judge, panel = Judge(args.clip), Panel.load(args.judge, data, args.prompt_set, store.folder / "judges")
     prompts = {args.prompt_set: PROMPT_SETS[args.prompt_set]}
     with ended_by_sigterm(), progress_bar(data.name) as progress:
         run = RateAccuracy(

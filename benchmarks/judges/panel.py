@@ -8,12 +8,15 @@ data's labels. A judge is `own` to a codec that learnt from its network (see `ro
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from benchmarks.judges.answer_cache import cached
 from benchmarks.judges.networks import JudgeUnavailable, load_network
 
 if TYPE_CHECKING:
@@ -48,10 +51,16 @@ class Panel:
     judges: tuple[PanelJudge, ...] = ()
 
     @classmethod
-    def load(cls, names: Sequence[str], data: Dataset, prompt_set: str) -> Panel:
-        """Raises `JudgeUnavailable`, whose message names the fix."""
+    def load(cls, names: Sequence[str], data: Dataset, prompt_set: str, cache: Path | None = None) -> Panel:
+        """cache: a folder that keeps their answers, so that no picture is judged twice; None keeps none.
+
+        Raises `JudgeUnavailable`, whose message names the fix.
+        """
         wanted = dict.fromkeys(part.strip() for name in names for part in name.split(",") if part.strip())
-        return cls(tuple(_judge(name, data.labels, prompt_set) for name in wanted))
+        judges = [_judge(name, data.labels, prompt_set) for name in wanted]
+        if cache is not None:
+            judges = [_remembering(judge, cache, data.labels, prompt_set) for judge in judges]
+        return cls(tuple(judges))
 
     @property
     def key(self) -> dict[str, str]:
@@ -96,6 +105,13 @@ def _judge(name: str, labels: Sequence[str], prompt_set: str) -> PanelJudge:
         return [place[best.label] for (best,) in clip.answers(views, labels, prompt_set, 1)]
 
     return PanelJudge(name, clip.clip.id, (clip.clip.id.partition("#")[0],), tuple(range(len(labels))), answers)
+
+
+def _remembering(judge: PanelJudge, cache: Path, labels: Sequence[str], prompt_set: str) -> PanelJudge:
+    """A second CLIP answers by the labels, so its file is theirs alone; networks answer by their own classes."""
+    about = repr((judge.id, *((tuple(labels), prompt_set) if judge.name.startswith(CLIP) else ())))
+    path = cache / f"{hashlib.sha256(about.encode()).hexdigest()[:16]}.txt"
+    return replace(judge, answers=cached(judge.answers, path))
 
 
 def role_of(judge: PanelJudge, bundle: Bundle | None, adapter_clip: str | None = None) -> str:

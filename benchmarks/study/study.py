@@ -95,7 +95,7 @@ class Study:
         """The judges of accuracy experiments. Raises `JudgeUnavailable`."""
         from benchmarks.judges.panel import Panel
 
-        return Panel.load(self.judges, data, next(iter(self.prompts(data))))
+        return Panel.load(self.judges, data, next(iter(self.prompts(data))), self.out / "judges")
 
     def families_of(self, clip: str) -> list[Bundle]:
         """Bundles that this CLIP can serve: one that decodes into another CLIP's space is left out, and named."""

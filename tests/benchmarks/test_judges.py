@@ -9,6 +9,7 @@ from onnx import TensorProto, helper
 from PIL import Image
 
 from benchmarks.data.sets import load_dataset
+from benchmarks.judges.answer_cache import cached
 from benchmarks.judges.networks import JudgeUnavailable, Network, load_network
 from benchmarks.judges.panel import FOREIGN, OWN, Panel, PanelJudge, imagenet_classes, role_of, teachers_of
 from benchmarks.results.judged import judges_of
@@ -144,3 +145,44 @@ def test_a_panel_loads_each_judge_once(tmp_path):
     assert panel.answers(list(COLOURS)) == {name: [0, 1, 2]}
     assert panel.described(None) == {name: {"id": panel.key[name], "role": FOREIGN, "targets": None}}
     assert isinstance(load_network(name), Network)
+
+
+def test_a_panel_with_a_cache_asks_of_each_picture_once(tmp_path):
+    asked = []
+
+    def answers(pictures):
+        asked.extend(pictures)
+        return [int(picture[0, 0, 0]) for picture in pictures]
+
+    def pictures(*values):
+        return [np.full((2, 3, 3), value, np.uint8) for value in values]
+
+    path = tmp_path / "deep" / "answers.txt"
+    assert cached(answers, path)(pictures(1, 2, 1)) == [1, 2, 1]
+    assert len(asked) == 2
+    assert cached(answers, path)(pictures(2, 3)) == [2, 3]
+    assert len(asked) == 3, "another run finds the file"
+    assert cached(answers, path)([np.full((3, 2, 3), 1, np.uint8)]) == [1]
+    assert len(asked) == 4, "a shape is no other's"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-20])  # a kill in the midst of a line
+    asked.clear()
+    again = cached(answers, path)
+    assert again(pictures(1, 2, 3)) == [1, 2, 3]
+    assert not asked
+    assert again([np.full((3, 2, 3), 1, np.uint8)]) == [1]
+    assert len(asked) == 1
+    assert cached(answers, path)([np.full((3, 2, 3), 1, np.uint8)]) == [1]
+
+
+def test_the_cache_of_a_second_clip_is_for_its_labels_alone(tmp_path):
+    files = []
+    for label in ("red", "green"):
+        folder = tmp_path / label
+        for name in (label, "blue"):
+            (folder / name).mkdir(parents=True)
+            Image.fromarray(COLOURS[0]).save(folder / name / "a.png")
+        panel = Panel.load(["clip:clip-lite"], load_dataset(folder), "1", tmp_path / "cache")
+        panel.answers([COLOURS[0]])
+        files.append(len(list((tmp_path / "cache").iterdir())))
+    assert files == [1, 2]
