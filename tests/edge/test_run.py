@@ -287,7 +287,7 @@ def test_a_server_of_another_release_or_without_our_bundle_is_told_and_frames_wa
 
 def test_a_defect_in_another_thread_ends_the_run(photos, words, monkeypatch):
     """A process that has ended is started again; one that hangs is not."""
-    monkeypatch.setattr("edge.field.courier.Courier._take", lambda *_: 1 / 0)
+    monkeypatch.setattr("edge.field.settling.Settling.take", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run(photos, *words)
 
