@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-BUNDLES = ("layered", "conv")
+BUNDLES = ("layered",)
 JUDGED = ("caltech101", "imagenette")
 TITLES = {"av1": "bare AV1", "webp": "bare WebP", "jpeg": "bare JPEG", "jxl": "bare JPEG XL"}
 PACKS = ("caltech101", "imagenette", "cifar10", "scenes")

@@ -1,8 +1,8 @@
 """The card of a bundle: what `card.json` must hold, checked field by field.
 
-    {"format": 1, "name": "conv",
+    {"format": 1, "name": "layered",
      "wire":  what the meaning of a packet depends on; its hash is the model id
-        {"family": "conv", "input": {"height", "width", "resize": "shortest-crop", "filter": "bicubic"},
+        {"family": "layered", "input": {"height", "width", "resize": "shortest-crop", "filter": "bicubic"},
          "latent": {"channels", "height", "width", "low", "high"}, "layers": [{"channels": [start, stop]}, ...],
          "rates": [{"name": "low", "layers": 1}, ...], "context": "none" | "checkerboard", "tables_sha256": hex},
      "edge":  {"files": {"encoder.onnx": {"sha256", "bytes"}, ...}, "mean", "std", "precision": "fp32" | "int8"},

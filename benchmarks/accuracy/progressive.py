@@ -51,7 +51,7 @@ def add_commands(commands) -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     for parser in (calibrate, measure):
-        parser.add_argument("--bundle", default="conv", metavar="NAME|PATH", help="codec")
+        parser.add_argument("--bundle", default="layered", metavar="NAME|PATH", help="codec")
         parser.add_argument("--clip", default="clip-lite", help="CLIP; see thinwire-cloud serve")
         parser.add_argument("--prompt-set", default="7", help="prompt templates")
         parser.add_argument("--limit", type=int, metavar="N", help="use N images, drawn by --seed (default: all)")

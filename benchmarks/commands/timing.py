@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from benchmarks.codecs.selection import parse_families, parse_peers
+from edge.defaults import DEFAULT_BUNDLE
 from thinwire.errors import ThinwireError
 from thinwire.prompts import PROMPT_SETS
 
@@ -50,7 +51,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         "images per second of the saturated service against the bare model in full batches",
         "Model, engine and server in this process, load from another; they take turns round after round.",
     )
-    throughput.add_argument("--bundles", default="conv", metavar="A,B", help="shipped bundles or folders")
+    throughput.add_argument("--bundles", default=DEFAULT_BUNDLE, metavar="A,B", help="shipped bundles or folders")
     throughput.add_argument("--rates", default="mid", metavar="A,B", help="rates of the packets, or all")
     throughput.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     throughput.add_argument(
@@ -103,7 +104,7 @@ def _command(
 
 
 def _add_ways(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--bundles", default="conv", metavar="A,B", help="shipped bundles or folders")
+    parser.add_argument("--bundles", default=DEFAULT_BUNDLE, metavar="A,B", help="shipped bundles or folders")
     parser.add_argument("--rates", default="all", metavar="A,B", help="rates of each bundle, or all")
     parser.add_argument("--peers", default="", metavar="A,B", help="av1, webp, jpeg: the view as a whole image file")
     parser.add_argument(
@@ -195,7 +196,6 @@ def _names(text: str) -> list[str]:
 
 def _ways(args: argparse.Namespace) -> list[Way]:
     from benchmarks.timing.routes import family_ways, on_edge_way, peer_ways
-    from edge.defaults import DEFAULT_BUNDLE
     from thinwire.bundle import load_bundle
 
     bundles = parse_families(args.bundles)

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.rig.bad_link import BadLink, swinging
+from edge.defaults import DEFAULT_BUNDLE
 from thinwire.errors import ThinwireError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,7 +40,7 @@ def add_commands(commands) -> None:
         "edge-footprint", formatter_class=form, help="memory, cold start and CPU per frame of the edge client"
     )
     foot.add_argument("--frames", type=int, default=200, help="224x224 JPEG files to classify")
-    foot.add_argument("--bundle", default="conv", metavar="NAME|PATH", help="codec")
+    foot.add_argument("--bundle", default=DEFAULT_BUNDLE, metavar="NAME|PATH", help="codec")
     foot.add_argument("--precision", default="auto", choices=["auto", "fp32", "int8"], help="encoder weights")
     foot.set_defaults(run=run, measure=footprint)
     field = commands.add_parser(
@@ -60,7 +61,7 @@ def add_commands(commands) -> None:
     auto.add_argument("--data", required=True, metavar="TAR|DIR", help="labelled images, as for eval")
     auto.add_argument("--seconds", type=float, default=90.0, help="length of each run")
     auto.add_argument("--fps", type=float, default=3.0, help="frames a second")
-    auto.add_argument("--bundle", default="conv", metavar="NAME|PATH", help="codec")
+    auto.add_argument("--bundle", default=DEFAULT_BUNDLE, metavar="NAME|PATH", help="codec")
     auto.add_argument("--seed", type=int, default=0, help="seed of the link's rate changes and of the sample")
     auto.set_defaults(run=run, measure=rate_auto)
 

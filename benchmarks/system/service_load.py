@@ -27,6 +27,8 @@ from pathlib import Path
 
 import numpy as np
 
+from edge.defaults import DEFAULT_BUNDLE
+
 LABELS = ("cat", "dog", "car", "tree", "house", "person", "boat", "bicycle")
 DEADLINE_S = 10.0
 LOAD, OVERLOAD = 0.8, 5.0
@@ -44,7 +46,9 @@ def add_commands(commands) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--bundle", default="conv", metavar="NAME|PATH", help="codec (default: conv)")
+    parser.add_argument(
+        "--bundle", default=DEFAULT_BUNDLE, metavar="NAME|PATH", help=f"codec (default: {DEFAULT_BUNDLE})"
+    )
     parser.add_argument("--clip", default="clip-lite", help="CLIP; see thinwire-cloud serve")
     parser.add_argument("--threads", type=int, help="CPU threads of the server's networks")
     parser.add_argument("--seconds", type=float, default=20.0, help="length of each load (default: 20)")

@@ -52,9 +52,9 @@ exit code: 0 measured, 1 some images failed, 2 wrong use"""
 
 BUNDLE_EXAMPLES = """\
 examples:
-  thinwire-edge bundle install conv-2.tar.gz --card-sha256 5f2c...      check, install, make current
-  thinwire-edge bundle rollback conv                                    back to the one before
-  thinwire-edge run ... --bundle /var/lib/thinwire/bundles/conv/current
+  thinwire-edge bundle install layered-2.tar.gz --card-sha256 5f2c...      check, install, make current
+  thinwire-edge bundle rollback layered                                 back to the one before
+  thinwire-edge run ... --bundle /var/lib/thinwire/bundles/layered/current
 
 exit code: 0 done, 2 refused: the bundle in use stays in use"""
 

@@ -113,6 +113,6 @@ def test_rate_accuracy_keeps_points_with_and_without_it(words, tiny_bundle_with_
 
 
 def test_an_adapter_of_nothing_that_is_measured_is_refused(words, capsys):
-    code, document, err = run(capsys, "eval", *words, "--bundle", "conv")
+    code, document, err = run(capsys, "eval", *words, "--bundle", "layered")
     assert (code, document) == (1, None)
     assert "measure that bundle" in err

@@ -129,10 +129,10 @@ def test_all_is_what_ships_what_was_trained_here_and_the_embedding(tmp_path, mon
     monkeypatch.setattr(contestants, "local_bundles", lambda: [made.path])
     monkeypatch.setattr(contestants, "_made_embedding", lambda clip: tower.path)
     names = [bundle.name for bundle in contestants.parse_families("all")]
-    assert {"conv", "layered", "mine", "tower"} <= set(names)
+    assert {"still", "layered", "mine", "tower"} <= set(names)
     said = capsys.readouterr().err
     assert "thinwire-export train vae --preset cpu" in said
-    assert "conv" not in said
+    assert "layered" not in said
 
 
 def test_all_names_an_embedding_that_cannot_be_made(monkeypatch, capsys, tmp_path):

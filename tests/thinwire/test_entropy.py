@@ -371,7 +371,7 @@ CODE_TWICE = """
 import sys
 {before}
 from thinwire.bundle import load_bundle
-coders = [load_bundle(name).coder for name in ("conv", "layered")]
+coders = [load_bundle(name).coder for name in ("layered", "layered")]
 print(*(coder.form for coder in coders))
 """
 
