@@ -13,6 +13,7 @@ from benchmarks.commands.output import deliver
 from benchmarks.system import field, frame_search, ray_serve, service_load, watching
 from benchmarks.timing import coder
 from thinwire.errors import ThinwireError
+from thinwire.files import told
 from thinwire.text import safe_streams
 
 COMMANDS = (
@@ -58,6 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"thinwire-bench: {error}: install the benchmarks with `pip install 'thinwire[bench,cloud]'`",
             file=sys.stderr,
         )
+        return 1
+    except OSError as error:  # files that cannot be read or written
+        print(f"thinwire-bench: {told(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("thinwire-bench: interrupted", file=sys.stderr)

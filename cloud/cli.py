@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import errno
 import logging
 import os
 import signal
+import socket
 import sys
 import textwrap
 import time
@@ -16,6 +18,7 @@ from cloud.config import Config, add_flags, load_config
 from cloud.errors import BadConfiguration
 from cloud.search import client_commands
 from cloud.watch.logs import set_up_logs
+from thinwire.files import told
 from thinwire.platforms import ON_WINDOWS, is_windows, missing_module
 from thinwire.text import safe_streams
 
@@ -88,7 +91,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ThinwireError as error:
         print(f"thinwire-cloud: {error}", file=sys.stderr)
     except OSError as error:
-        print(f"thinwire-cloud: {error}", file=sys.stderr)
+        print(f"thinwire-cloud: {told(error)}", file=sys.stderr)
+    except KeyboardInterrupt:  # before the service has its own handler
+        print("thinwire-cloud: interrupted", file=sys.stderr)
+        return 130
     except ModuleNotFoundError as error:
         why = missing_module(error, f"thinwire-cloud {args.command}", "cloud")
         print(f"thinwire-cloud: {why}", file=sys.stderr)
@@ -193,6 +199,7 @@ def _serve(config: Config) -> int:
     watch_options = watch_of(config)
     if watch_options.web:
         watch_options.web.check()
+    _check_port(config)
     settle_process()
     engine = _open(config)
     clip = engine.heads.clip
@@ -275,6 +282,25 @@ async def _reload(engine) -> None:
         _say(f"reload failed, the current models stay in use: {error}")
         return
     _say("reloaded: " + ", ".join(bundle.name for bundle in engine.intake.bundles.values()))
+
+
+def _check_port(config: Config) -> None:
+    """Before models are loaded for nothing. Raises `BadConfiguration` for a port that cannot be listened on."""
+    host, port = config["host"], config["port"]
+    if not port or host.startswith("unix:"):
+        return
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as gRPC does: remains of old connections
+            probe.bind(address)
+    except OSError as error:
+        fix = (
+            "stop what listens there, or take another with --port"
+            if error.errno == errno.EADDRINUSE
+            else "take another"
+        )
+        raise BadConfiguration(f"{host}:{port}: cannot be listened on ({error.strerror}): {fix}") from None
 
 
 def _cores() -> int:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from cloud.errors import BadConfiguration
+from thinwire.files import read_file
 
 log = logging.getLogger(__name__)
 
@@ -328,9 +329,7 @@ def load_config(args: argparse.Namespace, environment: Mapping[str, str] | None 
 
 def _read_file(path: Path) -> dict[str, Any]:
     try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise BadConfiguration(f"{path}: is larger than {MAX_FILE_BYTES >> 20} MiB")
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        document = tomllib.loads(read_file(path, MAX_FILE_BYTES).decode("utf-8"))
     except OSError as error:
         raise BadConfiguration(f"{path}: cannot be read ({error.strerror or error})") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -181,6 +181,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `| head` has seen enough; Python must not complain again when it flushes at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return SOME_FAILED
+    except OSError as error:  # of the standard output, or of a file that nobody expected to fail
+        from thinwire.files import told
+
+        return _fail(told(error))
     except KeyboardInterrupt:
         print("thinwire-edge: interrupted", file=sys.stderr)
         sys.stdout.flush()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from export.photographs.options import add_photograph_options, photograph_options
 from thinwire.errors import ThinwireError
+from thinwire.files import told
 from thinwire.text import safe_streams
 
 CLIPS = "clip-lite, NAME:TAG, NAME:/path/to/checkpoint or an open_clip folder, as `thinwire-cloud serve` takes it"
@@ -357,12 +358,14 @@ def main(argv: list[str] | None = None) -> int:
         fix = "run `pip install 'thinwire[export]'`"
         raise SystemExit(f"thinwire-export {args.command}: {error}: {fix}") from error
     except OSError as error:  # files that cannot be read or written
-        named = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else one_line(error)
-        raise SystemExit(f"thinwire-export {args.command}: {named}") from error
+        raise SystemExit(f"thinwire-export {args.command}: {one_line(told(error))}") from error
+    except KeyboardInterrupt:
+        print(f"thinwire-export {args.command}: interrupted", file=sys.stderr)
+        return 130
     return 0
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: Exception | str) -> str:
     return " ".join(str(error).split())
 
 

@@ -17,7 +17,6 @@ import io
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -25,6 +24,7 @@ from PIL import Image, UnidentifiedImageError
 from thinwire import deep_pixels
 from thinwire.decode_cost import DRAFT_ABOVE_PIXELS, Crop, decode_bytes, draft
 from thinwire.errors import CropOutside, ImageError
+from thinwire.files import open_file, read_whole
 from thinwire.memory import reserved
 from thinwire.png_chunks import pixels_only
 
@@ -288,11 +288,11 @@ def _read(source: ImageFile, name: str | None) -> tuple[str, bytes]:
     else:
         label = name or os.fspath(source)
         try:
-            with open(source, "rb") as file:
+            with open_file(source) as file:
                 size = os.fstat(file.fileno()).st_size
                 if size <= MAX_FILE_BYTES:
                     with reserved(2 * size):
-                        data = _whole(file)
+                        data = read_whole(file, MAX_FILE_BYTES)
                 else:
                     data = b""
         except FileNotFoundError as error:
@@ -300,23 +300,14 @@ def _read(source: ImageFile, name: str | None) -> tuple[str, bytes]:
         except IsADirectoryError as error:
             raise ImageError(f"{label}: is a folder, not an image file") from error
         except (OSError, ValueError) as error:
-            raise ImageError(f"{label}: cannot be read ({error})") from error
+            raise ImageError(f"{label}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
         except MemoryError as error:
             raise ImageError(f"{label}: {error}: shrink it first") from error
-        if size > MAX_FILE_BYTES or len(data) > MAX_FILE_BYTES:
+        if size > MAX_FILE_BYTES:
             raise ImageError(f"{label}: has more than {MAX_FILE_BYTES >> 20} MiB: shrink it first")
     if not data:
         raise ImageError(f"{label}: the file is empty (0 bytes)")
     return label, data
-
-
-def _whole(file: BinaryIO) -> bytes:
-    """Until its end, or just beyond `MAX_FILE_BYTES`: a device or a pipe may have none."""
-    parts, size = [], 0
-    while size <= MAX_FILE_BYTES and (part := file.read(1 << 20)):
-        parts.append(part)
-        size += len(part)
-    return b"".join(parts)
 
 
 def _opened(data: bytes) -> Image.Image:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import unicodedata
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 from thinwire.errors import LabelError
+from thinwire.files import read_file
 from thinwire.prompts import PROMPT_SETS
 
 DEFAULT_PROMPT_SET = "7"
 MAX_LABELS = 20_000
 MAX_LABEL_CHARS = 400
+MAX_FILE_BYTES = 32 << 20  # 20,000 labels of 400 characters
 MAX_TEMPLATES = 200
 MAX_TEMPLATE_CHARS = 400
 
@@ -53,7 +54,7 @@ def parse_labels(text: str) -> tuple[str, ...]:
 def read_labels(path: str | os.PathLike[str]) -> tuple[str, ...]:
     """Labels from a UTF-8 text file, one a line (commas belong to the label). Raises `LabelError` naming the file."""
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        text = read_file(path, MAX_FILE_BYTES).decode("utf-8-sig")
     except OSError as error:
         raise LabelError(f"{path}: cannot be read ({error.strerror or error})") from error
     except UnicodeDecodeError as error:

@@ -94,8 +94,12 @@ def takes(stream: TextIO, text: str) -> bool:
 def safe_streams() -> None:
     """stdout and stderr print every text from now on: what their encoding lacks becomes an escape such as \\u732b.
 
-    A stream that was closed before the start (`>&-`) is replaced by one that drops what it gets.
+    A stream that was closed before the start (`>&-`) is replaced by one that drops what it gets. Its number is taken
+    too: else the next file or socket that is opened would get it, and what C libraries print would go there.
     """
+    while (handle := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(handle, True)
+    os.close(handle)
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:

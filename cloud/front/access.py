@@ -18,12 +18,14 @@ from cloud.errors import BadConfiguration, Unauthenticated
 from cloud.front.handlers import with_behaviour
 from cloud.front.replies import abort
 from thinwire.contract import is_loopback
+from thinwire.files import read_file
 
 log = logging.getLogger(__name__)
 
 SEARCH = "/thinwire.v1.SearchService/"
 OPEN_SERVICES = ("/grpc.health.v1.Health/",)  # probes carry no tokens, and health tells nothing else
 MIN_TOKEN_CHARS = 16
+MAX_FILE_BYTES = 1 << 20
 CHECK_EVERY_S = 1.0
 
 
@@ -209,7 +211,7 @@ class BearerAuth(grpc.aio.ServerInterceptor):
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_file(path, MAX_FILE_BYTES)
     except OSError as error:
         raise BadConfiguration(f"{path}: cannot be read ({error.strerror or error})") from None
 

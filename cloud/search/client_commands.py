@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+import re
 import sys
 from datetime import datetime
 from pathlib import Path
 
 from cloud.errors import InvalidRequest
 from thinwire.contract import DEFAULT_SERVER, is_loopback
+from thinwire.files import read_file
 from thinwire.proxies import proxy_for
+from thinwire.text import safe_text
 
 COMMANDS = ("search", "forget", "kept")
+MAX_TEXT_BYTES = 1 << 20  # of tokens and certificates
+MAX_IMAGE_BYTES = 64 << 20
+MAX_SECONDS = 86400.0
 
 
 def add_commands(commands) -> None:
@@ -49,7 +56,14 @@ def add_commands(commands) -> None:
         line.add_argument("--server", default=DEFAULT_SERVER, metavar="HOST:PORT", help=f"server ({DEFAULT_SERVER})")
         line.add_argument("--tls-ca", type=Path, metavar="PEM", help="encrypt; trust the authority in this file")
         line.add_argument("--token-file", type=Path, metavar="FILE", help="file that holds an operator's token")
-        line.add_argument("--timeout", type=float, default=30.0, metavar="S", help="seconds that it may take (30)")
+        line.add_argument("--timeout", type=_seconds, default=30.0, metavar="S", help="seconds that it may take (30)")
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= MAX_SECONDS or math.isnan(value):
+        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds from above 0 to {MAX_SECONDS:,.0f}")
+    return value
 
 
 def run(args: argparse.Namespace) -> int:
@@ -58,11 +72,14 @@ def run(args: argparse.Namespace) -> int:
 
     from thinwire.v1 import search_pb2_grpc
 
-    request = {"search": _search_request, "forget": _forget_request, "kept": _kept_request}[args.command](args)
-    token = args.token_file.read_text().partition("\n")[0].partition("#")[0].strip() if args.token_file else ""
+    try:
+        request = {"search": _search_request, "forget": _forget_request, "kept": _kept_request}[args.command](args)
+    except ValueError as error:  # protobuf's: a number that its field cannot hold, text that is not Unicode
+        raise InvalidRequest(f"{args.command}: {safe_text(str(error))}") from error
+    token = _token(args.token_file) if args.token_file else ""
     metadata = [("authorization", f"Bearer {token}")] if token else []
     if args.tls_ca:
-        credentials = grpc.ssl_channel_credentials(args.tls_ca.read_bytes())
+        credentials = grpc.ssl_channel_credentials(_pem(args.tls_ca))
         channel = grpc.secure_channel(args.server, credentials, options=_options(args.server))
     elif token and not is_loopback(args.server.rpartition(":")[0]):
         raise InvalidRequest(f"a token must not be sent to {args.server} unencrypted: give --tls-ca")
@@ -77,6 +94,21 @@ def run(args: argparse.Namespace) -> int:
             print(f"thinwire-cloud: {args.server}: {error.details()} ({error.code().name})", file=sys.stderr)
             return 1
     return {"search": _print_found, "forget": _print_deleted, "kept": _print_info}[args.command](reply, args)
+
+
+def _token(path: Path) -> str:
+    """The first token of a file of tokens. Raises `OSError` or `InvalidRequest`."""
+    token = read_file(path, MAX_TEXT_BYTES).partition(b"\n")[0].partition(b"#")[0].strip()
+    if not re.fullmatch(rb"[\x21-\x7e]+", token):
+        raise InvalidRequest(f"{path}: its first line holds no token, which is printable ASCII without spaces")
+    return token.decode()
+
+
+def _pem(path: Path) -> bytes:
+    data = read_file(path, MAX_TEXT_BYTES)
+    if b"-----BEGIN CERTIFICATE-----" not in data:
+        raise InvalidRequest(f"{path}: holds no PEM certificate")
+    return data
 
 
 def filter_of(args: argparse.Namespace, now: datetime):
@@ -114,7 +146,7 @@ def _search_request(args: argparse.Namespace):
         with_packets=args.pictures is not None,
     )
     if args.image is not None:
-        data = args.image.read_bytes()
+        data = read_file(args.image, MAX_IMAGE_BYTES)
         kind = "packet" if data.startswith(MAGIC) else "image_file"
         request.image.CopyFrom(pb.ImageInput(**{kind: data}))
     elif args.like is not None:

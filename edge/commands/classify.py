@@ -16,9 +16,10 @@ from edge.commands.terminal import ProgressBar, table
 from edge.defaults import CANNOT_RUN, OK, SOME_FAILED
 from edge.errors import ConnectionOptionsError, NothingToDo, ServerUnreachable, SourceLost, reason_of
 from edge.line.client import Client, Outcome
-from edge.line.image_files import search
+from edge.line.image_files import plain_word, search
 from edge.line.web import WebError, fetched_image, is_web_address
 from thinwire.errors import LabelError, ThinwireError
+from thinwire.files import read_file
 from thinwire.labels import parse_labels, read_labels, validate_labels
 from thinwire.text import safe_text, shown, shown_address, without_secrets
 
@@ -39,7 +40,7 @@ class Picture:
 def pictures_of(words: Sequence[str], say: Callable[[str], None]) -> list[Picture]:
     """Files, folders searched for images, and snapshots of web addresses, in their order."""
     found: list[Picture] = []
-    for word in words:
+    for word in map(plain_word, words):
         if is_web_address(word):
             name = shown_address(word)
             try:
@@ -57,6 +58,7 @@ def pictures_of(words: Sequence[str], say: Callable[[str], None]) -> list[Pictur
     return found
 
 
+MAX_TOKEN_BYTES = 1 << 16
 MAX_NOTES = 20  # shown; a folder of a thousand black pictures need not say so a thousand times
 
 
@@ -146,9 +148,13 @@ def token_of(args: argparse.Namespace) -> str | None:
     if args.token_file is None:
         return None
     try:
-        return Path(args.token_file).read_text(encoding="ascii").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConnectionOptionsError(f"{args.token_file}: the token cannot be read ({error})") from error
+        return read_file(args.token_file, MAX_TOKEN_BYTES).decode("ascii").strip()
+    except UnicodeDecodeError as error:
+        raise ConnectionOptionsError(f"{args.token_file}: holds no token, which is one line of ASCII") from error
+    except OSError as error:
+        raise ConnectionOptionsError(
+            f"{args.token_file}: the token cannot be read ({error.strerror or error})"
+        ) from error
 
 
 def _client(args: argparse.Namespace) -> Client:

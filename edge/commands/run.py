@@ -105,8 +105,9 @@ def assemble(args: argparse.Namespace, say: Callable[[str], None]) -> Iterator[F
 
 
 def sinks_of(args: argparse.Namespace) -> list[Sink]:
-    """The outputs that the options describe; `-` is stdout."""
-    sinks: list[Sink] = [StreamSink() if path == "-" else FileSink(path) for path in dict.fromkeys(args.out or ())]
+    """The outputs that the options describe; `-` is stdout. A file that two names mean is written once."""
+    named = {path if path == "-" else os.path.realpath(path): path for path in reversed(args.out or ())}
+    sinks: list[Sink] = [StreamSink() if path == "-" else FileSink(path) for path in reversed(named.values())]
     sinks += [WebhookSink(url) for url in dict.fromkeys(args.webhook or ())]
     brokers = Brokers()
     sinks += [MqttSink(url, brokers) for url in dict.fromkeys(args.mqtt or ())]
@@ -139,8 +140,12 @@ def run(args: argparse.Namespace) -> int:
         )
         for name, count in runner.unwritten.items():
             say(f"{name}: {count} results are not written, they wait in the spool: fix it and run this again")
+        for name, each in runner.results_refused.items():
+            say(f"{name}: {each.count} results were refused for good ({each.why}), they are in {each.path}")
+        refused = {name: each.count for name, each in runner.results_refused.items()}
         if args.summary:
             facts = {**asdict(tally), **asdict(counts), "waiting": runner.spool.waiting_frames}
-            print(json.dumps({**facts, "unwritten": sum(runner.unwritten.values()), "unwritten_by": runner.unwritten}))
-    failed = counts.failed or tally.unreadable or tally.sources_failed
+            facts |= {"unwritten": sum(runner.unwritten.values()), "unwritten_by": runner.unwritten}
+            print(json.dumps({**facts, "results_refused": sum(refused.values()), "results_refused_by": refused}))
+    failed = counts.failed or tally.unreadable or tally.sources_failed or refused
     return 0 if complete and not failed else 1

@@ -14,9 +14,11 @@ from pathlib import Path
 
 from edge.errors import UpdateRefused
 from thinwire.bundle import CARD
+from thinwire.files import read_file
 
 SIGNATURE = f"{CARD}.sig"
 SIGNATURE_BYTES = 64
+MAX_KEY_BYTES = 1 << 16
 
 
 def check_signature(folder: Path, public_key: Path) -> None:
@@ -33,7 +35,7 @@ def check_signature(folder: Path, public_key: Path) -> None:
             "signatures need the cryptography package: install it with `pip install 'thinwire[edge-signed]'`"
         ) from error
     try:
-        key = load_pem_public_key(public_key.read_bytes())
+        key = load_pem_public_key(read_file(public_key, MAX_KEY_BYTES))
     except (OSError, ValueError) as error:
         raise UpdateRefused(f"{public_key}: the public key cannot be read ({error})") from error
     if not isinstance(key, Ed25519PublicKey):

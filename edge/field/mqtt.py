@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from edge.errors import ConnectionOptionsError, OutputError
+from edge.field.refused_results import Refusals, ResultRefused, deliver_each
 from edge.field.sinks import sink_name
 from edge.field.spool import Spool
 from thinwire.text import shown_address
@@ -21,9 +22,14 @@ from thinwire.text import shown_address
 CONNECT_TIMEOUT_S = 10.0
 CONFIRM_TIMEOUT_S = 10.0
 PORTS = {"mqtt": 1883, "mqtts": 8883}
-BATCH = 32
+PUBLISH_BYTES = 16  # of a PUBLISH beside topic and payload, at most
 MAX_TOPIC_BYTES = 65535
 # Reason codes of CONNACK in MQTT 3.1.1 (2 to 5) and 5.0, section 3.2.2.2
+UNSUPPORTED = "Unsupported protocol version"
+# Reason codes of PUBACK and DISCONNECT in MQTT 5.0, sections 3.4.2.1 and 3.14.2.1
+TOO_LARGE = 0x95
+OF_RESULT = frozenset((TOO_LARGE, 0x99))  # too large, payload format invalid
+OF_TOPIC = frozenset((0x87, 0x90))  # not authorized, topic name invalid
 LOGIN_REASONS = {"Bad user name or password", "Not authorized", "Bad authentication method", "Banned"}
 
 
@@ -36,6 +42,14 @@ class Address:
     port: int
     user: str | None = None
     password: str | None = field(default=None, repr=False)
+
+
+class BrokerRefuses(Exception):
+    """The broker has a message and does not take it. code, said: MQTT 5's reason."""
+
+    def __init__(self, code: int, said: str) -> None:
+        super().__init__(said)
+        self.code, self.said = code, said
 
 
 class Brokers:
@@ -57,21 +71,34 @@ class Broker:
         self._address = address
         self._client: Any = None
         self.outputs = 0
+        self._version_5 = True  # until the broker says that it knows 3.1.1 only, in which no message is refused
+        self._refused: dict[int, Any] = {}  # by message
         self._lock = threading.Lock()
 
     def publish(self, topic: str, payload: str, device: str) -> None:
-        """Returns once the broker has confirmed. Raises `OSError`, `ValueError` or `RuntimeError`."""
+        """Returns once the broker has confirmed. Raises `BrokerRefuses`, `OSError`, `ValueError` or `RuntimeError`."""
         with self._lock:
             client = self._connected(device)
+        most_bytes = client.limit.get("most_bytes")
+        if most_bytes is not None and len(payload) + len(topic.encode()) + PUBLISH_BYTES > most_bytes:
+            raise BrokerRefuses(TOO_LARGE, f"the broker takes at most {most_bytes} bytes, this message is larger")
         try:
             message = client.publish(topic, payload, qos=1)
             end = time.monotonic() + CONFIRM_TIMEOUT_S
             while not message.is_published():
                 if not client.is_connected():
+                    if client.last_reason is not None and client.last_reason.value in OF_RESULT:
+                        raise BrokerRefuses(client.last_reason.value, f"the broker says: {client.last_reason}")
                     raise OSError("the connection was lost")
                 if time.monotonic() > end:
                     raise OSError("the broker does not confirm")
                 message.wait_for_publish(0.2)
+            if (reason := self._refused.pop(message.mid, None)) is not None:
+                raise BrokerRefuses(reason.value, f"the broker says: {reason}")
+        except BrokerRefuses:
+            if not client.is_connected():
+                self._drop(client)
+            raise
         except BaseException:
             self._drop(client)  # the next result opens a new connection
             raise
@@ -91,22 +118,38 @@ class Broker:
         client.loop_stop()
 
     def _connected(self, device: str) -> Any:
-        if self._client is not None:
-            return self._client
+        if self._client is None:
+            self._client = self._opened(device)
+        return self._client
+
+    def _opened(self, device: str) -> Any:
+        """A new connection, by MQTT 5, or by 3.1.1 where the broker knows no other."""
         import paho.mqtt.client as paho
 
         answered = threading.Event()
         reasons: list[Any] = []
 
+        def on_publish(client, userdata, mid, reason, properties) -> None:
+            if reason.is_failure:
+                self._refused[mid] = reason
+
+        def on_disconnect(client, userdata, flags, reason, properties) -> None:
+            client.last_reason = reason
+            answered.set()
+
         def on_connect(client, userdata, flags, reason, properties) -> None:
+            client.limit["most_bytes"] = getattr(properties, "MaximumPacketSize", None)
             reasons.append(reason)
             answered.set()
 
         client = paho.Client(
-            paho.CallbackAPIVersion.VERSION2, client_id=f"thinwire-{device[:12]}", reconnect_on_failure=False
+            paho.CallbackAPIVersion.VERSION2,
+            client_id=f"thinwire-{device[:12]}",
+            protocol=paho.MQTTv5 if self._version_5 else paho.MQTTv311,
+            reconnect_on_failure=False,
         )
-        client.on_connect = on_connect
-        client.on_disconnect = lambda *_: answered.set()
+        client.last_reason, client.limit = None, {}
+        client.on_connect, client.on_publish, client.on_disconnect = on_connect, on_publish, on_disconnect
         if self._address.user is not None:
             client.username_pw_set(self._address.user, self._address.password)
         if self._address.scheme == "mqtts":
@@ -123,9 +166,11 @@ class Broker:
                     "what answers there does not speak MQTT" if answered.is_set() else "no answer to the login"
                 )
             said = str(reasons[0])
+            if said == UNSUPPORTED and self._version_5:
+                self._version_5 = False
+                return self._opened(device)
             fix = ": check user and password in --mqtt" if said in LOGIN_REASONS else ""
             raise OSError(f"the broker refuses the login ({said}){fix}")
-        self._client = client
         return client
 
 
@@ -140,6 +185,7 @@ class MqttSink:
     def __init__(self, url: str, brokers: Brokers | None = None) -> None:
         self._broker = (brokers or Brokers()).at(_address(url))
         self._topic = _topic(url)
+        self.refusals = Refusals()
         try:
             import paho.mqtt.client  # noqa: F401
         except ModuleNotFoundError as error:
@@ -151,14 +197,18 @@ class MqttSink:
             self.name = sink_name("mqtt", url).replace(shown_address(url), self.name.removeprefix("mqtt:"), 1)
 
     def deliver(self, spool: Spool) -> int:
-        rows, _ = spool.undelivered(self.name, limit=BATCH)
+        return deliver_each(spool, self.name, lambda line: self._publish(line, spool.device), self.refusals)
+
+    def _publish(self, line: str, device: str) -> None:
         try:
-            for number, line in rows:
-                self._broker.publish(self._topic, json.dumps(json.loads(line)), spool.device)
-                spool.delivered(self.name, number, {})
+            self._broker.publish(self._topic, json.dumps(json.loads(line)), device)
+        except BrokerRefuses as error:
+            text = f"{self.name}: does not accept results ({error.said})"
+            if error.code in OF_RESULT | OF_TOPIC:
+                raise ResultRefused(text, error.code in OF_RESULT) from error
+            raise OutputError(text) from error
         except (OSError, ValueError, RuntimeError) as error:  # paho raises the latter two once a connection is lost
             raise OutputError(f"{self.name}: does not accept results ({error})") from error
-        return len(rows)
 
     def close(self) -> None:
         """Ends the connection; the next result opens a new one."""

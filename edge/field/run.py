@@ -24,6 +24,7 @@ from edge.errors import SpoolDiskFull, SpoolFull, SpoolReadOnly, described
 from edge.field.courier import Courier
 from edge.field.fallback import Fallback
 from edge.field.in_work import MAX_DEATHS, InWork
+from edge.field.refused_results import Refusals
 from edge.field.result_lines import lost, provisional
 from edge.field.rung_choice import RungChoice
 from edge.field.shot import Shot, Source
@@ -91,11 +92,13 @@ class FieldRun:
     stop: threading.Event = field(default_factory=threading.Event)
     tally: FrameCounts = field(default_factory=FrameCounts)
     unwritten: dict[str, int] = field(default_factory=dict)
+    results_refused: dict[str, Refusals] = field(default_factory=dict)
 
     def run(self) -> bool:
         """Until every source has ended and every frame has its result, or `stop` is set.
 
-        Says whether all have one and every output holds them; `unwritten` tells what outputs lack.
+        Says whether all have one and every output holds them; `unwritten` tells what outputs lack, `results_refused`
+        what a receiver did not take.
         """
         if self.spool.recovered:
             self.say(self.spool.recovered)
@@ -118,6 +121,7 @@ class FieldRun:
             self.courier.close()
             delivery.close()
             self._note(last=True)
+        self.results_refused = delivery.refused()
         self.unwritten = {name: count for name, count in self.spool.unwritten().items() if count}
         return self.spool.waiting_frames == 0 and not self.unwritten
 
@@ -273,6 +277,9 @@ class FieldRun:
             self.spool.note("run.lost_sources", lost_sources)
             self.spool.note("run.labels", self.courier.labels)
             self.spool.note("run.failing_outputs", self._delivery.troubles())
+            self.spool.note(
+                "run.results_refused", {name: each.count for name, each in self._delivery.refused().items()}
+            )
             self.spool.note("run.noted_at", time.time())
         except ThinwireError as error:  # a full disk must not end the run
             self.say(str(error))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import hashlib
 import io
 import json
@@ -24,14 +25,18 @@ from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 from edge.errors import ConnectionOptionsError, OutputError, described
+from edge.field.refused_results import Refusals, ResultRefused, deliver_each
 from edge.field.spool import Spool
 from edge.line.web import WebError, checked, open_url, read_reply
 from thinwire.errors import ThinwireError
+from thinwire.files import other_kind
 from thinwire.text import safe_text, shown_address, takes, without_secrets
 
 CSV_FIELDS = ("key", "final", "ok", "source", "captured_at", "label", "probability", "similarity", "answered_by")
 CSV_FIELDS += ("layers", "packet_bytes", "error")
 WEBHOOK_TIMEOUT_S = 10.0
+TRY_LATER = frozenset((408, 425, 429))  # RFC 9110, 8470, 6585: the same request may be taken later
+OF_ADDRESS = frozenset((401, 402, 403, 404, 405, 407, 410, 421, 426, 451))  # or of the login, if all get it
 PAUSE_S = (0.5, 60.0)  # first and longest pause after an output failed
 
 
@@ -48,7 +53,8 @@ class FileSink:
     """Appends to a file: one JSON object a line, or CSV with a header line when the name ends in .csv.
 
     Guarantees: exactly once per result, also across kill -9 and power cuts; the file may be moved away (logrotate)
-    while running. Requirement: no other process appends to it.
+    while running. Requirement: no other process appends to it. A file that holds something else is left alone: raises
+    `ConnectionOptionsError` at the start, later `OutputError`.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -57,17 +63,21 @@ class FileSink:
         self._csv = self.path.suffix.lower() == ".csv"
         self._aligned = False
         self._skip: set[tuple[str, bool]] = set()
+        if (other := self._other()) is not None:
+            raise ConnectionOptionsError(f"--out {other}")
 
     def deliver(self, spool: Spool) -> int:
         rows, state = spool.undelivered(self.name)
         if not rows:
             return 0
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._make_folder()
             if not self._regular():
                 self._write_through(rows)
                 spool.delivered(self.name, rows[-1][0], {})
                 return len(rows)
+            if not self._aligned and (other := self._other()) is not None:
+                raise OutputError(other)
             with open(self.path, "a+b") as file:
                 rows_left = rows if self._aligned else rows[self._align(file, rows, state) :]
                 self._aligned = False  # until the spool knows: from here on, lines may be in the file that it does not
@@ -86,6 +96,28 @@ class FileSink:
         spool.delivered(self.name, rows[-1][0], {"inode": end.st_ino, "offset": end.st_size})
         self._aligned = True
         return len(rows)
+
+    def _make_folder(self) -> None:
+        folder = self.path.parent
+        if os.path.lexists(folder) and not folder.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, f"{safe_text(folder)} is not a folder")
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def _other(self) -> str | None:
+        """Why this is no file for results: it was there, and holds something else."""
+        head = b""
+        with contextlib.suppress(OSError):  # there is none, or writing it tells
+            if self._regular():
+                with open(self.path, "rb") as file:
+                    head = file.read(256)
+        head = head.lstrip(b"\0\xef\xbb\xbf \t\r\n")  # zeros: what a power cut leaves
+        wanted = _csv_row(dict(zip(CSV_FIELDS, CSV_FIELDS))) if self._csv else b"{"
+        if not head or head.startswith(wanted[: len(head)]):
+            return None
+        kind = other_kind(head) or "something else"
+        if self._csv and kind == "a text file":
+            kind = "another table: its columns are not those of results"
+        return f"{safe_text(self.path)}: holds {kind}, and no results: name another file"
 
     def _regular(self) -> bool:
         try:
@@ -157,7 +189,8 @@ class StreamSink:
 class WebhookSink:
     """POSTs each result as JSON; 2xx confirms it. At least once, with `Idempotency-Key: KEY-final` or `KEY-early`.
 
-    Redirects count as failures. Raises `ConnectionOptionsError` for an address that is none.
+    Redirects count as failures. What a 4xx means: `edge.field.refused_results`. Raises `ConnectionOptionsError` for an
+    address that is none.
     """
 
     def __init__(self, url: str, timeout_s: float = WEBHOOK_TIMEOUT_S) -> None:
@@ -167,22 +200,22 @@ class WebhookSink:
             raise ConnectionOptionsError(f"--webhook {shown_address(url)!r} is not a web address: {error}") from error
         self.name = sink_name("webhook", url)
         self._url, self._timeout_s = url, timeout_s
+        self.refusals = Refusals()
 
     def deliver(self, spool: Spool) -> int:
-        rows, _ = spool.undelivered(self.name, limit=32)
-        for number, line in rows:
-            key, final = _identity(json.loads(line))
-            headers = {
-                "Content-Type": "application/json",
-                "Idempotency-Key": f"{key}-{'final' if final else 'early'}",
-            }
-            try:
-                with open_url(self._url, self._timeout_s, line.encode(), headers, follow=False) as reply:
-                    read_reply(reply, 1)
-            except WebError as error:
-                raise OutputError(f"{shown_address(self._url)}: does not accept results ({error})") from error
-            spool.delivered(self.name, number, {})
-        return len(rows)
+        return deliver_each(spool, self.name, self._post, self.refusals)
+
+    def _post(self, line: str) -> None:
+        key, final = _identity(json.loads(line))
+        headers = {"Content-Type": "application/json", "Idempotency-Key": f"{key}-{'final' if final else 'early'}"}
+        try:
+            with open_url(self._url, self._timeout_s, line.encode(), headers, follow=False) as reply:
+                read_reply(reply, 1)
+        except WebError as error:
+            text = f"{shown_address(self._url)}: does not accept results ({error})"
+            if error.status is not None and 400 <= error.status < 500 and error.status not in TRY_LATER:
+                raise ResultRefused(text, error.status not in OF_ADDRESS) from error
+            raise OutputError(text) from error
 
 
 def sink_name(kind: str, address: str) -> str:
@@ -218,6 +251,10 @@ class Delivery:
         held = [(each.name, each.trouble) for each in self._carriers]
         return {name: trouble for name, trouble in held if trouble is not None}
 
+    def refused(self) -> dict[str, Refusals]:
+        """Outputs that gave results up because the receiver refuses them."""
+        return {each.name: each.refusals for each in self._carriers if each.refusals.count}
+
     def wake(self) -> None:
         """There may be something new."""
         for each in self._carriers:
@@ -242,6 +279,7 @@ class _Carrier:
         self.wake, self.ending = threading.Event(), threading.Event()
         self.fault: BaseException | None = None
         self.trouble: dict[str, Any] | None = None
+        self.refusals: Refusals = getattr(sink, "refusals", Refusals())
         self.thread = threading.Thread(target=self._guarded, name="thinwire-results", daemon=True)
         self.thread.start()
 
@@ -256,7 +294,7 @@ class _Carrier:
                 close()
 
     def _run(self) -> None:
-        pause = 0.0
+        pause, refusal_told = 0.0, False
         while True:
             ending = self.ending.is_set()
             self.wake.clear()
@@ -275,6 +313,9 @@ class _Carrier:
                 if self.trouble is not None:
                     self._say(f"{self.name}: accepts results again")
                 self.trouble, pause = None, 0.0
+            if self.refusals.count and not refusal_told:
+                refusal_told = True
+                self._say(f"{self.refusals.why}; a result that is refused is kept in {self.refusals.path}")
             if ending:
                 return
             self._rest(pause)

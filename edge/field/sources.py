@@ -9,20 +9,26 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import re
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
+from edge.errors import SourceError
 from edge.field.frame_keys import file_key
 from edge.field.in_work import InWork
 from edge.field.shot import Shot, Source
 from edge.field.video import Video, is_video
-from edge.field.watch import WatchedFolder
-from edge.line.image_files import search
+from edge.field.watch import WatchedFile, WatchedFolder
+from edge.line.image_files import plain_word, search
+from thinwire.files import other_kind
+from thinwire.image_names import is_image_name
 from thinwire.text import safe_text, shown
+
+MAX_NAME_BYTES = 1 << 20
 
 
 class Files:
@@ -48,7 +54,7 @@ class Files:
 
 
 class Lines:
-    """Paths of image files, one a line, until the stream ends (stdin: `find ... | thinwire-edge run -`).
+    """Paths of image files, until the stream ends (stdin: `find ... | thinwire-edge run -`, with or without -print0).
 
     Names may hold any bytes; a line that no file can be called gets a frame too, whose result says so.
     """
@@ -63,12 +69,38 @@ class Lines:
         self._question = question
 
     def shots(self, stop: threading.Event) -> Iterator[Shot]:
-        for line in self._stream:
+        for line in _names(self._stream):
             if stop.is_set():
                 return
             name = os.fsdecode(line).rstrip("\r\n")
             if name.strip():
                 yield _file_shot(Path(name), self._question)
+
+
+def _names(stream: BinaryIO) -> Iterator[bytes]:
+    """Names as they come, one a line, or with a zero byte after each (`find -print0`): the first separator decides.
+
+    Raises `SourceError` for what holds no names.
+    """
+    read = getattr(stream, "read1", stream.read)
+    rest, separator = b"", b""
+    while chunk := read(1 << 16):
+        rest += chunk
+        if not separator:
+            if other_kind(rest[:64]) not in (None, "a text file"):
+                raise SourceError(
+                    f"stdin: holds {other_kind(rest[:64])}, and - is for names of files: give /dev/stdin in place of -"
+                )
+            found = re.search(rb"[\0\n]", rest)
+            if found is None and len(rest) > MAX_NAME_BYTES:
+                raise SourceError("stdin: holds no line ends: give the name of one file a line")
+            if found is None:
+                continue
+            separator = found.group()
+        *names, rest = rest.split(separator)
+        yield from names
+    if rest:
+        yield rest
 
 
 def open_sources(
@@ -77,11 +109,12 @@ def open_sources(
     """The sources that the words of the command line mean."""
     sources: list[Source] = []
     plain: list[str] = []
-    for word in args.sources:
+    for word in map(plain_word, args.sources):
         if word == "-":
             sources.append(Lines(question))
-        elif args.watch and os.path.isdir(word):
-            sources.append(WatchedFolder(word, question, say))
+        elif args.watch and not is_video(word):
+            is_file = os.path.isfile(word) or (not os.path.isdir(word) and is_image_name(Path(word).name))
+            sources.append((WatchedFile if is_file else WatchedFolder)(word, question, say))
         elif is_video(word):
             sources.append(Video(word, question, args.fps, say, in_work))
         else:

@@ -15,7 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from edge.errors import SpoolBusy, SpoolCorrupt, SpoolDiskFull, SpoolError, SpoolReadOnly
+from thinwire.files import other_kind
+from thinwire.text import shown
 
+SQLITE = b"SQLite format 3\0"
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS questions (id INTEGER PRIMARY KEY, text TEXT UNIQUE NOT NULL);
@@ -29,7 +32,11 @@ CREATE TABLE IF NOT EXISTS sinks (name TEXT PRIMARY KEY, cursor INTEGER NOT NULL
 
 
 def open_database(path: Path, max_pages: int) -> tuple[sqlite3.Connection, str | None]:
-    """The database in WAL mode with the schema, and what was set aside because it was damaged (None: nothing)."""
+    """The database in WAL mode with the schema, and what was set aside because it was damaged (None: nothing).
+
+    Raises `SpoolError` for a file that was never a spool, and leaves it alone.
+    """
+    _check_ours(path)
     try:
         return _connect(path, max_pages), None
     except SpoolCorrupt as error:
@@ -37,6 +44,26 @@ def open_database(path: Path, max_pages: int) -> tuple[sqlite3.Connection, str |
         db = _connect(path, max_pages)
         saved = _salvage(aside, db)
         return db, f"{error}; it is kept as {aside}, {saved} waiting frames were taken over"
+
+
+def _check_ours(path: Path) -> None:
+    """A slip in --spool may name a picture or another program's database: they are not moved. Text is: a failing file
+    system leaves pieces of other files where a spool was."""
+    head = b""
+    with contextlib.suppress(OSError):  # opening it tells
+        if path.is_file():
+            with open(path, "rb") as file:
+                head = file.read(64)
+    other = kind if (kind := other_kind(head)) != "a text file" else None
+    if head.startswith(SQLITE):
+        with (
+            contextlib.suppress(sqlite3.Error),
+            contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db,
+        ):
+            names = {name for (name,) in db.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
+            other = "another program's database" if names and not names & {"frames", "outbox", "meta"} else None
+    if other is not None:
+        raise SpoolError(f"{shown(path)}: is no spool but {other}: name another file with --spool")
 
 
 def _connect(path: Path, max_pages: int) -> sqlite3.Connection:
@@ -110,8 +137,10 @@ def _open_to_look(uri: str) -> sqlite3.Connection:
 
 def hold(path: Path) -> int:
     """Takes the lock file beside the spool; the system lets go of it however the process ends."""
+    if path.is_dir():
+        raise SpoolError(f"{shown(path)}: is a folder: name a file in it with --spool")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.resolve().parent.mkdir(parents=True, exist_ok=True)
         guard = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
         kind = SpoolDiskFull if error.errno == errno.ENOSPC else SpoolReadOnly

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import stat
 import threading
 import time
@@ -18,9 +19,9 @@ from edge.field.frame_keys import file_key, fresh_key
 from edge.field.in_work import MAX_DEATHS, InWork
 from edge.field.shot import Shot
 from edge.line.image_files import VIDEO_ENDINGS
-from edge.line.web import WebError, fetched_image, is_web_address
+from edge.line.web import WebError, checked, fetched_image, is_web_address
 from thinwire.proxies import proxy_of
-from thinwire.text import safe_text, shown_address, without_secrets
+from thinwire.text import safe_text, shown, shown_address, without_secrets
 
 RECONNECT_S = (1.0, 30.0)
 DAMAGED_PACKETS = 100  # in a row
@@ -51,7 +52,14 @@ class Video:
         self.trouble: dict[str, Any] | None = None
         self._address, self._question, self._fps, self._say = address, question, fps, say
         self._in_work = in_work
-        if not is_web_address(address):
+        if "://" in address and not re.search(r"(?<=://)[^/?#]", address):
+            raise SourceError(f"{self.name}: names no host: write {address.partition('://')[0]}://HOST[:PORT]/PATH")
+        if is_web_address(address):
+            try:
+                checked(address)
+            except WebError as error:
+                raise SourceError(f"{self.name}: is no web address ({error})") from error
+        else:
             _pyav()
 
     def shots(self, stop: threading.Event) -> Iterator[Shot]:
@@ -87,7 +95,7 @@ class Video:
                         pause, self.trouble = 0.0, None
                     yield Shot(fresh_key(), self.name, at, image, live=True, place=self.name)
                 raise SourceLost(f"{self.name}: the stream ended")
-            except GeneratorExit:
+            except (GeneratorExit, SourceError):
                 raise
             except Exception as error:  # a camera is never given up, whatever it or FFmpeg does
                 if stop.is_set():
@@ -141,6 +149,12 @@ class Video:
                         return
                     if pace.wants(time.monotonic() if self.live or frame.time is None else frame.time):
                         yield upright(frame), time.time()
+        except av.error.ProtocolNotFoundError as error:
+            scheme = self._address.partition("://")[0]
+            raise SourceError(
+                f"{self.name}: {shown(scheme)}:// is no camera or stream that FFmpeg can open: mount it as a folder, "
+                "or download it"
+            ) from error
         except (av.FFmpegError, OSError, IndexError, ValueError) as error:
             text = without_secrets(str(getattr(error, "strerror", None) or error))
             raise kind(f"{self.name}: {text}") from error

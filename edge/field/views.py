@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from edge.errors import SourceError
@@ -47,6 +49,6 @@ def parse_crop(text: str) -> Crop:
         x, y, width, height = (float(part) for part in text.split(","))
     except ValueError:
         raise SourceError(f"--crop {text!r}: write X,Y,W,H in pixels, or in shares of the frame from 0 to 1") from None
-    if min(x, y) < 0 or min(width, height) <= 0:
-        raise SourceError(f"--crop {text!r}: X and Y are 0 or more, W and H above 0")
+    if not all(map(math.isfinite, (x, y, width, height))) or min(x, y) < 0 or min(width, height) <= 0:
+        raise SourceError(f"--crop {text!r}: X and Y are numbers from 0, W and H above 0")
     return x, y, width, height

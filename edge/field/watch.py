@@ -105,10 +105,7 @@ class WatchedFolder:
 
     def _look(self, whole: bool) -> list[Shot]:
         if whole and not self._folders:
-            for note in search([self._folder]).notes():
-                if note not in self._told:
-                    self._told.add(note)
-                    self._say(note)
+            self._tell_left_out()
         new: list[Path] = []
         present: set[str] = set()
         kept: dict[str, int] = {}
@@ -118,6 +115,12 @@ class WatchedFolder:
         self._folders = kept
         found = (self._shot(path) for path in sorted(new, key=natural))
         return [shot for shot in found if shot is not None]
+
+    def _tell_left_out(self) -> None:
+        for note in search([self._folder]).notes():
+            if note not in self._told:
+                self._told.add(note)
+                self._say(note)
 
     def _walk(self, whole: bool, new: list[Path], present: set[str], kept: dict[str, int]) -> None:
         """Fills in files to ask about, names of images seen, and folders with their times of change."""
@@ -228,3 +231,23 @@ class WatchedFolder:
     def _made(self, path: Path, mark: str, image: Path | bytes, at: float) -> Shot:
         key = marked_key(path, mark, self._question)
         return Shot(key, safe_text(path), at, image, place=safe_text(path.parent))
+
+
+class WatchedFile(WatchedFolder):
+    """One image file that is written again and again, or will be there later."""
+
+    def __init__(self, path: str, question: str, say: Callable[[str], None] = lambda text: None) -> None:
+        super().__init__(os.path.dirname(path) or ".", question, say)
+        self.name, self._path = shown_address(path), path
+
+    def _tell_left_out(self) -> None:
+        if not os.path.lexists(self._path) and not self._told:
+            self._told.add(self._path)
+            self._say(f"{self.name}: is not there yet: waiting for it")
+
+    def _walk(self, whole: bool, new: list[Path], present: set[str], kept: dict[str, int]) -> None:
+        if os.path.lexists(self._path):
+            kept[self._path] = 0
+            present.add(self._path)
+            if self._path not in self._young:
+                new.append(Path(self._path))

@@ -6,6 +6,8 @@ import os
 import re
 from importlib.resources import files
 
+from thinwire.text import shown_address
+
 START = "start one with `thinwire-cloud serve`, or name another with --server HOST:PORT"
 
 # First match wins. {who}: the address. Texts are those of gRPC 1.80 to 1.82; what none matches gets the last line.
@@ -54,8 +56,15 @@ _ANYWAY = (
 )
 
 
-def connection_fix(details: str, who: str, encrypted: bool) -> str:
-    """What to do about a connection that failed with gRPC's `details`."""
+def connection_fix(details: str, who: str, encrypted: bool, proxy: str | None = None) -> str:
+    """What to do about a connection that failed with gRPC's `details`. proxy: what the connection goes through."""
+    if proxy is not None and re.search(
+        "refused|HTTP proxy|lookup|resolv|Name or service|407|Proxy", details, re.IGNORECASE
+    ):
+        return (
+            f"the connection goes through the proxy {shown_address(proxy)} of grpc_proxy, https_proxy or http_proxy, "
+            f"which does not take it: set no_proxy={who.rpartition(':')[0]} to go there directly"
+        )
     for pattern, fix in (*(_ENCRYPTED if encrypted else ()), *_ANYWAY):
         if re.search(pattern, details, re.IGNORECASE):
             return fix.format(who=who)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import urllib.parse
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from edge.errors import NothingToDo
 from thinwire.image_names import EXTENSIONS, is_litter
 from thinwire.text import shown
 
@@ -54,6 +56,18 @@ class Found:
                 text += "; name videos themselves, `thinwire-edge run` takes them"
             notes.append(text)
         return notes
+
+
+def plain_word(word: str) -> str:
+    """A source as the user may write it: schemes in lower case, file://PATH as a path. Raises `NothingToDo` for ""."""
+    if not word.strip():
+        raise NothingToDo("one of the sources is an empty name: a variable that is not set?")
+    scheme, mark, rest = word.partition("://")
+    if not mark or not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme):
+        return word
+    if scheme.lower() == "file":
+        return urllib.parse.unquote(rest.removeprefix("localhost"), errors="surrogateescape")
+    return f"{scheme.lower()}://{rest}"
 
 
 def find_images(paths: Iterable[str | os.PathLike[str]]) -> list[Source]:

@@ -7,7 +7,6 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import grpc
 
@@ -19,12 +18,14 @@ from edge.line.label_upload import Progress, in_pieces, run_upload
 from thinwire import __version__
 from thinwire.contract import DEVICE_ID_RULE, DEVICE_KEY, Reason, is_device_id, is_loopback
 from thinwire.errors import ThinwireError
+from thinwire.files import read_file
 from thinwire.proxies import proxy_for
 from thinwire.text import safe_text, shown_address
 from thinwire.v1 import inference_pb2 as pb
 from thinwire.v1 import inference_pb2_grpc
 
 CHECK_TIMEOUT_S = 10.0
+MAX_PEM_BYTES = 1 << 20
 MAX_SOCKET_PATH_BYTES = 107  # sun_path of Linux, with its closing zero byte
 MAX_REPLY_BYTES = 16 << 20  # 20,000 labels of 400 characters
 
@@ -116,12 +117,12 @@ class Line:
         return self.unix or is_loopback(self.server.rpartition(":")[0])
 
     @property
-    def direct(self) -> bool:
-        """Whether no proxy is to be used, by the one rule for all clients (`thinwire.proxies`)."""
+    def proxy(self) -> str | None:
+        """What the connection goes through, by the one rule for all clients (`thinwire.proxies`)."""
         if self.unix:
-            return True
+            return None
         host, _, port = self.server.rpartition(":")
-        return proxy_for("grpc", host, int(port)) is None
+        return proxy_for("grpc", host, int(port))
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...] | None:
@@ -149,7 +150,7 @@ class Line:
             ("grpc.max_reconnect_backoff_ms", max(500, int(1000 * self.max_reconnect_s))),
             ("grpc.use_local_subchannel_pool", 1),  # a new channel must make a new connection
         ]
-        if self.direct:
+        if self.proxy is None:
             options.append(("grpc.enable_http_proxy", 0))
         return options
 
@@ -166,7 +167,7 @@ class Line:
 
 def _pem(path: str | os.PathLike[str], kind: bytes) -> bytes:
     try:
-        pem = Path(path).read_bytes()
+        pem = read_file(path, MAX_PEM_BYTES)
     except OSError as error:
         raise ConnectionOptionsError(f"{path}: the certificate cannot be read ({error.strerror or error})") from error
     if b"-----BEGIN " not in pem or kind not in pem:
@@ -302,7 +303,7 @@ def typed_error(error: grpc.RpcError, line: Line, asked_only_info: bool = False)
     reason = error_reason(error)
     who = line.server
     if code == grpc.StatusCode.UNAVAILABLE and not reason:
-        fix = connection_fix(details, who, line.encrypted)
+        fix = connection_fix(details, who, line.encrypted, line.proxy)
         return ServerUnreachable(f"no thinwire server answers at {who} ({_cause(details) or code.name}): {fix}")
     if code == grpc.StatusCode.DEADLINE_EXCEEDED and asked_only_info:
         return ServerUnreachable(

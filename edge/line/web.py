@@ -11,15 +11,23 @@ from pathlib import PurePosixPath
 
 from edge.line.image_files import EXTENSIONS
 from thinwire.proxies import proxy_of
-from thinwire.text import shown, without_secrets
+from thinwire.text import shown, shown_address, without_secrets
 
 MAX_IMAGE_BYTES = 64 << 20
 IMAGE_TIMEOUT_S = 10.0
+MAX_LOCATION = 200
 MAX_SHOWN = 60  # characters of the reply of something that is not a web server
 
 
 class WebError(OSError):
-    """Nothing usable came back; the text says what happened, without user names and passwords."""
+    """Nothing usable came back; the text says what happened, without user names and passwords.
+
+    status: of the reply, None where none came.
+    """
+
+    def __init__(self, text: str, status: int | None = None) -> None:
+        super().__init__(text)
+        self.status = status
 
 
 def is_web_address(url: str) -> bool:
@@ -56,7 +64,11 @@ def open_url(
         return _opener(plain, user, password, follow, data is not None).open(request, timeout=timeout_s)
     except urllib.error.HTTPError as error:
         error.close()
-        raise WebError(f"HTTP {error.code} {shown(error.reason or '')}".rstrip()) from error
+        text = f"HTTP {error.code} {shown(error.reason or '')}".rstrip()
+        if 300 <= error.code < 400 and (where := error.headers.get("Location")):
+            there = shown_address(urllib.parse.urljoin(plain, shown(where)[:MAX_LOCATION]))
+            text += f", it points to {there}: give the address that answers itself"
+        raise WebError(text, error.code) from error
     except (OSError, ValueError, http.client.HTTPException) as error:
         raise _told(error) from error
 

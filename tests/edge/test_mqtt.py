@@ -51,7 +51,6 @@ class Broker:
                 peer, _ = self._held.accept()
             except OSError:
                 return
-            self.connections += 1
             self._peers.append(peer)
             threading.Thread(target=self._serve, args=(peer,), daemon=True).start()
 
@@ -60,6 +59,10 @@ class Broker:
             while True:
                 kind, body = self._packet(peer)
                 if kind >> 4 == 1:  # CONNECT
+                    if body[6] != 4:  # not MQTT 3.1.1: MQTT 3.1.1, section 3.1.2.2
+                        peer.sendall(bytes((0x20, 2, 0, 1)))
+                        return
+                    self.connections += 1
                     self.logins.append(body)
                     peer.sendall(bytes((0x20, 2, 0, self.refusal)))
                     if self.refusal:
