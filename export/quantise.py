@@ -43,15 +43,10 @@ class _Views(CalibrationDataReader):
         return None if batch is None else {"image": np.ascontiguousarray(batch)}
 
 
-def quantise_encoder(
-    source: Path, target: Path, calibration: np.ndarray, views: np.ndarray, floor: float = FLOOR
-) -> Parity:
-    """Writes `target`, the int8 twin of encoder `source`, and compares the symbols of both.
+def write_int8(source: Path, target: Path, calibration: np.ndarray) -> None:
+    """Writes `target`, the int8 twin of encoder `source`. calibration: uint8 (N, H, W, 3), photographs for the ranges.
 
-    calibration, views: uint8 (N, H, W, 3), different photographs for setting the ranges and for judging the result.
-    Raises `ParityError`, and leaves no file, when less than `floor` of the symbols of `views` equal those of `source`,
-    any differs by more than 1, there is no convolution between those left in float, or ONNX Runtime gives others with
-    its graph optimisations than without: its fused int8 kernels have been wrong before.
+    Raises `ParityError` where no convolution lies between those left in float. What it gives is not checked here.
     """
     with tempfile.TemporaryDirectory() as folder:
         prepared = Path(folder) / "prepared.onnx"
@@ -78,9 +73,22 @@ def quantise_encoder(
         finally:
             root.setLevel(level)
     _drop_unused_domains(target)
+
+
+def quantise_encoder(
+    source: Path, target: Path, calibration: np.ndarray, views: np.ndarray, floor: float = FLOOR
+) -> Parity:
+    """Writes `target`, the int8 twin of encoder `source`, and compares the symbols of both.
+
+    calibration, views: uint8 (N, H, W, 3), different photographs for setting the ranges and for judging the result.
+    Raises `ParityError`, and leaves no file, when less than `floor` of the symbols of `views` equal those of `source`,
+    any differs by more than 1, there is no convolution between those left in float, or ONNX Runtime gives others with
+    its graph optimisations than without: its fused int8 kernels have been wrong before.
+    """
+    write_int8(source, target, calibration)
     got = encode_views(target, views)
     parity = compare_symbols(encode_views(source, views), got)
-    plain = compare_symbols(_unoptimised(target, views[:16]), got[:16])
+    plain = compare_symbols(unoptimised(target, views[:16]), got[:16])
     for what, found in (("fp32's", parity), ("its own without graph optimisations", plain)):
         if found.equal_share < floor or found.largest_difference > 1:
             target.unlink()
@@ -121,7 +129,8 @@ def _drop_unused_domains(path: Path) -> None:
     onnx.save(model, path)
 
 
-def _unoptimised(path: Path, views: np.ndarray) -> np.ndarray:
+def unoptimised(path: Path, views: np.ndarray) -> np.ndarray:
+    """Symbols as `encode_views` gives them, without ONNX Runtime's graph optimisations."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3

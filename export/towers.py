@@ -67,31 +67,8 @@ def load_tower(spec: str) -> Tower:
 
 
 def _timm_tower(spec: str) -> Tower:
-    import timm
-
-    name, _, file = spec.removeprefix(TIMM).partition("@")
-    try:
-        if file and not Path(file).is_file():
-            raise ClipUnavailable(f"--clip {spec}: there is no checkpoint {file}")
-        net = timm.create_model(name, pretrained=not file, num_classes=0, checkpoint_path="")
-        if file:
-            weights = timm.models.load_state_dict(file)
-            wanted = {key for key in net.state_dict() if not key.endswith("num_batches_tracked")}
-            lacking = sorted(wanted - set(weights))
-            if lacking:
-                raise ClipUnavailable(f"--clip {spec}: {file} lacks {', '.join(lacking[:3])} of timm's {name}")
-            net.load_state_dict({key: value for key, value in weights.items() if key in net.state_dict()}, strict=False)
-    except ClipUnavailable:
-        raise
-    except (
-        Exception
-    ) as error:  # unknown names, damaged files, an unreachable hub: timm and others raise their own kinds
-        cause = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ClipUnavailable(
-            f"--clip {spec}: cannot be had ({cause}); timm:NAME takes a name of timm.list_models(), "
-            "timm:NAME@/path/to/checkpoint a local file"
-        ) from error
-    data = timm.data.resolve_model_data_config(net)
+    name = spec.removeprefix(TIMM).partition("@")[0]
+    net, data = timm_network(spec.removeprefix(TIMM))
     (_, height, width), mean, std = data["input_size"], tuple(data["mean"]), tuple(data["std"])
     return Tower(
         id=f"timm:{name}#{clip_fingerprint(net, {'mean': mean, 'std': std, 'size': (height, width)})}",
@@ -102,6 +79,43 @@ def _timm_tower(spec: str) -> Tower:
         std=std,
         has_text=False,
     )
+
+
+def timm_network(spec: str, size: int | None = None, flag: str = "--clip") -> tuple[nn.Module, dict]:
+    """timm's network `NAME` with weights of its hub, or `NAME@FILE` with a checkpoint's: pooled features out.
+
+    size: pixels of its side, for networks that are made for one; flag: what errors call `spec`. → (network, timm's data
+    configuration). Raises `ClipUnavailable`.
+    """
+    import timm
+
+    name, _, file = spec.removeprefix(TIMM).partition("@")
+    try:
+        if file and not Path(file).is_file():
+            raise ClipUnavailable(f"{flag} {spec}: there is no checkpoint {file}")
+        options = {"pretrained": not file, "num_classes": 0, "checkpoint_path": ""}
+        try:
+            net = timm.create_model(name, **options, **({} if size is None else {"img_size": size}))
+        except TypeError:  # convolutions take any size
+            net = timm.create_model(name, **options)
+        if file:
+            weights = timm.models.load_state_dict(file)
+            wanted = {key for key in net.state_dict() if not key.endswith("num_batches_tracked")}
+            lacking = sorted(wanted - set(weights))
+            if lacking:
+                raise ClipUnavailable(f"{flag} {spec}: {file} lacks {', '.join(lacking[:3])} of timm's {name}")
+            net.load_state_dict({key: value for key, value in weights.items() if key in net.state_dict()}, strict=False)
+    except ClipUnavailable:
+        raise
+    except (
+        Exception
+    ) as error:  # unknown names, damaged files, an unreachable hub: timm and others raise their own kinds
+        cause = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ClipUnavailable(
+            f"{flag} {spec}: cannot be had ({cause}); NAME is one of timm.list_models(), "
+            "NAME@/path/to/checkpoint takes its weights from a local file"
+        ) from error
+    return net, timm.data.resolve_model_data_config(net)
 
 
 @torch.inference_mode()

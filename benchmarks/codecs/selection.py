@@ -92,7 +92,7 @@ def _trainable() -> set[str]:
 
 def _made_embedding(clip: str) -> Path:
     try:
-        from export.bundles import cached_embedding_bundle
+        from export.embedding_bundle import cached_embedding_bundle
 
         return cached_embedding_bundle(clip)
     except (ValueError, RuntimeError, OSError, ModuleNotFoundError) as error:  # of open_clip too: absent models

@@ -17,7 +17,7 @@ from cloud.networks.assemble import open_engine
 from cloud.networks.clip import load_clip
 from edge import Client
 from edge.encoder import Encoder
-from export import bundles
+from export import embedding_bundle
 from export.cli import main
 from export.families.embedding import LADDER, MAX_CHANNELS, fit_plan, quantise
 from export.listing import encoder_work
@@ -41,7 +41,7 @@ def clip_folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def bundle(clip_folder, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bundles, "training_views", stand_in)
+        patch.setattr(embedding_bundle, "training_views", stand_in)
         out = tmp_path_factory.mktemp("bundles") / "embedding"
         assert main(["embedding", "--clip", str(clip_folder), "--out", str(out), "--count", "400"]) == 0
     return load_bundle(out)
@@ -202,7 +202,7 @@ def test_the_bundle_in_the_cache_is_made_once(clip_folder, monkeypatch):
         made.append(count)
         return crops(400, seed, size)
 
-    monkeypatch.setattr(bundles, "training_views", views)
-    first = bundles.cached_embedding_bundle(str(clip_folder))
-    assert (bundles.cached_embedding_bundle(str(clip_folder)), len(made)) == (first, 1)
+    monkeypatch.setattr(embedding_bundle, "training_views", views)
+    first = embedding_bundle.cached_embedding_bundle(str(clip_folder))
+    assert (embedding_bundle.cached_embedding_bundle(str(clip_folder)), len(made)) == (first, 1)
     assert load_bundle(first).card.cloud["clip"] == load_tower(str(clip_folder)).id
