@@ -219,6 +219,8 @@ def _serve(config: Config) -> int:
         confidence=config["confidence"],
         repeat_bytes=config["repeat_mb"] << 20,
         repeat_age_s=config["repeat_age"],
+        evidence_bytes=config["evidence_mb"] << 20,
+        evidence_age_s=config["evidence_age"],
         grace_s=config["grace"],
         drain_delay_s=config["drain_delay"],
         reflection=config["reflection"],

@@ -202,6 +202,10 @@ SETTINGS = (
     Setting("max-image-mb", positive, 16, "largest image file taken, megabytes"),
     Setting("repeat-mb", whole, 16, "megabytes of answers kept for devices that repeat a request; 0 keeps none"),
     Setting("repeat-age", seconds, 86400.0, "seconds that those answers are kept"),
+    Setting(
+        "evidence-mb", positive, 16, "megabytes of frames kept that wait for a further packet, of all clients together"
+    ),
+    Setting("evidence-age", seconds, 60.0, "seconds that such a frame is kept"),
     Setting("confidence", probability, 0.97, "confidence of progressive answers when the request gives none"),
     Setting("tls-cert", Path, None, "this server's certificate chain (PEM); read again when it changes", "FILE"),
     Setting("tls-key", Path, None, "its private key (PEM, not encrypted)", "FILE"),

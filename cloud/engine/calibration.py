@@ -102,7 +102,7 @@ def read_calibration(bundle: Bundle, clip_id: str) -> Calibration | None:
         entry = document["clips"].get(clip_id)
         if entry is None:
             return None
-        layers = tuple(_read_layer(each) for each in entry["layers"])
+        layers = tuple(read_table(each) for each in entry["layers"])
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{path}: {error}: remove it, or measure it again with `thinwire-bench calibrate`") from error
     if len(layers) != len(bundle.coder.layers) - 1:
@@ -110,7 +110,8 @@ def read_calibration(bundle: Bundle, clip_id: str) -> Calibration | None:
     return Calibration(layers)
 
 
-def _read_layer(entry: dict[str, Any]) -> LayerCalibration:
+def read_table(entry: dict[str, Any]) -> LayerCalibration:
+    """`temperature`, `margins` and `confidence` of a file. Raises `ValueError`, `KeyError` or `TypeError`."""
     margins = np.array(entry["margins"], np.float64)
     confidences = np.array(entry["confidence"], np.float64)
     temperature = float(entry["temperature"])

@@ -27,6 +27,7 @@ import numpy as np
 from cloud.engine.answers import answers_of
 from cloud.engine.batching import BatchLimits, DeadlineQueue
 from cloud.engine.events import Observers
+from cloud.engine.fusion import Earlier
 from cloud.engine.head_builds import HeadBuilds
 from cloud.engine.intake import Intake
 from cloud.engine.items import Answer, EngineLimits, Item, Kind
@@ -98,19 +99,21 @@ class Engine:
         deadline: float | None = None,
         clip: str = "",
         temperature: float | None = None,
+        earlier: Earlier | None = None,
     ) -> Future[Answer]:
         """Accepts one packet (bytes, or parsed already), or one image file (JPEG, PNG, WebP, ...); returns at once.
 
         `labels` and `templates` must have passed `thinwire.labels`; without labels the answer is the embedding alone.
-        `temperature` asks for `Answer.margin`. `deadline` is a `time.monotonic()` value; `clip` one of
-        `models.names()`, "" for the default. Raises `QueueFull`, `ShuttingDown`, or `UnknownClip` here; everything else
-        (a bad packet, an unknown bundle, a passed deadline) arrives through the future. Cancelling the future drops the
-        work.
+        `temperature` asks for `Answer.margin`; what an `earlier` packet of the same frame gave, of the same CLIP, is
+        fused with what this one gives. `deadline` is a `time.monotonic()` value; `clip` one of `models.names()`, "" for
+        the default. Raises `QueueFull`, `ShuttingDown`, or `UnknownClip` here; everything else (a bad packet, an
+        unknown bundle, a passed deadline) arrives through the future. Cancelling the future drops the work.
         """
         if (packet is None) == (image_file is None):
             raise InvalidRequest("give exactly one of packet and image_file")
         self._check_prompts(labels, templates)
         item = self._item(Kind.IMAGE, packet, image_file, labels, templates, top_k, deadline, clip, temperature)
+        item.earlier = earlier
         self._accept(item)
         self._find_clip(item)
         return item.future

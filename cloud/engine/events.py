@@ -14,11 +14,17 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+WENT = ("first", "fused", "alone")
+"""The first packet was enough, or had to do; both were fused; the second was answered by itself (its first was no
+longer held, or no calibration says how to fuse them)."""
+
+
 @dataclass(frozen=True, eq=False)
 class AnsweredFrame:
     """One image that a client got its final answer to. Exactly one of `packet` and `image_file` is set.
 
     at: seconds since 1970. device_id: see `cloud.front.admission.device_of`. labels: what was asked, () for Embed.
+    went: how far a frame of which several packets were offered went, see `WENT`; "" for others. packet: its last one.
     """
 
     at: float
@@ -29,6 +35,7 @@ class AnsweredFrame:
     answer: Answer
     clip: str  # the CLIP's name, as in replies
     clip_id: str  # its name and a hash of its weights: vectors of two ids never meet
+    went: str = ""
 
     @property
     def input_bytes(self) -> int:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cloud.engine.batching import BatchLimits
+from cloud.engine.fusion import Earlier
 from cloud.engine.prepared import Prepared
 from cloud.engine.text_heads import Head
 from thinwire.packet import Packet
@@ -57,11 +58,26 @@ class Timing:
     batch_size: int
 
 
+@dataclass(frozen=True)
+class Opinion:
+    """What one packet of a fused answer says by itself: its first label, with the probability at its temperature.
+
+    weight: its share in the common opinion, 0 to 1.
+    """
+
+    bundle: str
+    layers: int
+    weight: float
+    label: str
+    probability: float
+
+
 @dataclass(frozen=True, eq=False)
 class Answer:
     """embedding: float32 (D,) unit vector; predictions: best first, empty where no labels were given.
 
-    margin: best minus second-best probability at the temperature asked for; None where none was.
+    margin: best minus second-best probability at the temperature asked for; None where none was. opinions: of the
+    packets that a fused answer is made from, in their order; its embedding is the common one.
     """
 
     embedding: np.ndarray
@@ -71,6 +87,7 @@ class Answer:
     layers: int
     margin: float | None = None
     notes: tuple[str, ...] = ()  # of the head: about the labels
+    opinions: tuple[Opinion, ...] = ()
 
 
 class Kind(Enum):
@@ -106,6 +123,7 @@ class Item:
     future: Future
     models: Models
     clip: str
+    earlier: Earlier | None = None
     loaded_clip: LoadedClip | None = None
     prepared: Prepared | None = None
     head: Head | None = None
@@ -115,10 +133,15 @@ class Item:
     head_s: float = 0.0
 
 
-def top_predictions(head: Head, embeddings: np.ndarray, counts: Sequence[int]) -> list[tuple[RankedLabel, ...]]:
-    """Unit vectors (B, D) and a count for each → that many labels each, best first; equal ones in the order given."""
+def top_predictions(
+    head: Head, embeddings: np.ndarray, counts: Sequence[int], sharpness: np.ndarray | None = None
+) -> list[tuple[RankedLabel, ...]]:
+    """Unit vectors (B, D) and a count for each → that many labels each, best first; equal ones in the order given.
+
+    sharpness (B,): what the logits are multiplied by; None: 1.
+    """
     similarities = head.similarities(embeddings)[:, head.kept]  # (B, K)
-    probabilities = head.probabilities(similarities)
+    probabilities = head.probabilities(similarities if sharpness is None else similarities * sharpness[:, None])
     out = []
     for row, count in enumerate(counts):
         order = np.argsort(-similarities[row], kind="stable")[:count]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from cloud.engine.calibration import Calibration
+from cloud.engine.fusion import Fusion
 from cloud.engine.intake import Intake
 from cloud.engine.prepared import Prepared
 from cloud.engine.text_heads import HeadCache
@@ -23,6 +24,7 @@ class LoadedClip:
     heads: HeadCache
     intake: Intake
     calibrations: dict[bytes, Calibration]  # by model id; bundles without one get no progressive answers
+    fusions: dict[bytes, Fusion] = field(default_factory=dict)  # by model id of the first packet's bundle
 
 
 class Models(Protocol):

@@ -7,15 +7,18 @@ import time
 
 import grpc
 
-from cloud.engine.calibration import LayerCalibration
 from cloud.engine.engine import Engine
 from cloud.engine.events import AnsweredFrame
+from cloud.engine.fusion import Earlier
 from cloud.engine.items import Answer
 from cloud.errors import InvalidRequest
 from cloud.front.admission import RateLimiter, client_of, device_of
+from cloud.front.asking import Asking
+from cloud.front.evidence import Evidence, Waiting
 from cloud.front.label_sets import LabelSet, LabelSets, check_label_set
 from cloud.front.limits import ServerOptions
 from cloud.front.repeats import Repeats, spool_of
+from thinwire.errors import PacketError
 from thinwire.packet import Packet
 from thinwire.v1 import inference_pb2 as pb
 
@@ -41,6 +44,7 @@ class Answering:
         self.options = options
         self.label_sets = LabelSets(options.max_label_sets, options.label_set_bytes)
         self.repeats = Repeats(options.repeat_bytes, options.repeat_age_s)
+        self.evidence = Evidence(options.evidence_bytes, 2 * options.stream_window, options.evidence_age_s)
         self._engine = engine
         self._limiter = limiter or RateLimiter(None)
         self._by_token = tokens_are_checked
@@ -69,16 +73,25 @@ class Answering:
         clip: str,
         deadline: float | None,
         temperature: float | None = None,
+        earlier: Earlier | None = None,
     ) -> asyncio.Future[Answer]:
-        """One image through the engine. Cancelling what is returned drops the work."""
+        """One image through the engine, fused with what an earlier packet gave. Cancelling drops the work."""
         question = {"labels": labels.labels, "templates": labels.templates} if labels else {}
         future = self._engine.submit(
-            **source, **question, top_k=top_k or 5, clip=clip, deadline=deadline, temperature=temperature
+            **source,
+            **question,
+            top_k=top_k or 5,
+            clip=clip,
+            deadline=deadline,
+            temperature=temperature,
+            earlier=earlier,
         )
         return asyncio.wrap_future(future)
 
-    def report(self, context: Context, source: Source, labels: LabelSet | None, clip: str, answer: Answer) -> None:
-        """Tells the engine's observers of a final answer."""
+    def report(
+        self, context: Context, source: Source, labels: LabelSet | None, clip: str, answer: Answer, went: str = ""
+    ) -> None:
+        """Tells the engine's observers of a final answer. went: see `AnsweredFrame`."""
         if not self._engine.observers:
             return
         models, packet = self._engine.models, source.get("packet")
@@ -94,6 +107,7 @@ class Answering:
                 answer=answer,
                 clip=name,
                 clip_id=loaded.heads.clip.id if loaded else name,
+                went=went,
             )
         )
 
@@ -108,9 +122,45 @@ class Answering:
         head = loaded.heads.lookup(labels.labels, labels.templates) if loaded else None
         return head.notes if head else ()
 
-    def calibration(self, packet: Packet, clip: str) -> LayerCalibration | None:
-        """What is known of answers from as many layers as `packet` holds; None without, and for a CLIP not loaded."""
+    def clip_id(self, clip: str) -> str:
+        """Name and hash of a CLIP's weights; "" for one that is not loaded."""
+        loaded = self._engine.models.clip_of(self._engine.models.name_of(clip))
+        return loaded.heads.clip.id if loaded else ""
+
+    def asking(self, waiting: Waiting) -> Asking | None:
+        """What more of a frame could be asked for, and what is known of that; None without a calibration, and for a
+        CLIP that is not loaded."""
         models = self._engine.models
-        loaded = models.clip_of(models.name_of(clip))
-        calibration = loaded.calibrations.get(packet.model_id) if loaded else None
-        return calibration.of(len(packet.layers)) if calibration else None
+        loaded = models.clip_of(models.name_of(waiting.request.clip))
+        if loaded is None:
+            return None
+        packet = waiting.packet
+        if len(packet.layers) < waiting.progressive.max_layers:
+            calibration = loaded.calibrations.get(packet.model_id)
+            if calibration is not None and (table := calibration.of(len(packet.layers))) is not None:
+                return Asking(table.temperature, len(packet.layers), table=table)
+        fusion, level = loaded.fusions.get(packet.model_id), self._level(packet)
+        if fusion is None or level is None:
+            return None
+        temperature = fusion.temperature(level, waiting.offers)
+        return None if temperature is None else Asking(temperature, level, fusion=fusion, offers=waiting.offers)
+
+    def earlier(self, held: Waiting, packet: Packet) -> Earlier | None:
+        """How what is held of a frame is fused with a further packet; None where no calibration says how."""
+        loaded = self._engine.models.clip_of(self._engine.models.name_of(held.request.clip))
+        fusion, level = loaded.fusions.get(held.packet.model_id) if loaded else None, self._level(packet)
+        if fusion is None or level is None or held.vector is None:
+            return None
+        pair = fusion.pair(held.layers, packet.model_id, level)
+        return None if pair is None else Earlier(held.vector, held.bundle, held.layers, pair)
+
+    def bundle_name(self, packet: Packet) -> str:
+        bundle = self._engine.models.intake.bundles.get(packet.model_id)
+        return bundle.name if bundle else packet.model_id.hex()
+
+    def _level(self, packet: Packet) -> int | None:
+        bundle = self._engine.models.intake.bundles.get(packet.model_id)
+        try:
+            return None if bundle is None else bundle.level(packet)
+        except PacketError:  # the engine will say so
+            return None

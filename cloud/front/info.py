@@ -59,6 +59,7 @@ def server_info(engine: Engine, options: ServerOptions) -> pb.GetServerInfoRespo
             family=bundle.card.wire["family"],
             loaded=models.net_is_loaded(bundle),
             progressive=bundle.model_id in loaded.calibrations,
+            fuses_with=sorted(fusion.names) if (fusion := loaded.fusions.get(bundle.model_id)) else (),
         )
         for name, layers in bundle.rates.items():
             entry.rates.add(name=name, layers=layers)

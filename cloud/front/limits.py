@@ -18,6 +18,8 @@ class ServerOptions:
     label_set_bytes: int = 64 << 20
     repeat_bytes: int = 16 << 20  # answers kept for devices that ask again (`cloud.front.repeats`); 0 keeps none
     repeat_age_s: float = 86400.0
+    evidence_bytes: int = 16 << 20  # of frames that wait for more of themselves (`cloud.front.evidence`)
+    evidence_age_s: float = 60.0
     confidence: float = 0.97  # of progressive answers whose request names none
     grace_s: float = 20.0  # how long a stopping server waits for what it accepted
     drain_delay_s: float = 0.0  # NOT_SERVING, but still accepting: for balancers that take a while to look

@@ -65,18 +65,33 @@ def timing_of(answer: Answer) -> pb.Timing:
 
 
 def classified(
-    answer: Answer, places: Sequence[int], clip: str, frame_id: int, *, with_notes: bool = False
+    answer: Answer,
+    places: Sequence[int],
+    clip: str,
+    frame_id: int,
+    *,
+    with_notes: bool = False,
+    notes: Sequence[str] = (),
 ) -> pb.ClassifyResponse:
-    """places[i]: where label i stood in the list that the client sent. with_notes: the request carried its labels."""
+    """places[i]: where label i stood in the list that the client sent. with_notes: the request carried its labels.
+    notes: more of them."""
     response = pb.ClassifyResponse(
         timing=timing_of(answer),
         model=pb.ModelInfo(clip=clip, bundle=answer.bundle or "", layers=answer.layers),
         frame_id=frame_id,
-        notes=answer.notes if with_notes else (),
+        notes=(*(answer.notes if with_notes else ()), *notes),
     )
     for got in answer.predictions:
         response.predictions.add(
             label=got.label, index=places[got.index], probability=got.probability, similarity=got.similarity
+        )
+    for said in answer.opinions:
+        response.opinions.add(
+            bundle=said.bundle,
+            layers=said.layers,
+            weight=said.weight,
+            label=said.label,
+            probability=said.probability,
         )
     return response
 

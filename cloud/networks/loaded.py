@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cloud.engine.calibration import Calibration, read_calibrations
+from cloud.engine.fusion import Fusion, read_fusions
 from cloud.engine.intake import Intake
 from cloud.engine.models import LoadedClip, known_name
 from cloud.engine.prepared import Prepared
@@ -71,7 +72,7 @@ class LoadedModels:
         self._specs = _by_name(clips)
         self._bundles = {bundle.model_id: bundle for bundle in bundles}
         self._signatures = {name: clip_signature(spec) for name, spec in self._specs.items()}
-        self._by_clip_id: dict[str, tuple[Intake, dict[bytes, Calibration]]] = {}  # by CLIP id
+        self._by_clip_id: dict[str, tuple[Intake, dict[bytes, Calibration], dict[bytes, Fusion]]] = {}  # by CLIP id
         self.default = next(iter(self._specs))
         self._first = self._make_clip(self.default)
         self.adapters = tuple(adapters)
@@ -174,7 +175,7 @@ class LoadedModels:
                     refused[bundle.model_id] = error
             fitting = [bundle for bundle in self._bundles.values() if bundle.model_id not in refused]
             intake = Intake(fitting, clip.image_height, clip.image_width, refused)
-            self._by_clip_id[clip.id] = (intake, read_calibrations(fitting, clip.id))
+            self._by_clip_id[clip.id] = (intake, read_calibrations(fitting, clip.id), read_fusions(fitting, clip.id))
         return LoadedClip(heads, *self._by_clip_id[clip.id])
 
     def _net(self, bundle: Bundle, clip: Clip) -> object:

@@ -121,5 +121,9 @@ def _row(number: int, seen: AnsweredFrame) -> dict[str, object]:
         "layers": answer.layers,
         "total_ms": round(answer.timing.total_ms, 2),
         "predictions": [[got.label, round(got.probability, 4)] for got in answer.predictions[:3]],
+        "went": seen.went,
+        "opinions": [
+            {"bundle": said.bundle, "label": said.label, "share": round(said.weight, 2)} for said in answer.opinions
+        ],
         "picture": seen.packet is not None or seen.input_bytes <= KEPT_FILE_BYTES,
     }

@@ -18,12 +18,13 @@ from prometheus_client import (
     generate_latest,
 )
 
-from cloud.engine.events import Observer
+from cloud.engine.events import WENT, Observer
 from thinwire import __version__
 from thinwire.errors import ThinwireError
 
 if TYPE_CHECKING:
     from cloud.engine.engine import Engine
+    from cloud.engine.events import AnsweredFrame
     from cloud.engine.items import Item
     from cloud.engine.prepared import Embedded
     from cloud.search.archive import Archive
@@ -85,6 +86,13 @@ class Metrics(Observer):
             f"Bytes that answered packets were smaller than JPEGs of their views at {JPEG_BITS_PER_PIXEL} bits a pixel",
             registry=registry,
         )
+        went = Counter(
+            "thinwire_cascade_frames_total",
+            "Frames of which packets of several bundles were offered, by how far they went (see `WENT`)",
+            ["went"],
+            registry=registry,
+        )
+        self._went = {far: went.labels(far) for far in WENT}
         depth = Gauge("thinwire_queue_depth", "Requests accepted and unanswered", registry=registry)
         depth.set_function(lambda: engine.load[0])
         held = Gauge("thinwire_queue_bytes", "Input bytes of these", registry=registry)
@@ -137,6 +145,10 @@ class Metrics(Observer):
             return
         self._packets.inc(item.input_bytes)
         self._saved.inc(max(0.0, self._jpeg_of(item) - item.input_bytes))
+
+    def answered(self, seen: AnsweredFrame) -> None:
+        if seen.went:
+            self._went[seen.went].inc()
 
     def ran(self, batch_size: int, result: Embedded) -> None:
         self._batch.observe(batch_size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cloud.engine.calibration import read_calibrations
+from cloud.engine.fusion import read_fusions
 from cloud.engine.intake import Intake
 from cloud.engine.models import LoadedClip, known_name
 from cloud.engine.prepared import Prepared
@@ -18,7 +19,8 @@ class FixedModels:
     def __init__(self, intake: Intake, heads: HeadCache) -> None:
         self.intake = intake
         calibrations = read_calibrations(intake.bundles.values(), heads.clip.id) if hasattr(intake, "bundles") else {}
-        self._loaded_clip = LoadedClip(heads, intake, calibrations)
+        fusions = read_fusions(intake.bundles.values(), heads.clip.id) if hasattr(intake, "bundles") else {}
+        self._loaded_clip = LoadedClip(heads, intake, calibrations, fusions)
         self.default = getattr(heads.clip, "name", "")
 
     def names(self) -> tuple[str, ...]:

@@ -49,20 +49,22 @@ class ClipInfo(_message.Message):
     def __init__(self, name: _Optional[str] = ..., embed_dim: _Optional[int] = ..., image_size: _Optional[int] = ..., loaded: bool = ...) -> None: ...
 
 class BundleInfo(_message.Message):
-    __slots__ = ("name", "model_id", "rates", "family", "loaded", "progressive")
+    __slots__ = ("name", "model_id", "rates", "family", "loaded", "progressive", "fuses_with")
     NAME_FIELD_NUMBER: _ClassVar[int]
     MODEL_ID_FIELD_NUMBER: _ClassVar[int]
     RATES_FIELD_NUMBER: _ClassVar[int]
     FAMILY_FIELD_NUMBER: _ClassVar[int]
     LOADED_FIELD_NUMBER: _ClassVar[int]
     PROGRESSIVE_FIELD_NUMBER: _ClassVar[int]
+    FUSES_WITH_FIELD_NUMBER: _ClassVar[int]
     name: str
     model_id: bytes
     rates: _containers.RepeatedCompositeFieldContainer[Rate]
     family: str
     loaded: bool
     progressive: bool
-    def __init__(self, name: _Optional[str] = ..., model_id: _Optional[bytes] = ..., rates: _Optional[_Iterable[_Union[Rate, _Mapping]]] = ..., family: _Optional[str] = ..., loaded: bool = ..., progressive: bool = ...) -> None: ...
+    fuses_with: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, name: _Optional[str] = ..., model_id: _Optional[bytes] = ..., rates: _Optional[_Iterable[_Union[Rate, _Mapping]]] = ..., family: _Optional[str] = ..., loaded: bool = ..., progressive: bool = ..., fuses_with: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class Rate(_message.Message):
     __slots__ = ("name", "layers")
@@ -117,18 +119,34 @@ class ClassifyRequest(_message.Message):
     def __init__(self, image: _Optional[_Union[ImageInput, _Mapping]] = ..., labels: _Optional[_Iterable[str]] = ..., prompt_set: _Optional[str] = ..., templates: _Optional[_Iterable[str]] = ..., top_k: _Optional[int] = ..., frame_id: _Optional[int] = ..., label_set: _Optional[str] = ..., clip: _Optional[str] = ...) -> None: ...
 
 class ClassifyResponse(_message.Message):
-    __slots__ = ("predictions", "timing", "model", "frame_id", "notes")
+    __slots__ = ("predictions", "timing", "model", "frame_id", "notes", "opinions")
     PREDICTIONS_FIELD_NUMBER: _ClassVar[int]
     TIMING_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     FRAME_ID_FIELD_NUMBER: _ClassVar[int]
     NOTES_FIELD_NUMBER: _ClassVar[int]
+    OPINIONS_FIELD_NUMBER: _ClassVar[int]
     predictions: _containers.RepeatedCompositeFieldContainer[Prediction]
     timing: Timing
     model: ModelInfo
     frame_id: int
     notes: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, predictions: _Optional[_Iterable[_Union[Prediction, _Mapping]]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., model: _Optional[_Union[ModelInfo, _Mapping]] = ..., frame_id: _Optional[int] = ..., notes: _Optional[_Iterable[str]] = ...) -> None: ...
+    opinions: _containers.RepeatedCompositeFieldContainer[Opinion]
+    def __init__(self, predictions: _Optional[_Iterable[_Union[Prediction, _Mapping]]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., model: _Optional[_Union[ModelInfo, _Mapping]] = ..., frame_id: _Optional[int] = ..., notes: _Optional[_Iterable[str]] = ..., opinions: _Optional[_Iterable[_Union[Opinion, _Mapping]]] = ...) -> None: ...
+
+class Opinion(_message.Message):
+    __slots__ = ("bundle", "layers", "weight", "label", "probability")
+    BUNDLE_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    PROBABILITY_FIELD_NUMBER: _ClassVar[int]
+    bundle: str
+    layers: int
+    weight: float
+    label: str
+    probability: float
+    def __init__(self, bundle: _Optional[str] = ..., layers: _Optional[int] = ..., weight: _Optional[float] = ..., label: _Optional[str] = ..., probability: _Optional[float] = ...) -> None: ...
 
 class Prediction(_message.Message):
     __slots__ = ("label", "index", "probability", "similarity")
@@ -171,22 +189,34 @@ class ModelInfo(_message.Message):
     def __init__(self, clip: _Optional[str] = ..., bundle: _Optional[str] = ..., layers: _Optional[int] = ...) -> None: ...
 
 class ClassifyStreamRequest(_message.Message):
-    __slots__ = ("request", "progressive", "more")
+    __slots__ = ("request", "progressive", "more", "follows")
     REQUEST_FIELD_NUMBER: _ClassVar[int]
     PROGRESSIVE_FIELD_NUMBER: _ClassVar[int]
     MORE_FIELD_NUMBER: _ClassVar[int]
+    FOLLOWS_FIELD_NUMBER: _ClassVar[int]
     request: ClassifyRequest
     progressive: Progressive
     more: MoreLayers
-    def __init__(self, request: _Optional[_Union[ClassifyRequest, _Mapping]] = ..., progressive: _Optional[_Union[Progressive, _Mapping]] = ..., more: _Optional[_Union[MoreLayers, _Mapping]] = ...) -> None: ...
+    follows: bool
+    def __init__(self, request: _Optional[_Union[ClassifyRequest, _Mapping]] = ..., progressive: _Optional[_Union[Progressive, _Mapping]] = ..., more: _Optional[_Union[MoreLayers, _Mapping]] = ..., follows: bool = ...) -> None: ...
 
 class Progressive(_message.Message):
-    __slots__ = ("max_layers", "confidence")
+    __slots__ = ("max_layers", "confidence", "others")
     MAX_LAYERS_FIELD_NUMBER: _ClassVar[int]
     CONFIDENCE_FIELD_NUMBER: _ClassVar[int]
+    OTHERS_FIELD_NUMBER: _ClassVar[int]
     max_layers: int
     confidence: float
-    def __init__(self, max_layers: _Optional[int] = ..., confidence: _Optional[float] = ...) -> None: ...
+    others: _containers.RepeatedCompositeFieldContainer[Offer]
+    def __init__(self, max_layers: _Optional[int] = ..., confidence: _Optional[float] = ..., others: _Optional[_Iterable[_Union[Offer, _Mapping]]] = ...) -> None: ...
+
+class Offer(_message.Message):
+    __slots__ = ("model_id", "layers")
+    MODEL_ID_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    model_id: bytes
+    layers: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, model_id: _Optional[bytes] = ..., layers: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class MoreLayers(_message.Message):
     __slots__ = ("frame_id", "layers", "packet_crc32c")
@@ -211,14 +241,16 @@ class ClassifyStreamResponse(_message.Message):
     def __init__(self, frame_id: _Optional[int] = ..., result: _Optional[_Union[ClassifyResponse, _Mapping]] = ..., error: _Optional[_Union[FrameError, _Mapping]] = ..., need_more: _Optional[_Union[NeedMore, _Mapping]] = ...) -> None: ...
 
 class NeedMore(_message.Message):
-    __slots__ = ("layer", "so_far", "confidence")
+    __slots__ = ("layer", "so_far", "confidence", "model_id")
     LAYER_FIELD_NUMBER: _ClassVar[int]
     SO_FAR_FIELD_NUMBER: _ClassVar[int]
     CONFIDENCE_FIELD_NUMBER: _ClassVar[int]
+    MODEL_ID_FIELD_NUMBER: _ClassVar[int]
     layer: int
     so_far: ClassifyResponse
     confidence: float
-    def __init__(self, layer: _Optional[int] = ..., so_far: _Optional[_Union[ClassifyResponse, _Mapping]] = ..., confidence: _Optional[float] = ...) -> None: ...
+    model_id: bytes
+    def __init__(self, layer: _Optional[int] = ..., so_far: _Optional[_Union[ClassifyResponse, _Mapping]] = ..., confidence: _Optional[float] = ..., model_id: _Optional[bytes] = ...) -> None: ...
 
 class FrameError(_message.Message):
     __slots__ = ("code", "reason", "message", "retry_after_ms")

@@ -87,6 +87,16 @@ function caption(lines) {
 
 const guess = (predictions) => predictions.length ? `${predictions[0][0]} ${number(100 * predictions[0][1])} %` : "(no labels)";
 
+// Which packet of a frame decided, where several were offered
+function decided(row) {
+  if (row.went === "first") return [`${row.bundle} was enough`];
+  if (row.went === "alone") return [`answered by ${row.bundle} alone`];
+  return row.opinions.map((said) => {
+    const agrees = row.predictions.length && said.label === row.predictions[0][0];
+    return `${said.bundle} ${agrees ? "said so" : `said ${said.label}`} (${number(100 * said.share)} %)`;
+  });
+}
+
 const cards = new Map();  // by number: kept, so that pictures are asked for once
 function latest(rows) {
   if (!rows.length) return;
@@ -99,6 +109,7 @@ function latest(rows) {
       ["b", guess(row.predictions)],
       ["span", `${bytes(row.bytes)} · ${row.bundle}${row.layers ? ` · ${row.layers} layer${row.layers > 1 ? "s" : ""}` : ""}`],
       ["span", `${row.device} · ${number(row.total_ms, 1)} ms`],
+      ...decided(row).map((text) => ["span", text]),
     ]));
     cards.set(row.number, card);
     $("latest").prepend(card);
