@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from benchmarks.accuracy import compare, progressive
+from benchmarks.accuracy import cascade, compare, progressive
 from benchmarks.commands import eval as eval_command
 from benchmarks.commands import rate_accuracy, study, timing
 from benchmarks.commands.output import deliver
@@ -24,6 +24,7 @@ COMMANDS = (
     coder,
     compare,
     progressive,
+    cascade,
     service_load,
     field,
     watching,

@@ -9,7 +9,15 @@ import sys
 from collections.abc import Sequence
 
 from edge.commands import field_options as field_cli
-from edge.commands.options import add_codec_options, add_line_options, add_question_options, command, positive
+from edge.commands.options import (
+    add_codec_options,
+    add_ladder_option,
+    add_line_options,
+    add_question_options,
+    command,
+    positive,
+    share,
+)
 from edge.defaults import CANNOT_RUN, DEFAULT_IN_FLIGHT, INTERRUPTED, SOME_FAILED
 from thinwire.platforms import missing_module
 from thinwire.text import safe_streams, shown, without_secrets
@@ -112,6 +120,14 @@ def _add_classify(commands) -> None:
         default=DEFAULT_IN_FLIGHT,
         metavar="N",
         help=f"most images in flight ({DEFAULT_IN_FLIGHT})",
+    )
+    add_ladder_option(sub)
+    sub.add_argument(
+        "--confidence",
+        type=share,
+        default=0.0,
+        metavar="C",
+        help="with --ladder: send more only if the server is less sure of the answer than C (0: its default)",
     )
 
 

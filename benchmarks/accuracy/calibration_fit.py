@@ -33,10 +33,15 @@ def _fit_layer(logits: np.ndarray, targets: np.ndarray, right_at_last: np.ndarra
         losses.append(np.mean(np.log(np.exp(scaled).sum(axis=1)) - scaled[rows, targets]))
     temperature = float(TEMPERATURES[int(np.argmin(losses))])
     odds = np.exp((logits - logits.max(axis=1, keepdims=True)) / temperature)
-    ordered = np.sort(odds, axis=1)
-    margins = (ordered[:, -1] - ordered[:, -2]) / ordered.sum(axis=1)
-    order = np.argsort(margins, kind="stable")
     gain = right_at_last.astype(np.float64) - (logits.argmax(axis=1) == targets)  # -1, 0 or 1
+    return LayerCalibration(temperature, *margin_table(odds / odds.sum(axis=1, keepdims=True), gain))
+
+
+def margin_table(probabilities: np.ndarray, gain: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Answers (N, L), and what more would bring of each, -1, 0 or 1 (N,) → margins and confidences (K,) of a table."""
+    ordered = np.sort(probabilities, axis=1)
+    margins = ordered[:, -1] - ordered[:, -2]
+    order = np.argsort(margins, kind="stable")
     _, level = np.unique(isotonic(1 - gain[order]), return_inverse=True)
     # One knot in the middle of each level: between them the table rises, so that a threshold in between divides the
     # images of a level (a step would take them all or none)
@@ -45,7 +50,7 @@ def _fit_layer(logits: np.ndarray, targets: np.ndarray, right_at_last: np.ndarra
     centres = np.bincount(level, margins[order]) / sizes
     # From few images no certainty: the rule of succession
     means = np.clip(means, 0, 1 - 1 / (len(margins) + 2))
-    return LayerCalibration(temperature, centres, np.maximum.accumulate(means))
+    return centres, np.maximum.accumulate(means)
 
 
 def isotonic(values: np.ndarray) -> np.ndarray:

@@ -33,7 +33,7 @@ class ServiceFailed(ThinwireError):
 def running_service(
     clip: str = "clip-lite",
     bundle: str | os.PathLike[str] = DEFAULT_BUNDLE,
-    *,
+    *more: str | os.PathLike[str],
     adapter: str | os.PathLike[str] | None = None,
     decoder: str | os.PathLike[str] | None = None,
     threads: int | None = None,
@@ -42,10 +42,13 @@ def running_service(
 ) -> Iterator[str]:
     """Starts `thinwire-cloud serve` on a free loopback port and yields "127.0.0.1:PORT"; SIGTERM at the end.
 
-    `timeout_s`: how long models may take to load. `grace_s`: how long the process may take to stop before it is killed.
+    `more`: further bundles. `timeout_s`: how long models may take to load. `grace_s`: how long the process may take to
+    stop before it is killed.
     Raises `ServiceFailed`, with the end of the server's stderr, when it exits early or is not ready in time.
     """
     command = [sys.executable, "-m", "cloud.cli", "serve", "--port", "0", "--clip", clip, "--bundle", os.fspath(bundle)]
+    for each in more:
+        command += ["--bundle", os.fspath(each)]
     if adapter is not None:
         command += ["--adapter", os.fspath(adapter)]
     if decoder is not None:

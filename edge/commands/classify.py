@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from edge.commands.terminal import ProgressBar, table
-from edge.defaults import CANNOT_RUN, OK, SOME_FAILED
+from edge.defaults import CANNOT_RUN, DEFAULT_BUNDLE, OK, SOME_FAILED
 from edge.errors import ConnectionOptionsError, NothingToDo, ServerUnreachable, SourceLost, reason_of
+from edge.ladder import FORM, Ladder, fuses, not_fused, open_ladder
 from edge.line.client import Client, Outcome
 from edge.line.image_files import plain_word, search
+from edge.line.progressive import classify_progressive
 from edge.line.web import WebError, fetched_image, is_web_address
 from thinwire.errors import LabelError, ThinwireError
 from thinwire.files import read_file
@@ -105,11 +107,15 @@ def run(args: argparse.Namespace) -> int:
         raise NothingToDo(f"no image files in {named}: name files, or folders that hold some")
     tally, answers = Tally(), []
     noted: set[str] = set()
-    with _client(args) as client:
-        client.check()
+    ladder = ladder_of(args)
+    with _client(args, ladder) as client:
+        info = client.check()
+        for step in ladder.others if ladder else ():
+            if not fuses(info, client.bundle, [step.bundle]):
+                _complain(f"note: {not_fused(client.bundle, step.bundle)}")
         try:
             with ProgressBar(len(sources), sys.stderr, "classifying") as progress:
-                for picture, outcome in _outcomes(client, sources, labels, args, tally):
+                for picture, outcome in _outcomes(client, sources, labels, args, tally, ladder):
                     tally.add(outcome, picture)
                     if args.json:
                         print(json.dumps(_record(client, picture, outcome, args.rate or client.rate)), flush=True)
@@ -157,11 +163,20 @@ def token_of(args: argparse.Namespace) -> str | None:
         ) from error
 
 
-def _client(args: argparse.Namespace) -> Client:
+def ladder_of(args: argparse.Namespace) -> Ladder | None:
+    """The ladder that the options name, if one. Raises `ConnectionOptionsError` beside what it replaces."""
+    if not args.ladder:
+        return None
+    if args.bundle != DEFAULT_BUNDLE or args.rate not in (None, "auto"):
+        raise ConnectionOptionsError(f"--ladder replaces --bundle and --rate: {FORM}")
+    return open_ladder(args.ladder, args.threads, args.precision, args.provider)
+
+
+def _client(args: argparse.Namespace, ladder: Ladder | None) -> Client:
     return Client(
         args.server,
-        args.bundle,
-        rate=args.rate,
+        ladder.first.bundle if ladder else args.bundle,
+        rate=ladder.first.rate if ladder else args.rate,
         threads=args.threads,
         precision=args.precision,
         provider=args.provider,
@@ -176,7 +191,12 @@ def _client(args: argparse.Namespace) -> Client:
 
 
 def _outcomes(
-    client: Client, pictures: Sequence[Picture], labels: tuple[str, ...], args: argparse.Namespace, tally: Tally
+    client: Client,
+    pictures: Sequence[Picture],
+    labels: tuple[str, ...],
+    args: argparse.Namespace,
+    tally: Tally,
+    ladder: Ladder | None,
 ) -> Iterator[tuple[Picture, Outcome]]:
     for place, picture in enumerate(pictures):
         if picture.error is not None:
@@ -184,7 +204,12 @@ def _outcomes(
     good = [picture for picture in pictures if picture.error is None]
     # Once the server is gone, every further image would wait for the same nothing; what is on its way is waited for
     images = (picture.image for picture in itertools.takewhile(lambda _: not tally.server_lost, good))
-    for outcome in client.classify_many(images, labels, args.top_k, args.prompt_set, in_flight=args.in_flight):
+    if ladder is not None:
+        words = {"confidence": args.confidence, "in_flight": args.in_flight, "ladder": ladder}
+        answers = classify_progressive(client, images, labels, args.top_k, args.prompt_set, **words)
+    else:
+        answers = client.classify_many(images, labels, args.top_k, args.prompt_set, in_flight=args.in_flight)
+    for outcome in answers:
         yield good[outcome.index], outcome
 
 

@@ -20,6 +20,8 @@ from edge.commands.run import line_of
 from edge.commands.terminal import BOLD, PLAIN, RED
 from edge.encoder import Encoder, default_rate
 from edge.errors import Refused
+from edge.field.fallback import gives_vectors
+from edge.ladder import Ladder, fuses, not_fused, open_ladder
 from edge.line.client import Question, check_server, prepare
 from edge.line.connection_help import trusted_authorities
 from edge.line.uplink import Line, Uplink
@@ -54,7 +56,7 @@ class Doctor:
     """Runs the steps in order; a step whose ground is missing is skipped.
 
     bundle: name or folder. spool: file whose disk is checked too. precision, threads, provider: as for `Encoder`.
-    rate: of the test frame; None or "auto" for the bundle's default.
+    rate: of the test frame; None or "auto" for the bundle's default. ladder: checked in place of `bundle`.
     """
 
     def __init__(
@@ -66,7 +68,10 @@ class Doctor:
         rate: str | None = None,
         threads: int = 1,
         provider: str = "cpu",
+        ladder: str | None = None,
     ) -> None:
+        self._ladder_text = ladder
+        self._ladder: Ladder | None = None
         self._line, self._bundle_name, self._spool = line, bundle, spool
         self._precision, self._threads, self._provider = precision, threads, provider
         self._asked_rate = None if rate == "auto" else rate
@@ -89,6 +94,7 @@ class Doctor:
             ("version", self._check_version, ("server",)),
             ("bundle", self._check_bundle, ("server", "encoder")),
             ("clock", self._check_clock, ()),
+            *([("ladder", self._check_ladder, ("bundle",))] if self._ladder_text else []),
             ("frame", self._check_frame, ("bundle",)),
         ]
         done: dict[str, Check] = {}
@@ -114,8 +120,13 @@ class Doctor:
         return self._asked_rate or default_rate(bundle)
 
     def _check_encoder(self) -> tuple[str, str, str]:
-        self._bundle = load_bundle(self._bundle_name)
-        self._encoder = Encoder(self._bundle, self._threads, self._precision, self._provider)
+        if self._ladder_text:
+            self._ladder = open_ladder(self._ladder_text, self._threads, self._precision, self._provider)
+            self._encoder, self._bundle = self._ladder.first.encoder, self._ladder.first.bundle
+            self._asked_rate = self._ladder.first.rate
+        else:
+            self._bundle = load_bundle(self._bundle_name)
+            self._encoder = Encoder(self._bundle, self._threads, self._precision, self._provider)
         encoded = self._encoder.encode(_test_view(self._bundle), self._rate(self._bundle))
         detail = (
             f"bundle {self._bundle.name} ({self._bundle.model_id.hex()}), {self._encoder.runs}: "
@@ -244,6 +255,26 @@ class Doctor:
             raise Broken(detail, fix) from error
         return OK, f"the server decodes {self._bundle.name} ({self._bundle.model_id.hex()})", ""
 
+    def _check_ladder(self) -> tuple[str, str, str]:
+        first, said = self._ladder.first.bundle, []
+        for step in self._ladder.others:
+            try:
+                check_server(self._info, step.bundle, self._line.server)
+            except Refused as error:
+                detail, _, fix = str(error).partition(". ")
+                raise Broken(detail, fix) from error
+            encoded = step.encoder.encode(_test_view(step.bundle), step.rate)
+            cost_ms = encoded.encode_ms + encoded.code_ms
+            said.append(f"{step.bundle.name} up to {step.rate}: {len(encoded.packet)} bytes, {cost_ms:.1f} ms")
+        others = [step.bundle for step in self._ladder.others]
+        fused = fuses(self._info, first, others)
+        for bundle in others:
+            if bundle not in fused:
+                detail, _, fix = not_fused(first, bundle).partition(" (")
+                return WARNING, detail, fix.rstrip(")")
+        how = "and answers by itself while the link is down" if gives_vectors(first) else "with no answer of its own"
+        return OK, f"{first.name} goes first, {how}; then, where the server asks: {'; '.join(said)}", ""
+
     def _check_clock(self) -> tuple[str, str, str]:
         fix = "set the clock (`timedatectl set-ntp true`): certificates and the age of frames depend on it"
         now = time.time()
@@ -301,9 +332,8 @@ def doctor(args: argparse.Namespace) -> int:
         if check.fix:
             print(f"{'':17}-> {check.fix}", flush=True)
 
-    checks = Doctor(line_of(args), args.bundle, args.spool, args.precision, args.rate, args.threads, args.provider).run(
-        tell
-    )
+    how = args.precision, args.rate, args.threads, args.provider, args.ladder
+    checks = Doctor(line_of(args), args.bundle, args.spool, *how).run(tell)
     healthy = all(check.status in (OK, WARNING) for check in checks)
     if args.json:
         print(json.dumps({"healthy": healthy, "checks": [vars(check) for check in checks]}))

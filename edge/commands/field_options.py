@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
-
-from edge.commands.options import add_codec_options, add_line_options, add_question_options, command, positive, seconds
+from edge.commands.options import (
+    add_codec_options,
+    add_ladder_option,
+    add_line_options,
+    add_question_options,
+    command,
+    positive,
+    seconds,
+    share,
+)
 
 DEFAULT_SPOOL = "thinwire-spool.db"
 DEFAULT_STORE = "thinwire-bundles"
@@ -21,6 +28,7 @@ RUN_EXAMPLES = """\
 examples:
   thinwire-edge run photos/ --watch --labels "cat,dog" --out answers.jsonl --server 10.0.0.5:50051
   thinwire-edge run rtsp://camera/stream --labels-file labels.txt --fps 2 --min-change 0.02 --rate auto --out a.csv
+  thinwire-edge run photos/ --labels "cat,dog" --ladder bundles/student,still --confidence 0.9
   find /data -name '*.jpg' | thinwire-edge run - --labels "cat,dog" --max-kbps 20 --mb-per-day 50
 
 A frame counts as accepted once it is on disk (--spool), and gets exactly one result, even across crashes of device or
@@ -87,7 +95,7 @@ def _add_run(commands) -> None:
     what.add_argument("--fps", type=seconds, metavar="F", help="frames a second to take from videos and cameras (all)")
     what.add_argument(
         "--min-change",
-        type=_share,
+        type=share,
         default=0.0,
         metavar="S",
         help="skip frames that differ from the last one by less than this, 0 to 1 (0: skip none)",
@@ -124,9 +132,10 @@ def _add_run(commands) -> None:
     )
     line.add_argument(
         "--confidence",
-        type=_share,
+        type=share,
         metavar="C",
-        help="send one layer first, more only if the server is less sure of the answer than C (0: its default)",
+        help="send one layer first (of a ladder its first step), more only if the server is less sure of the answer "
+        "than C (0: its default)",
     )
     line.add_argument(
         "--drain",
@@ -136,6 +145,7 @@ def _add_run(commands) -> None:
         help="wait this many seconds for answers after the sources have ended",
     )
     add_codec_options(sub)
+    add_ladder_option(sub)
     sub.add_argument("--nice", type=positive, metavar="N", help="lower the priority by N (as nice -n N)")
     sub.add_argument(
         "--fallback", metavar="BUNDLE", help="embedding bundle: answer on the device while the link is down"
@@ -164,6 +174,7 @@ def _add_doctor(commands) -> None:
     )
     add_line_options(sub)
     add_codec_options(sub)
+    add_ladder_option(sub)
     sub.add_argument("--spool", metavar="FILE", help="also check the disk that holds this spool")
     sub.add_argument("--json", action="store_true", help="one JSON object on stdout")
 
@@ -198,13 +209,3 @@ def _add_bundle(commands) -> None:
         metavar="PEM",
         help="Ed25519 public key that must have signed it (in addition to the store's trusted.pem, if present)",
     )
-
-
-def _share(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to below 1")
-    return value

@@ -73,6 +73,26 @@ def add_codec_options(sub: argparse.ArgumentParser) -> None:
     group.add_argument("--provider", default="cpu", choices=["cpu", "cuda"], help="ONNX Runtime provider (cpu)")
 
 
+def add_ladder_option(sub: argparse.ArgumentParser) -> None:
+    """What is sent step by step, in place of one bundle (`edge.ladder`)."""
+    sub.add_argument(
+        "--ladder",
+        metavar="NAME[:RATE],...",
+        help="bundles, cheap first, such as student,still: the first is sent, others where the server asks for them",
+    )
+
+
+def share(text: str) -> float:
+    """A number from 0 to below 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to below 1")
+    return value
+
+
 def positive(text: str) -> int:
     """A whole number from 1."""
     if not text.isdecimal() or not 1 <= int(text) < 1 << 31:

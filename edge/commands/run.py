@@ -12,20 +12,21 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from edge.commands.classify import labels_of, token_of
+from edge.commands.classify import labels_of, ladder_of, token_of
 from edge.encoder import Encoder, default_rate
 from edge.field.courier import Courier
-from edge.field.fallback import Fallback, ImageVectors
+from edge.field.fallback import Fallback, ImageVectors, gives_vectors
 from edge.field.in_work import InWork
 from edge.field.mqtt import Brokers, MqttSink
 from edge.field.rate_control import Budget, Cap, RateControl
 from edge.field.run import FieldRun
-from edge.field.rung_choice import RungChoice
+from edge.field.rung_choice import FrameLadder, RungChoice
 from edge.field.service_manager import service_manager
 from edge.field.sinks import FileSink, Sink, StreamSink, WebhookSink
 from edge.field.sources import open_sources
 from edge.field.spool import Spool
 from edge.field.views import Gate, parse_crop
+from edge.ladder import Ladder
 from edge.line.client import Question
 from edge.line.uplink import Line
 from thinwire.bundle import load_bundle
@@ -57,14 +58,15 @@ def assemble(args: argparse.Namespace, say: Callable[[str], None]) -> Iterator[F
     asked = {"labels": list(question.labels), "top_k": question.top_k, "prompt_set": question.prompt_set}
     text = json.dumps(asked, ensure_ascii=False)
     outputs = sinks_of(args) or [StreamSink()]
-    bundle = load_bundle(args.bundle)
     auto = args.rate == AUTO
-    rate = list(bundle.rates)[-1] if auto else args.rate or default_rate(bundle)
+    ladder = ladder_of(args)
+    bundle = ladder.first.bundle if ladder else load_bundle(args.bundle)
+    rate = ladder.first.rate if ladder else list(bundle.rates)[-1] if auto else args.rate or default_rate(bundle)
     control = RateControl(args.deadline, None if auto else bundle.n_layers(rate))
     crop = parse_crop(args.crop) if args.crop else None
     gate = Gate(args.min_change)
-    encoder = Encoder(bundle, args.threads, args.precision, args.provider)
-    images = ImageVectors(load_bundle(args.fallback), args.threads) if args.fallback else None
+    encoder = ladder.widest if ladder else Encoder(bundle, args.threads, args.precision, args.provider)
+    images = fallback_of(args, ladder)
     with (
         Spool(args.spool, int(args.spool_mb * 1e6), args.max_age_h * 3600, args.when_full) as spool,
         contextlib.closing(InWork(f"{args.spool}.working")) as in_work,
@@ -83,8 +85,10 @@ def assemble(args: argparse.Namespace, say: Callable[[str], None]) -> Iterator[F
             say,
             fallback=fallback,
             confidence=args.confidence,
+            others=[step.bundle for step in ladder.others] if ladder else (),
         )
-        rungs = RungChoice(encoder, courier) if auto and len(bundle.coder.layers) < len(bundle.rates) else None
+        cut_later = len(bundle.coder.layers) >= len(bundle.rates)
+        rungs = RungChoice(encoder, courier) if auto and not cut_later and not ladder else None
         yield FieldRun(
             sources,
             encoder,
@@ -99,9 +103,19 @@ def assemble(args: argparse.Namespace, say: Callable[[str], None]) -> Iterator[F
             crop,
             fallback,
             rungs,
+            FrameLadder(ladder, courier, auto) if ladder else None,
             drain_s=args.drain,
             notify=service_manager(),
         )
+
+
+def fallback_of(args: argparse.Namespace, ladder: Ladder | None) -> ImageVectors | None:
+    """What answers on the device while the link is down: --fallback, or a ladder's first step if it gives vectors."""
+    if args.fallback:
+        return ImageVectors(load_bundle(args.fallback), args.threads)
+    if ladder and gives_vectors(ladder.first.bundle):
+        return ImageVectors(ladder.first.bundle, args.threads, ladder.first.encoder)
+    return None
 
 
 def sinks_of(args: argparse.Namespace) -> list[Sink]:

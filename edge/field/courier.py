@@ -18,6 +18,9 @@ Guarantees and requirements
 - With a `confidence`, only the first layer of a frame is sent at first. The server asks for more (`need_more`) where
   they may change the answer. They are sent if rate control, cap and budget allow it; otherwise the answer so far is the
   frame's result. A server without a calibration for the bundle gets all layers at once.
+- With `others`, the server may also ask for a packet of another bundle, which the spool holds beside the first. It
+  goes as soon as the cap allows, if deadline and budget do. Should the stream break in between, the next one goes on
+  where it was: the server keeps what it has of this spool's frames, or else answers the second packet by itself.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ import queue
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,6 +45,7 @@ from edge.field.sending import EXPIRE_EVERY_S, Sender
 from edge.field.settling import OPERATOR_REASONS, SLOW_PAUSE_S, LabelsUnknown, Settling
 from edge.field.spool import Spool
 from edge.field.spooled_labels import SpooledLabels
+from edge.ladder import fuses, not_fused
 from edge.line.client import check_server
 from edge.line.uplink import Line, Uplink, typed_error
 from thinwire.bundle import Bundle
@@ -68,6 +72,7 @@ class Courier:
     fallback: gets its label vectors when the link works.
     confidence: probability above which further layers need not be sent; 0: the server's default; None: send all layers
         at once.
+    others: bundles of packets that may follow a frame's first one.
     counts: what was sent and answered.
     """
 
@@ -82,6 +87,7 @@ class Courier:
     on_result: Callable[[], None] = lambda: None
     fallback: Fallback | None = None
     confidence: float | None = None
+    others: Sequence[Bundle] = ()
     counts: Counts = field(default_factory=Counts)
 
     def __post_init__(self) -> None:
@@ -120,6 +126,7 @@ class Courier:
         self._session = 0
         self._checked = self._stopping = False
         self._expired_at = 0.0
+        self._said: set[str] = set()
         self.fault: BaseException | None = None  # a defect that ended the thread
         self._thread = threading.Thread(target=self._guarded, name="thinwire-courier", daemon=True)
 
@@ -193,6 +200,12 @@ class Courier:
         check_server(info, self.bundle, self.line.server)
         held = next(each for each in info.bundles if each.model_id == self.bundle.model_id)
         self._sender.confidence = self.confidence if held.progressive else None
+        fused = fuses(info, self.bundle, self.others)
+        self._sender.others, self._sender.dial = {each.model_id: each for each in fused}, self.confidence or 0.0
+        for bundle in self.others:
+            if bundle not in fused and (text := not_fused(self.bundle, bundle)) not in self._said:
+                self._said.add(text)
+                self.say(text)
         self._checked = True
 
     def _trouble(self, error: ThinwireError) -> None:

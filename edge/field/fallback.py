@@ -68,20 +68,26 @@ class LabelVectors:
         ]
 
 
+def gives_vectors(bundle: Bundle) -> bool:
+    """Whether a device can tell the CLIP vectors of its packets by itself."""
+    return bundle.card.cloud["synthesis"].get("arch") == "embedding"
+
+
 class ImageVectors:
     """Views → the CLIP vectors that the cloud would decode of an `embedding` bundle's packets.
 
     Raises `BundleError` when the bundle is of another family, or was installed without its decoder's linear map.
     """
 
-    def __init__(self, bundle: Bundle, threads: int = 1) -> None:
-        if bundle.card.cloud["synthesis"].get("arch") != "embedding":
+    def __init__(self, bundle: Bundle, threads: int = 1, encoder: Encoder | None = None) -> None:
+        """encoder: the bundle's, where it is open already."""
+        if not gives_vectors(bundle):
             raise BundleError(
                 f"bundle {bundle.name!r} is of family {bundle.card.wire['family']!r}: answers on the device need an "
                 "embedding bundle (`thinwire-export embedding`)"
             )
         self.bundle = bundle
-        self.encoder = Encoder(bundle, threads)
+        self.encoder = encoder or Encoder(bundle, threads)
         tensors = read_safetensors(bundle.decoder_path)
         try:
             self._axes = tensors["axes.weight"].astype(np.float32)  # (D, C)

@@ -122,6 +122,22 @@ class RateControl:
                 return count
         return 1
 
+    def fits(
+        self,
+        size: int,
+        age_s: float,
+        backlog: int,
+        meter: LinkMeter,
+        least_s_per_byte: float = 0.0,
+        frame_bytes: float = float("inf"),
+    ) -> bool:
+        """Whether the answer to one more packet of `size` bytes on the wire is expected in time. As in `layers`."""
+        late = age_s >= self.deadline_s
+        left_s = self.deadline_s * DEADLINE_SHARE - (0.0 if late else age_s)
+        slow = max(meter.s_per_byte, least_s_per_byte)
+        planned = meter.base_s + slow * (meter.in_flight_bytes + size * (1 + backlog))
+        return size <= frame_bytes and planned <= left_s
+
 
 class Cap:
     """`--max-kbps` as a token bucket of half a second (but never less than one frame). None: no cap."""

@@ -27,9 +27,14 @@ def answered(
         {"label": each.label, "probability": round(each.probability, 6), "similarity": round(each.similarity, 6)}
         for each in reply.predictions
     ]
+    opinions = [
+        {"bundle": each.bundle, "layers": each.layers, "share": round(each.weight, 3), "label": each.label}
+        for each in reply.opinions
+    ]
     return {
         **_head(key, source, captured_at, final=True, ok=True),
         "predictions": predictions,
+        **({"opinions": opinions} if opinions else {}),
         "answered_by": "cloud",
         "clip": reply.model.clip,
         "layers": layers,

@@ -12,7 +12,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,13 +26,14 @@ from edge.field.fallback import Fallback
 from edge.field.in_work import MAX_DEATHS, InWork
 from edge.field.refused_results import Refusals
 from edge.field.result_lines import lost, provisional
-from edge.field.rung_choice import RungChoice
+from edge.field.rung_choice import FrameLadder, RungChoice
 from edge.field.shot import Shot, Source
 from edge.field.sinks import Delivery, Sink
 from edge.field.spool import Spool
 from edge.field.views import Gate
 from thinwire.errors import ThinwireError
 from thinwire.imaging import flat_note
+from thinwire.packet import Packet
 from thinwire.text import safe_text
 
 ROOM_EVERY_S = 0.5
@@ -71,7 +72,8 @@ class _Ended:
 class FieldRun:
     """Everything that `run` needs, put together by `edge.cli`. rate: the layers that are spooled, by name.
 
-    rungs: chooses the rate of each frame in its place, for bundles whose packets cannot be cut later.
+    rungs: chooses the rate of each frame in its place, for bundles whose packets cannot be cut later. ladder: makes the
+    packets of several bundles; `encoder` is then the one of the largest view.
     """
 
     sources: list[Source]
@@ -87,6 +89,7 @@ class FieldRun:
     crop: tuple[float, float, float, float] | None = None
     fallback: Fallback | None = None
     rungs: RungChoice | None = None
+    ladder: FrameLadder | None = None
     drain_s: float = float("inf")
     notify: Callable[[str], None] = lambda state: None
     stop: threading.Event = field(default_factory=threading.Event)
@@ -184,8 +187,7 @@ class FieldRun:
                 if not self.gate.passes(shot.place, view):
                     self.tally.unchanged += 1
                     return
-                encoded = self.rungs.encode(view) if self.rungs else self.encoder.encode(view, self.rate)
-                packet = encoded.packet.to_bytes()
+                packet, *others = (each.to_bytes() for each in self._packets(view))
         except Exception as error:
             self._give_up(shot, *_reason(error, shot))
             return
@@ -196,7 +198,14 @@ class FieldRun:
                 raise
             self._give_up(shot, *_reason(error, shot))
             return
-        self._accept(shot, packet, self._early(shot, view))
+        self._accept(shot, packet, self._early(shot, view), others)
+
+    def _packets(self, view: np.ndarray) -> list[Packet]:
+        """The packet that is sent, and others that may be asked for."""
+        if self.ladder is not None:
+            return self.ladder.packets(view)
+        encoded = self.rungs.encode(view) if self.rungs else self.encoder.encode(view, self.rate)
+        return [encoded.packet]
 
     def _give_up(self, shot: Shot, reason: str, why: str) -> None:
         """The frame's final line, without an answer."""
@@ -234,13 +243,15 @@ class FieldRun:
                 self.say(text)
             return None
 
-    def _accept(self, shot: Shot, packet: bytes | None, line: dict[str, Any] | None) -> None:
+    def _accept(
+        self, shot: Shot, packet: bytes | None, line: dict[str, Any] | None, others: Sequence[bytes] = ()
+    ) -> None:
         """Accepts, or waits for room where the source can wait; a live frame is turned away instead."""
         told = False
         while True:
             try:
                 self.tally.accepted += self.spool.accept(
-                    shot.key, shot.source, packet, self.question, shot.captured_at, line
+                    shot.key, shot.source, packet, self.question, shot.captured_at, line, others
                 )
                 if line is not None:
                     self.courier.on_result()

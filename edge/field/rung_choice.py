@@ -11,6 +11,8 @@ import numpy as np
 from edge.encoder import Encoded, Encoder
 from edge.field.courier import Courier
 from edge.field.rate_control import FRAMING_BYTES
+from edge.ladder import Ladder
+from thinwire.packet import Packet
 
 WEIGHT = 0.1  # of a new packet in the expected size of its rung
 
@@ -42,3 +44,22 @@ class RungChoice:
         backlog = min(courier.spool.waiting_frames, courier.window)
         frame_bytes = courier.budget.frame_bytes()
         return courier.rate.layers(sizes, 0.0, backlog, courier.meter, courier.cap.s_per_byte, frame_bytes) - 1
+
+
+class FrameLadder:
+    """Codes views with every step of a ladder. With `auto`, stills whose rate was not stated get the link's rung."""
+
+    def __init__(self, ladder: Ladder, courier: Courier, auto: bool) -> None:
+        self._ladder = ladder
+        self._rungs = {
+            step: RungChoice(step.encoder, courier)
+            for step in ladder.others
+            if auto and not step.stated and len(step.bundle.coder.layers) < len(step.bundle.rates)
+        }
+
+    def packets(self, view: np.ndarray) -> list[Packet]:
+        """uint8 (H, W, 3) view of the widest step → a packet for each step."""
+        return [
+            self._rungs[step].encode(step.view(view)).packet if step in self._rungs else step.packet(view)
+            for step in self._ladder.steps
+        ]

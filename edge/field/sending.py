@@ -7,12 +7,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from edge.field.in_flight import Again, Counts, Flight, frame_id
+from edge.field.in_flight import Again, Counts, Flight, Wanted, frame_id
 from edge.field.line_health import LineHealth
 from edge.field.rate_control import FRAMING_BYTES, Budget, Cap, LinkMeter, RateControl
 from edge.field.spool import Spool, SpooledFrame
 from edge.field.spooled_labels import SpooledLabels
 from edge.line.progressive import more_layers
+from thinwire.bundle import Bundle
 from thinwire.packet import Packet
 from thinwire.v1 import inference_pb2 as pb
 
@@ -27,6 +28,8 @@ class Sender:
     again: frames that go again, by key.
     flying: frames on their way, by key.
     confidence: None where the server is not asked to stop early.
+    others: bundles of packets that may follow a frame's first one, by model id: those that the server fuses with it.
+    dial: the confidence that is asked for with these; 0: the server's default.
     """
 
     spool: Spool
@@ -43,6 +46,8 @@ class Sender:
     again: dict[bytes, Again]
     flying: dict[bytes, Flight] = field(default_factory=dict)
     confidence: float | None = None
+    others: dict[bytes, Bundle] = field(default_factory=dict)
+    dial: float = 0.0
 
     def __post_init__(self) -> None:
         self._outgoing: queue.SimpleQueue[pb.ClassifyStreamRequest | None] = queue.SimpleQueue()
@@ -68,9 +73,14 @@ class Sender:
             wait_s = min(wait_s, max(0.01, self.health.silent_in_s(self.flying.values())))
         # Forget pauses that are over, unless they carry facts for the next attempt (failures, or to send all layers)
         for key in [key for key, again in self.again.items() if again.due <= now and not again.failures]:
-            if not self.again[key].whole:
+            if not (self.again[key].whole or self.again[key].wanted):
                 del self.again[key]
         held = {key for key, again in self.again.items() if again.due > now}
+        # Packets that the server waits for go before new frames
+        for flight in [flight for flight in self.flying.values() if flight.wanted is not None]:
+            if (cap_s := self.cap.wait_s()) > 0:
+                return min(wait_s, cap_s)
+            self._follow(flight)
         room = self.window - len(self.flying)
         if room <= 0:
             return wait_s
@@ -96,7 +106,14 @@ class Sender:
             self._asked = frame.question
             self.labels.handles.sent(request.request)
             self.counts.labels_saved_bytes = self.labels.handles.counts.saved_bytes
-            self.flying[frame.key] = Flight(frame, time.monotonic(), len(request.request.image.packet), layers)
+            self.flying[frame.key] = Flight(
+                frame,
+                time.monotonic(),
+                len(request.request.image.packet),
+                layers,
+                offered=bool(frame.others and self.others),
+                so_far=again.wanted.so_far if request.follows and (again := self.again.get(frame.key)) else None,
+            )
             self.counts.sent_frames += 1
             self._send(frame.key, request, size)
         if held:
@@ -121,6 +138,73 @@ class Sender:
         self._send(flying.frame.key, request, size)
         return True
 
+    def follow(self, flying: Flight, wanted: Wanted) -> bool:
+        """Sends the packet that is wanted, now or as soon as the cap allows; False where deadline or budget do not."""
+        self.counts.asked += 1
+        packet = self._other(flying.frame, wanted)
+        if packet is None or not self._fits(len(packet), flying.frame):
+            return False
+        flying.so_far, flying.wanted, flying.sent_at = wanted.so_far, wanted, time.monotonic()
+        flying.overtaken_at = None
+        # Should the stream end in between: the server keeps what it has of the frames of this spool
+        self.again.setdefault(flying.frame.key, Again()).wanted = wanted
+        if self.cap.wait_s() <= 0:
+            self._follow(flying)
+        return True
+
+    def _follow(self, flying: Flight) -> None:
+        frame, wanted = flying.frame, flying.wanted
+        packet = self._other(frame, wanted)
+        request = self._following(frame, packet)
+        flying.wanted = None
+        flying.layers, flying.sent_at = wanted.layers, time.monotonic()
+        flying.packet_bytes += len(packet)
+        self.counts.followed += 1
+        self._asked = frame.question
+        self._send(frame.key, request, request.ByteSize() + FRAMING_BYTES)
+
+    def _following(self, frame: SpooledFrame, packet: Packet) -> pb.ClassifyStreamRequest:
+        message = pb.ClassifyStreamRequest(follows=True)
+        if frame.question != self._asked:
+            message.request.CopyFrom(self.labels.handles.shortened(self.labels.question(frame.question)))
+        message.request.image.packet = packet.to_bytes()
+        message.request.frame_id = frame_id(frame.key)
+        return message
+
+    def _other(self, frame: SpooledFrame, wanted: Wanted) -> Packet | None:
+        """The packet that was asked for, None where this frame has no such one."""
+        bundle = self.others.get(wanted.model_id)
+        for packet in map(Packet.from_bytes, frame.others if bundle else ()):
+            if packet.model_id == wanted.model_id and wanted.layers in self._levels(bundle, packet):
+                return packet if len(packet.layers) == 1 else packet.prefix(wanted.layers)
+        return None
+
+    @staticmethod
+    def _levels(bundle: Bundle, packet: Packet) -> range:
+        """What can be sent of a packet: each number of its layers, or its one rung."""
+        most = bundle.level(packet)
+        return range(1 if len(packet.layers) > 1 else most, most + 1)
+
+    def _offers(self, frame: SpooledFrame) -> list[pb.Offer]:
+        """Packets of other bundles that the link is expected to carry in time."""
+        found = []
+        for packet in map(Packet.from_bytes, frame.others):
+            if (bundle := self.others.get(packet.model_id)) is None:
+                continue
+            levels = self._levels(bundle, packet)
+            sizes = [len(packet) if len(packet.layers) == 1 else len(packet.prefix(level)) for level in levels]
+            fit = [level for level, size in zip(levels, sizes, strict=True) if self._fits(size, frame)]
+            if fit:
+                found.append(pb.Offer(model_id=packet.model_id, layers=fit))
+        return found
+
+    def _fits(self, packet_bytes: int, frame: SpooledFrame) -> bool:
+        size = packet_bytes + FRAMING_BYTES
+        age_s = max(0.0, time.time() - frame.accepted_at)
+        backlog = min(max(0, self.spool.waiting_frames - len(self.flying)), self.window)
+        limits = self.cap.s_per_byte, self.budget.frame_bytes()
+        return self.budget.allows(size) and self.rate.fits(size, age_s, backlog, self.meter, *limits)
+
     def _send(self, key: bytes, request: pb.ClassifyStreamRequest, size: int) -> None:
         self._budget_told = False
         self.budget.spent(size)
@@ -135,13 +219,19 @@ class Sender:
         return self.rate.layers(sizes, age_s, backlog, self.meter, self.cap.s_per_byte, self.budget.frame_bytes())
 
     def _request(self, frame: SpooledFrame, backlog: int) -> tuple[pb.ClassifyStreamRequest, int]:
+        again = self.again.get(frame.key)
+        if again and again.wanted and (other := self._other(frame, again.wanted)) is not None:
+            self.counts.followed += 1
+            return self._following(frame, other), again.wanted.layers
         packet = Packet.from_bytes(frame.packet)
         layers = self._layers(packet, frame, backlog)
         message = pb.ClassifyStreamRequest()
-        again = self.again.get(frame.key)
         if self.confidence is not None and layers > 1 and not (again and again.whole):
             message.progressive.max_layers, message.progressive.confidence = layers, self.confidence
             layers = 1
+        elif frame.others and (offers := self._offers(frame)):
+            message.progressive.max_layers, message.progressive.confidence = layers, self.dial
+            message.progressive.others.extend(offers)
         if frame.question != self._asked:
             message.request.CopyFrom(self.labels.handles.shortened(self.labels.question(frame.question)))
         message.request.image.packet = packet.prefix(layers).to_bytes()

@@ -12,7 +12,7 @@ import grpc
 
 from edge.errors import FrameFailed, described
 from edge.field.fallback import Fallback
-from edge.field.in_flight import Again, Counts, frame_id
+from edge.field.in_flight import Again, Counts, Flight, Wanted, frame_id
 from edge.field.line_health import LineHealth
 from edge.field.rate_control import LinkMeter, RateControl
 from edge.field.result_lines import answered, lost
@@ -60,6 +60,8 @@ class Settling:
         if key is None:
             return  # a second answer to a frame that is settled
         flight = sender.flying[key]
+        if flight.wanted is not None:
+            return  # nothing is asked at the moment: its packet waits for the cap
         for other in sender.flying.values():
             if other.sent_at < flight.sent_at:
                 other.overtaken_at = other.overtaken_at or time.monotonic()
@@ -87,7 +89,7 @@ class Settling:
         took_s = self.meter.answered(key, reply.timing.total_ms / 1000)
         frame = flying.frame
         # 1. More layers are wanted and can be sent: the frame stays in flight
-        if kind == "need_more" and sender.extend(flying, response.need_more.layer):
+        if kind == "need_more" and self._more(flying, response.need_more, sender):
             return
         # 2. An answer, or one that must do: it is the final result
         del sender.flying[key]
@@ -98,6 +100,7 @@ class Settling:
             if self.fallback is not None:
                 self.fallback.learn(reply.predictions)
             self.labels.tell(reply.notes)
+            self._count(flying, reply)
             where = (frame.key, frame.source, frame.captured_at)
             self._final(frame, answered(*where, reply, flying.layers, flying.packet_bytes, took_s, late_s))
             return
@@ -106,6 +109,13 @@ class Settling:
         again = self.again.setdefault(key, Again())
         internal = error.code == grpc.StatusCode.INTERNAL.value[0]
         again.failures += internal
+        refused = error.code in FINAL_CODES or error.reason in OPERATOR_REASONS or again.failures > RETRIES_OF_INTERNAL
+        if flying.so_far is not None and refused:  # of a further packet: the first one's answer stands
+            self.counts.answered += 1
+            late_s = max(0.0, time.time() - frame.accepted_at)
+            line = answered(key, frame.source, frame.captured_at, flying.so_far, 0, flying.packet_bytes, took_s, late_s)
+            self._final(frame, {**line, "layers": flying.so_far.model.layers})
+            return
         again.whole |= flying.extended  # the server no longer has the first layers: send all of them
         if (error.code in FINAL_CODES and not flying.extended) or again.failures > RETRIES_OF_INTERNAL:
             self.counts.failed += 1
@@ -123,6 +133,18 @@ class Settling:
             pause_s = SLOW_PAUSE_S
             self.health.tell(error.reason, f"{self.health.line.server}: {error.message}; frames wait in the spool")
         again.due = time.monotonic() + pause_s
+
+    def _more(self, flying: Flight, asked: pb.NeedMore, sender: Sender) -> bool:
+        """Whether what the server asks for is on its way."""
+        if not asked.model_id:
+            return sender.extend(flying, asked.layer)
+        return sender.follow(flying, Wanted(asked.model_id, asked.layer, asked.so_far))
+
+    def _count(self, flying: Flight, reply: pb.ClassifyResponse) -> None:
+        """How far a frame went that had packets of several bundles."""
+        self.counts.fused += len(reply.opinions) > 1
+        if flying.offered and flying.so_far is None:
+            self.counts.packets_saved_bytes += sum(map(len, flying.frame.others))
 
     def _final(self, frame: SpooledFrame, result: dict[str, Any]) -> None:
         self.again.pop(frame.key, None)

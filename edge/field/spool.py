@@ -24,14 +24,14 @@ import sqlite3
 import threading
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edge.errors import SpoolError, SpoolFull
 from edge.field.result_lines import lost
-from edge.field.spool_file import hold, open_database, typed
+from edge.field.spool_file import HELD, hold, open_database, typed
 from thinwire.text import safe_text
 
 WHEN_FULL = ("refuse", "drop-oldest")
@@ -43,7 +43,10 @@ MAX_FRESH = 1024  # frames looked at for a deadline that can still be met
 
 @dataclass(frozen=True)
 class SpooledFrame:
-    """A frame in the spool. key: 16 bytes, the same on every repeat; accepted_at: seconds since 1970."""
+    """A frame in the spool. key: 16 bytes, the same on every repeat; accepted_at: seconds since 1970.
+
+    others: packets of other bundles, sent where the server asks for them.
+    """
 
     key: bytes
     source: str
@@ -51,6 +54,7 @@ class SpooledFrame:
     accepted_at: float
     question: int
     packet: bytes
+    others: tuple[bytes, ...] = ()
 
 
 class Spool:
@@ -113,17 +117,19 @@ class Spool:
         question: str,
         captured_at: float,
         line: dict[str, Any] | None = None,
+        others: Sequence[bytes] = (),
     ) -> bool:
         """Takes a frame; once this returns it is on disk. False: the key is known, nothing was done.
 
         question: JSON text of what is asked. line: a result to write at once: a provisional one (`field.fallback`),
-        or the final one of a frame that cannot be sent, whose packet is None. Raises `SpoolFull` (policy),
-        `SpoolDiskFull`, `SpoolReadOnly`; then the frame was not accepted.
+        or the final one of a frame that cannot be sent, whose packet is None. others: packets of other bundles of the
+        same frame. Raises `SpoolFull` (policy), `SpoolDiskFull`, `SpoolReadOnly`; then the frame was not accepted.
         """
         question = safe_text(question)
         if len(key) != 16:
             raise SpoolError(f"a key is 16 bytes, not {len(key)}: take edge.field.frame_keys")
-        size = 0 if packet is None else len(packet) + ROW_BYTES
+        more = _joined(others)
+        size = 0 if packet is None else len(packet) + len(more or b"") + ROW_BYTES
         with self._lock:
             now = self._now()
             if self._db.execute("SELECT 1 FROM frames WHERE key = ?", (key,)).fetchone():
@@ -134,8 +140,9 @@ class Spool:
                 db.execute("INSERT OR IGNORE INTO questions (text) VALUES (?)", (question,))
                 (number,) = db.execute("SELECT id FROM questions WHERE text = ?", (question,)).fetchone()
                 db.execute(
-                    "INSERT INTO frames (key, source, captured_at, accepted_at, question, packet) VALUES (?,?,?,?,?,?)",
-                    (key, safe_text(source), captured_at, now, number, packet),
+                    "INSERT INTO frames (key, source, captured_at, accepted_at, question, packet, others) "
+                    "VALUES (?,?,?,?,?,?,?)",
+                    (key, safe_text(source), captured_at, now, number, packet, more),
                 )
                 db.execute("INSERT OR REPLACE INTO meta VALUES ('last_seen', ?)", (repr(now),))
                 size += self._put(db, line) if line is not None else 0
@@ -155,7 +162,7 @@ class Spool:
 
         Oldest first within each. Frames whose deadline can still be met thus go before those that are late anyway.
         """
-        fields = "key, source, captured_at, accepted_at, question, packet"
+        fields = "key, source, captured_at, accepted_at, question, packet, others"
         every = f"SELECT {fields} FROM frames INDEXED BY waiting WHERE packet IS NOT NULL ORDER BY id"
         with self._lock:
             late = self._now() - fresh_s
@@ -163,14 +170,14 @@ class Spool:
             for row in self._rows(f"{every} DESC"):  # from the newest back: a long backlog is not walked
                 if row[3] <= late or len(fresh) >= MAX_FRESH:
                     break
-                fresh.append(SpooledFrame(*row))
+                fresh.append(_frame(row))
             found = [each for each in reversed(fresh) if each.key not in without][:limit]
             taken = {each.key for each in fresh}
             for row in self._rows(f"{every} ASC"):
                 if len(found) >= limit or row[0] in taken:
                     break
                 if row[0] not in without:
-                    found.append(SpooledFrame(*row))
+                    found.append(_frame(row))
         return found
 
     def question(self, number: int) -> dict[str, Any]:
@@ -267,10 +274,10 @@ class Spool:
 
     def _finish(self, key: bytes, result: dict[str, Any]) -> bool:
         with self._transaction() as db:
-            row = db.execute("SELECT length(packet), id FROM frames WHERE key = ?", (key,)).fetchone()
+            row = db.execute(f"SELECT {HELD}, id FROM frames WHERE key = ?", (key,)).fetchone()
             if row is None or row[0] is None:
                 return False
-            db.execute("UPDATE frames SET packet = NULL WHERE key = ?", (key,))
+            db.execute("UPDATE frames SET packet = NULL, others = NULL WHERE key = ?", (key,))
             db.execute("DELETE FROM frames WHERE packet IS NULL AND id < ?", (row[1] - self._remember,))
             added = self._put(db, result)
         self.waiting_frames -= 1
@@ -325,7 +332,7 @@ class Spool:
 
     def _count(self) -> None:
         frames, held = self._db.execute(
-            "SELECT count(*), coalesce(sum(length(packet) + ?), 0) FROM frames WHERE packet IS NOT NULL", (ROW_BYTES,)
+            f"SELECT count(*), coalesce(sum({HELD} + ?), 0) FROM frames WHERE packet IS NOT NULL", (ROW_BYTES,)
         ).fetchone()
         (lines,) = self._db.execute("SELECT coalesce(sum(length(line) + ?), 0) FROM outbox", (ROW_BYTES,)).fetchone()
         self.waiting_frames, self.held_bytes = frames, held + lines
@@ -343,3 +350,18 @@ class Spool:
                 raise
         except sqlite3.Error as error:
             raise typed(error, self.path) from error
+
+
+def _joined(others: Sequence[bytes]) -> bytes | None:
+    """Packets as one column: each with its length before it, 4 bytes."""
+    return b"".join(len(each).to_bytes(4, "big") + each for each in others) or None
+
+
+def _frame(row: tuple) -> SpooledFrame:
+    *known, joined = row
+    others, place = [], 0
+    while place < len(joined or b""):
+        size = int.from_bytes(joined[place : place + 4], "big")
+        others.append(joined[place + 4 : place + 4 + size])
+        place += 4 + size
+    return SpooledFrame(*known, tuple(others))

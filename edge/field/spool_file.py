@@ -24,11 +24,13 @@ CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WIT
 CREATE TABLE IF NOT EXISTS questions (id INTEGER PRIMARY KEY, text TEXT UNIQUE NOT NULL);
 CREATE TABLE IF NOT EXISTS frames (              -- packet is NULL once the result is in the outbox
     id INTEGER PRIMARY KEY AUTOINCREMENT, key BLOB UNIQUE NOT NULL, source TEXT NOT NULL, captured_at REAL NOT NULL,
-    accepted_at REAL NOT NULL, question INTEGER NOT NULL, packet BLOB);
+    accepted_at REAL NOT NULL, question INTEGER NOT NULL, packet BLOB, others BLOB);
 CREATE INDEX IF NOT EXISTS waiting ON frames (id) WHERE packet IS NOT NULL;
 CREATE TABLE IF NOT EXISTS outbox (id INTEGER PRIMARY KEY AUTOINCREMENT, line TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS sinks (name TEXT PRIMARY KEY, cursor INTEGER NOT NULL, state TEXT NOT NULL) WITHOUT ROWID;
 """
+
+HELD = "length(packet) + coalesce(length(others), 0)"  # bytes of a frame's packets
 
 
 def open_database(path: Path, max_pages: int) -> tuple[sqlite3.Connection, str | None]:
@@ -79,6 +81,8 @@ def _connect(path: Path, max_pages: int) -> sqlite3.Connection:
         if health != "ok":
             raise SpoolCorrupt(f"{path}: is damaged ({health})")
         db.executescript(SCHEMA)
+        if "others" not in {row[1] for row in db.execute("PRAGMA table_info(frames)")}:  # of an earlier release
+            db.execute("ALTER TABLE frames ADD COLUMN others BLOB")
         db.execute("BEGIN IMMEDIATE")  # a disk that takes no writes shows here, before a frame is accepted
         db.execute("INSERT OR REPLACE INTO meta VALUES ('opened', ?)", (repr(time.time()),))
         db.execute("COMMIT")
@@ -97,8 +101,7 @@ def spool_facts(path: str | os.PathLike[str]) -> dict[str, Any]:
         db = _open_to_look(Path(path).absolute().as_uri())
         try:
             waiting, size, oldest = db.execute(
-                "SELECT count(*), coalesce(sum(length(packet)), 0), min(accepted_at) FROM frames "
-                "WHERE packet IS NOT NULL"
+                f"SELECT count(*), coalesce(sum({HELD}), 0), min(accepted_at) FROM frames WHERE packet IS NOT NULL"
             ).fetchone()
             (known,) = db.execute("SELECT count(*) FROM frames").fetchone()
             sinks = {
@@ -183,15 +186,17 @@ def _salvage(aside: Path, db: sqlite3.Connection) -> int:
     """Copies what can still be read, from both ends of each table, since one bad page stops a walk."""
     tables = {"questions": "id, text", "frames": None, "outbox": "id, line", "sinks": "name, cursor, state"}
     tables["frames"] = "id, key, source, captured_at, accepted_at, question, packet"
+    variants = {"frames": (f"{tables['frames']}, others", tables["frames"])}  # files of earlier releases have no others
     with contextlib.suppress(sqlite3.Error):
         old = sqlite3.connect(f"{aside.absolute().as_uri()}?mode=ro", uri=True)
-        for table, fields in tables.items():
-            order = fields.partition(",")[0]
-            marks = ",".join("?" * len(fields.split(",")))
-            for direction in ("ASC", "DESC"):
-                with contextlib.suppress(sqlite3.Error):
-                    for row in old.execute(f"SELECT {fields} FROM {table} ORDER BY {order} {direction}"):
-                        db.execute(f"INSERT OR IGNORE INTO {table} ({fields}) VALUES ({marks})", row)
+        for table, known in tables.items():
+            for fields in variants.get(table, (known,)):
+                order = fields.partition(",")[0]
+                marks = ",".join("?" * len(fields.split(",")))
+                for direction in ("ASC", "DESC"):
+                    with contextlib.suppress(sqlite3.Error):
+                        for row in old.execute(f"SELECT {fields} FROM {table} ORDER BY {order} {direction}"):
+                            db.execute(f"INSERT OR IGNORE INTO {table} ({fields}) VALUES ({marks})", row)
         old.close()
     return db.execute("SELECT count(*) FROM frames WHERE packet IS NOT NULL").fetchone()[0]
 

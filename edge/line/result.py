@@ -31,6 +31,20 @@ class ServerTiming:
 
 
 @dataclass(frozen=True)
+class Opinion:
+    """What one packet of a frame said by itself, where the answer is made from several.
+
+    layers: that it held, or its rung; share: in the common opinion, 0 to 1; label, probability: its first.
+    """
+
+    bundle: str
+    layers: int
+    share: float
+    label: str
+    probability: float
+
+
+@dataclass(frozen=True)
 class Result:
     """An answer. Predictions come best first.
 
@@ -39,7 +53,7 @@ class Result:
     round_trip_ms: from sending to the answer, retries included. clip: the CLIP model that answered.
     request_bytes: the message as sent: the packet, with labels or the handle of labels that the server holds.
     notes: what is odd about the picture (nearly flat), and, beside the first answer to these labels, about the labels:
-    which of them this CLIP cannot tell apart.
+    which of them this CLIP cannot tell apart. opinions: of the packets that the answer is made from, if several.
     """
 
     predictions: tuple[Prediction, ...]
@@ -54,6 +68,7 @@ class Result:
     clip: str
     request_bytes: int
     notes: tuple[str, ...] = ()
+    opinions: tuple[Opinion, ...] = ()
 
     @property
     def best(self) -> Prediction:
@@ -101,4 +116,5 @@ def read_reply(
         reply.model.clip,
         request_bytes,
         (*notes, *reply.notes),
+        tuple(Opinion(each.bundle, each.layers, each.weight, each.label, each.probability) for each in reply.opinions),
     )

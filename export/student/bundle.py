@@ -69,7 +69,7 @@ def make_student_bundle(run: Distilling, out: Path, count: int = 3000) -> Path:
         "data": f"{run.photographs.described()}, {len(run.targets)} of them distilled from, without labels",
         "teachers": [run.teacher.id],
         "backbone": settings.backbone,
-        "settings": asdict(settings),
+        "settings": {**asdict(settings), "count": len(run.targets)},
         "steps": run.steps,
         "held_out": {name: round(value, 4) for name, value in last.items()},
     }

@@ -23,10 +23,10 @@ from export.photographs.options import PhotographOptions
 from export.student.network import StudentError, StudentNet, load_student
 from export.student.targets import Targets
 from export.towers import load_tower
-from export.train import HELD_OUT
 from export.training_loop import load_checkpoint, look_at_unseen, run_to_end
 from synthesis.memory import keep_freed_memory
 
+UNSEEN = 256  # about so many photographs that no step sees
 FITTED = 2000  # photographs of the ridge regression
 PHOTOGRAPHS_A_MINUTE = 500
 FEWEST = 1000
@@ -67,7 +67,7 @@ class Distilling:
                 f"--clip {settings.clip} has no text tower: a student answers for a CLIP's label vectors"
             )
         self.photographs = settings.photographs.open()
-        training, unseen = self.photographs.split(4 * HELD_OUT)
+        training, unseen = self.photographs.split(UNSEEN)
         self.targets = Targets(training, self.teacher, settings.size, settings.views, settings.seed, self._count())
         self.unseen = Targets(unseen, self.teacher, settings.size, 1, settings.seed)
         self.answers = AnswerDivergence.of(settings.clip, self.teacher.id, self.photographs.captioned())
