@@ -26,7 +26,7 @@ from cloud.networks.assemble import open_engine
 from edge import Client
 from edge.cli import main
 from edge.errors import ConnectionOptionsError
-from edge.ladder import open_ladder
+from edge.line.ladder import open_ladder
 from edge.line.progressive import classify_progressive
 from tests.cloud.tiny_clip import write_tiny_clip
 from tests.export.tiny_student import make_tiny_student

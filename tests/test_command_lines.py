@@ -202,7 +202,7 @@ def edge_words(start, flag, value, places) -> list[str]:
     words = [*start, *ALWAYS.get(start[0], [])]
     if start[0] in ("run", "classify"):
         words += ["--labels", "a,b"]
-    if start[0] in ("run", "classify", "doctor", "bench", "encode"):
+    if start[0] in ("run", "classify", "doctor", "bench", "encode") and flag != "--ladder":  # which replaces it
         words += ["--bundle", "{bundle}"]
     if start[0] == "run":
         words += ["--spool", "{folder}/spool.db"]

@@ -93,17 +93,13 @@ def fit_fusion(
         alone = own.argmax(1) == right
         for (model_id, level), (size, logits) in second.items():
             weights = _weights(own / temperature, logits / cool[model_id, level], wanted)
-            pooled = weights[0] * own / temperature + weights[1] * logits / cool[model_id, level]
-            gain = (_finite(pooled).argmax(1) == right).astype(float) - alone
+            both = [np.where(sets.absent, 0, each) for each in (own / temperature, logits / cool[model_id, level])]
+            pooled = np.where(sets.absent, -np.inf, weights[0] * both[0] + weights[1] * both[1])
+            gain = (pooled.argmax(1) == right).astype(float) - alone
             margins, confidences = margin_table(_softmax(own / temperature), gain)
             table = LayerCalibration(temperature, margins, confidences)
             pairs[layers, model_id, level] = Pair(float(size), cool[model_id, level], weights, table)
     return Fusion(pairs, dict(names))
-
-
-def _finite(logits: np.ndarray) -> np.ndarray:
-    """-inf times a weight of 0 is no number."""
-    return np.where(np.isnan(logits), -np.inf, logits)
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:

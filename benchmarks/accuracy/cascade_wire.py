@@ -14,12 +14,12 @@ from benchmarks.data.sets import Dataset
 from benchmarks.rig.link_proxy import LinkProxy
 from benchmarks.rig.links import Link, find_links
 from benchmarks.rig.server_process import running_service
-from edge.ladder import open_ladder
 from edge.line.client import Client, Outcome
+from edge.line.ladder import open_ladder
 from edge.line.progressive import classify_progressive
 
 if TYPE_CHECKING:
-    from benchmarks.accuracy.cascade import Rungs, Took
+    from benchmarks.accuracy.cascade_policy import Rungs, Took
     from cloud.engine.text_heads import Head
 
 TIMED = 12  # images over each link, one at a time

@@ -65,6 +65,7 @@ DERIVED = ("judges", "critical-rate", "models", "architecture", "predictors", "h
 
 SECTIONS = (
     "benchmarks.report.rate_accuracy:rate_accuracy_section",
+    "benchmarks.report.cascade:cascade_section",
     "benchmarks.report.links:links_section",
     "benchmarks.report.examples:examples_section",
     "benchmarks.report.rate_accuracy:savings_section",

@@ -15,9 +15,9 @@ from typing import Any
 from edge.commands.terminal import ProgressBar, table
 from edge.defaults import CANNOT_RUN, DEFAULT_BUNDLE, OK, SOME_FAILED
 from edge.errors import ConnectionOptionsError, NothingToDo, ServerUnreachable, SourceLost, reason_of
-from edge.ladder import FORM, Ladder, fuses, not_fused, open_ladder
 from edge.line.client import Client, Outcome
 from edge.line.image_files import plain_word, search
+from edge.line.ladder import FORM, Ladder, fuses, not_fused, open_ladder
 from edge.line.progressive import classify_progressive
 from edge.line.web import WebError, fetched_image, is_web_address
 from thinwire.errors import LabelError, ThinwireError

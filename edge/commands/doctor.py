@@ -21,9 +21,9 @@ from edge.commands.terminal import BOLD, PLAIN, RED
 from edge.encoder import Encoder, default_rate
 from edge.errors import Refused
 from edge.field.fallback import gives_vectors
-from edge.ladder import Ladder, fuses, not_fused, open_ladder
 from edge.line.client import Question, check_server, prepare
 from edge.line.connection_help import trusted_authorities
+from edge.line.ladder import Ladder, fuses, not_fused, open_ladder
 from edge.line.uplink import Line, Uplink
 from thinwire import __version__
 from thinwire.bundle import Bundle, load_bundle

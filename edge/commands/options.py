@@ -74,7 +74,7 @@ def add_codec_options(sub: argparse.ArgumentParser) -> None:
 
 
 def add_ladder_option(sub: argparse.ArgumentParser) -> None:
-    """What is sent step by step, in place of one bundle (`edge.ladder`)."""
+    """What is sent step by step, in place of one bundle (`edge.line.ladder`)."""
     sub.add_argument(
         "--ladder",
         metavar="NAME[:RATE],...",

@@ -26,8 +26,8 @@ from edge.field.sinks import FileSink, Sink, StreamSink, WebhookSink
 from edge.field.sources import open_sources
 from edge.field.spool import Spool
 from edge.field.views import Gate, parse_crop
-from edge.ladder import Ladder
 from edge.line.client import Question
+from edge.line.ladder import Ladder
 from edge.line.uplink import Line
 from thinwire.bundle import load_bundle
 from thinwire.text import shown, without_secrets

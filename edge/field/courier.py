@@ -45,8 +45,8 @@ from edge.field.sending import EXPIRE_EVERY_S, Sender
 from edge.field.settling import OPERATOR_REASONS, SLOW_PAUSE_S, LabelsUnknown, Settling
 from edge.field.spool import Spool
 from edge.field.spooled_labels import SpooledLabels
-from edge.ladder import fuses, not_fused
 from edge.line.client import check_server
+from edge.line.ladder import fuses, not_fused
 from edge.line.uplink import Line, Uplink, typed_error
 from thinwire.bundle import Bundle
 from thinwire.contract import SPOOL_KEY

@@ -11,7 +11,7 @@ import numpy as np
 from edge.encoder import Encoded, Encoder
 from edge.field.courier import Courier
 from edge.field.rate_control import FRAMING_BYTES
-from edge.ladder import Ladder
+from edge.line.ladder import Ladder
 from thinwire.packet import Packet
 
 WEIGHT = 0.1  # of a new packet in the expected size of its rung

@@ -1,6 +1,6 @@
 """Progressive answers: send a little of each image first, and more only where the server asks for it.
 
-More is a further layer of the packet, or a packet of another bundle of a ladder (`edge.ladder`).
+More is a further layer of the packet, or a packet of another bundle of a ladder (`edge.line.ladder`).
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import numpy as np
 from edge.defaults import DEFAULT_IN_FLIGHT, DEFAULT_TOP_K
 from edge.encoder import Encoded, ImageLike
 from edge.errors import ConnectionOptionsError, Refused, ServerTimeout, ServerUnreachable
-from edge.ladder import Ladder
 from edge.line.client import Client, Outcome, Question
+from edge.line.ladder import Ladder
 from edge.line.result import read_reply
 from edge.line.uplink import typed_error
 from thinwire.errors import ThinwireError

@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.accuracy.cascade import Answers, Cascade, Rungs, _at_bytes
+from benchmarks.accuracy.cascade import _at_bytes
 from benchmarks.accuracy.cascade_fit import SETS, draw_sets, fit_fusion
+from benchmarks.accuracy.cascade_policy import Answers, Cascade, Rungs
 from benchmarks.accuracy.cascade_vectors import Sent
 from benchmarks.cli import main
+from benchmarks.report.cascade import cascade_section
+from benchmarks.results.store import ResultsError
 from cloud.engine.fusion import FILE
 from cloud.engine.text_heads import make_head
 from tests.cloud.tiny_clip import write_tiny_clip
@@ -70,8 +73,8 @@ def test_two_opinions_are_better_than_each_on_photographs_that_were_not_fitted_t
         both = one * first[rest] + other * vectors[rest]
         right = [(each @ texts.T).argmax(1) == targets[rest] for each in (first[rest], vectors[rest], both)]
         assert right[2].mean() >= max(right[0].mean(), right[1].mean())
-    shares = [fusion.pair(5, SECOND, level).shares[1] for level in (1, 2)]
-    assert shares[0] < shares[1], "the better packet counts more"
+    first, second = (fusion.pair(5, SECOND, level).scales for level in (1, 2))
+    assert first[1] / first[0] < second[1] / second[0], "the better packet counts more"
 
 
 def test_a_sure_answer_is_asked_about_less(fusion):
@@ -154,3 +157,23 @@ def test_the_command_fits_measures_and_agrees_with_the_wire(tmp_path, monkeypatc
     entry = next(iter(json.loads((first / FILE).read_text())["clips"].values()))
     assert entry["images"] == 60
     assert entry["date"]
+
+
+def test_the_report_shows_it_beside_single_codecs_and_over_links(tmp_path):
+    point = {"bytes_mean": 210.4, "top1": 0.7, "top1_relative": 0.91, "top1_relative_ci95": [0.88, 0.94]}
+    cascade = {**point, "confidence": 0.9, "needed_pixels": 0.25, "against": {"still": [0.1, 0.04, 0.16]}}
+    found = {
+        "reported": cascade,
+        "cascade": [cascade],
+        "single": {"still low": point, "still mid": point},
+        "wire": {"links": [{"link": "nb-iot", "first_ms": 1700.0, "cascade_ms": 1750.0, "second_ms": 1900.0}]},
+    }
+    assert cascade_section(tmp_path) is None
+    (tmp_path / "cascade.json").write_text(json.dumps({"confidence": 0.9, "sets": {"scenes": found}}))
+    section = cascade_section(tmp_path)
+    assert "| scenes | cascade, confidence 0.9 | 210 | 0.910 (0.880 to 0.940) | 25% |  |" in section.markdown
+    assert "| scenes | still low | 210 | 0.910 (0.880 to 0.940) |  | +10.0 points (+4.0 to +16.0) |" in section.markdown
+    assert "| scenes | nb-iot | 1,700 | 1,750 | 1,900 |" in section.markdown
+    (tmp_path / "cascade.json").write_text("{}")
+    with pytest.raises(ResultsError, match="is not what"):
+        cascade_section(tmp_path)

@@ -127,10 +127,10 @@ def test_only_the_latest_are_kept_and_large_files_without_their_bytes():
 
     live = Live(clock=lambda: 1000.0)
     timing = SimpleNamespace(total_ms=5.0)
-    answer = SimpleNamespace(bundle=None, layers=0, timing=timing, predictions=())
+    answer = SimpleNamespace(bundle=None, layers=0, timing=timing, predictions=(), opinions=())
     for size in [3_000_000, *[10] * LATEST]:
         source = {"packet": None, "image_file": b"x" * size, "input_bytes": size}
-        live.answered(SimpleNamespace(at=1000.0, device_id="cam", answer=answer, **source))
+        live.answered(SimpleNamespace(at=1000.0, device_id="cam", answer=answer, went="", **source))
         if size > 10:
             assert live.source(1) == (None, None)
             assert live.snapshot()["latest"][0]["picture"] is False

@@ -77,6 +77,35 @@ def test_a_frame_waits_until_it_has_its_one_result(spool):
     assert spool.knows(key(1))
 
 
+def test_packets_of_other_bundles_lie_beside_the_first_and_count(tmp_path):
+    with Spool(tmp_path / "s.db") as spool:
+        put(spool, 1)
+        before = spool.held_bytes
+        put(spool, 2, others=[b"x" * 300, b"", b"y"])
+        assert spool.held_bytes - before == before + 301 + 3 * 4
+    with Spool(tmp_path / "s.db") as spool:
+        one, two = spool.waiting(5)
+        assert (one.others, two.others) == ((), (b"x" * 300, b"", b"y"))
+        assert spool.finish(key(2), answer(2))
+        spool.finish(key(1), answer(1))
+        held = spool.held_bytes
+    with Spool(tmp_path / "s.db") as spool:
+        assert spool.held_bytes == held, "what is counted while it runs is what lies there"
+
+
+def test_a_spool_of_an_earlier_release_is_taken_over(tmp_path):
+    with Spool(tmp_path / "s.db") as spool:
+        put(spool, 1)
+    db = sqlite3.connect(tmp_path / "s.db")
+    db.execute("ALTER TABLE frames DROP COLUMN others")
+    db.commit()
+    db.close()
+    with Spool(tmp_path / "s.db") as spool:
+        put(spool, 2, others=[b"more"])
+        assert [frame.others for frame in spool.waiting(5)] == [(), (b"more",)]
+    assert spool_facts(tmp_path / "s.db")["waiting_bytes"] == 2 * 400 + 8
+
+
 def test_frames_that_can_still_be_in_time_go_first(tmp_path):
     now = [5000.0]
     with Spool(tmp_path / "s.db", clock=lambda: now[0], monotonic=lambda: now[0]) as spool:
