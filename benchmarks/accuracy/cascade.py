@@ -106,6 +106,7 @@ def _fit(args: argparse.Namespace, rungs: Rungs, clip: Clip, runner, heads) -> N
     from export.student.photographs import not_learnt_from
 
     photographs = photograph_options(args).open()
+    photographs.finish_index()
     ids = not_learnt_from(rungs.first, photographs, args.count, args.seed)
     images = [photographs.stored(photo) for photo in ids]
     views, originals = _views(images, rungs, clip)

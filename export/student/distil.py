@@ -67,6 +67,7 @@ class Distilling:
                 f"--clip {settings.clip} has no text tower: a student answers for a CLIP's label vectors"
             )
         self.photographs = settings.photographs.open()
+        self.photographs.finish_index()  # which ones are learnt from is drawn from all of them
         training, unseen = self.photographs.split(UNSEEN)
         self.targets = Targets(training, self.teacher, settings.size, settings.views, settings.seed, self._count())
         self.unseen = Targets(unseen, self.teacher, settings.size, 1, settings.seed)
