@@ -6,10 +6,12 @@ The photographs come from the scikit-image wheel and may be redistributed: the p
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import io
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,80 +23,133 @@ from benchmarks.codecs.peers import PEERS
 from benchmarks.data.photos import LABELS, Photo, wheel_photos
 from benchmarks.judges.judge import Judge, Synthesis
 from benchmarks.judges.metrics import psnr_db
+from cloud.errors import ClipMismatch
+from cloud.networks.runner import check_clip
 from edge.encoder import Encoder
 from thinwire.imaging import canonical_view, open_image
 from thinwire.labels import resolve_templates
 
 if TYPE_CHECKING:
     from benchmarks.study.study import Study
+    from thinwire.bundle import Bundle
 
 NAME = "examples"
-PHOTOS = ("astronaut.png", "coffee.png", "rocket.jpg", "motorcycle_left.png")
+PHOTOS = 12
 RIVALS = ("av1", "jxl", "jpeg")
 PROMPT_SET = "7"
 
 
 def run_examples(study: Study) -> tuple[int, int]:
-    """One point a photograph and CLIP. Returns (points, measured)."""
+    """One point a photograph, with the answers of every CLIP of the study. Returns (points, measured)."""
     store = study.store(NAME)
-    points = measured = 0
-    photos = [photo for photo in wheel_photos() if photo.name in PHOTOS]
-    for clip in study.clips:
-        judge, families = study.judge(clip), study.families_of(clip)
-        grid = [
-            point.parameters for b, name in zip(families, codec_names(families)) for point in family_points(b, name)
-        ]
-        coders = None
-        for photo in photos:
-            key = {
-                "photo": photo.name,
-                "photo_sha256": hashlib.sha256(photo.data).hexdigest(),
-                "clip": judge.clip.id,
-                "families": grid,
-                "peers": [PEERS[name].version() for name in RIVALS],
-                "labels": list(LABELS),
-                "testbed": study.context["testbed"],
-            }
-            points += 1
-            if store.load(key) is None:
-                coders = coders or [(Encoder(bundle), Synthesis(bundle, judge)) for bundle in families]
-                started = time.monotonic()
-                shown = list(_shown(photo, judge, coders, codec_names(families)))
-                content = {"photo": photo.name, "label": photo.label, "clip": judge.clip.id, "shown": shown}
-                store.save(key, {**content, "labels": list(LABELS)}, time.monotonic() - started)
-                measured += 1
-    return points, measured
+    photos = wheel_photos()[:PHOTOS]
+    judges = {clip: study.judge(clip) for clip in study.clips}
+    families = [bundle for bundle in study.families if any(bundle in study.families_of(clip) for clip in judges)]
+    names = codec_names(families)
+    grid = [point.parameters for bundle, name in zip(families, names) for point in family_points(bundle, name)]
+    coders: list[_Coder] | None = None
+    measured = 0
+    for photo in photos:
+        key = {
+            "photo": photo.name,
+            "photo_sha256": hashlib.sha256(photo.data).hexdigest(),
+            "clips": [judge.clip.id for judge in judges.values()],
+            "families": grid,
+            "peers": [PEERS[name].version() for name in RIVALS],
+            "labels": list(LABELS),
+            "testbed": study.context["testbed"],
+        }
+        if store.load(key) is None:
+            coders = coders or [_Coder.of(name, bundle, judges) for name, bundle in zip(names, families)]
+            started = time.monotonic()
+            shown = list(_Strip(photo, judges).shown(coders))
+            content = {"photo": photo.name, "label": photo.label, "shown": shown, "labels": list(LABELS)}
+            store.save(key, content, time.monotonic() - started)
+            measured += 1
+    return len(photos), measured
 
 
-def _shown(
-    photo: Photo, judge: Judge, coders: list[tuple[Encoder, Synthesis]], names: list[str]
-) -> Iterator[dict[str, object]]:
-    """The original, what each rate makes of it, and each rival's best picture within the first family's middle rate."""
-    head = judge.head(LABELS, resolve_templates(PROMPT_SET))
-    image = open_image(photo.data, photo.name)
-    view = canonical_view(image, *judge.view_size)
+@dataclass(frozen=True)
+class _Coder:
+    """A family's encoder, and its decoder before each CLIP that can serve it (some decode into one CLIP's vectors)."""
 
-    def entry(kind: str, codec: str, rate: str | None, size: int, embedding: np.ndarray, picture: np.ndarray | None):
-        similarities = head.similarities(embedding)
+    name: str
+    encoder: Encoder
+    decoders: Mapping[str, Synthesis]
+
+    @classmethod
+    def of(cls, name: str, bundle: Bundle, judges: Mapping[str, Judge]) -> _Coder:
+        decoders = {}
+        for clip, judge in judges.items():
+            with contextlib.suppress(ClipMismatch):
+                check_clip(bundle, judge.clip)
+                decoders[clip] = Synthesis(bundle, judge)
+        return cls(name, Encoder(bundle), decoders)
+
+
+class _Strip:
+    """One photograph, each way in which it can be sent, and what each CLIP says of what arrives."""
+
+    def __init__(self, photo: Photo, judges: Mapping[str, Judge]) -> None:
+        self._photo, self._judges = photo, judges
+        self._heads = {name: judge.head(LABELS, resolve_templates(PROMPT_SET)) for name, judge in judges.items()}
+        self._image = open_image(photo.data, photo.name)
+
+    def shown(self, coders: Sequence[_Coder]) -> Iterator[dict[str, object]]:
+        """The original; each family's rates; each rival's best picture within the bytes of each middle rate."""
+        first = next(iter(self._judges.values()))
+        view = canonical_view(self._image, *first.view_size)
+        yield self._entry(REFERENCE, "original", None, len(self._photo.data), picture=view)
+        budgets = []
+        for coder in coders:
+            bundle = coder.encoder.bundle
+            for place, rate in enumerate(bundle.rates):
+                packet = coder.encoder.encode(bundle.view(self._image), rate).packet.to_bytes()
+                seen = {clip: decoder.embed_packets([packet]) for clip, decoder in coder.decoders.items()}
+                vectors = {clip: features.embeddings for clip, (features, _) in seen.items()}
+                pictures = next(iter(seen.values()))[1]
+                picture = None if pictures is None else pictures[0]
+                yield self._entry(FAMILY, coder.name, rate, len(packet), vectors, picture)
+                if picture is not None and place == (len(bundle.rates) - 1) // 2:
+                    budgets.append((coder.name, len(packet)))
+        for name, budget in budgets or [("", 500)]:
+            for rival in RIVALS:
+                rate, size, picture = _within(rival, view, budget)
+                yield {**self._entry(PEER, rival, rate, size, picture=picture), "beside": name}
+
+    def _entry(
+        self,
+        kind: str,
+        codec: str,
+        rate: str | None,
+        size: int,
+        vectors: Mapping[str, np.ndarray] | None = None,
+        picture: np.ndarray | None = None,
+    ) -> dict[str, object]:
+        """vectors: of each CLIP, (1, D); None: each is shown the picture."""
+        if vectors is None:
+            vectors = {clip: judge.embed([_sized(picture, judge)]).embeddings for clip, judge in self._judges.items()}
+        answers = [self._answer(clip, vector) for clip, vector in vectors.items()]
+        uri = None if picture is None else _data_uri(picture)
+        return {"kind": kind, "codec": codec, "rate": rate, "bytes": size, "answers": answers, "picture": uri}
+
+    def _answer(self, clip: str, vector: np.ndarray) -> dict[str, object]:
+        head = self._heads[clip]
+        similarities = head.similarities(vector)
         best = int(similarities.argmax())
-        probability = float(head.probabilities(similarities)[0, best])
-        picture_uri = None if picture is None else _data_uri(picture)
-        answer = {"label": LABELS[best], "probability": round(probability, 4), "right": LABELS[best] == photo.label}
-        return {"kind": kind, "codec": codec, "rate": rate, "bytes": size, **answer, "picture": picture_uri}
+        return {
+            "clip": self._judges[clip].clip.id,
+            "label": LABELS[best],
+            "probability": round(float(head.probabilities(similarities)[0, best]), 4),
+            "right": LABELS[best] == self._photo.label,
+        }
 
-    yield entry(REFERENCE, "original", None, len(photo.data), judge.embed([view]).embeddings, view)
-    budget = 0
-    for (encoder, decoder), name in zip(coders, names):
-        for place, rate in enumerate(encoder.bundle.rates):
-            packet = encoder.encode(encoder.bundle.view(image), rate).packet.to_bytes()
-            seen, pictures = decoder.embed_packets([packet])
-            if decoder.gives_pixels and place == (len(encoder.bundle.rates) - 1) // 2:
-                budget = budget or len(packet)
-            picture = None if pictures is None else pictures[0]
-            yield entry(FAMILY, name, rate, len(packet), seen.embeddings, picture)
-    for name in RIVALS:
-        rate, size, picture = _within(name, view, budget or 500)
-        yield entry(PEER, name, rate, size, judge.embed([picture]).embeddings, picture)
+
+def _sized(picture: np.ndarray, judge: Judge) -> np.ndarray:
+    """As the service enlarges a decoded picture for a CLIP that wants more pixels."""
+    if picture.shape[:2] == tuple(judge.view_size):
+        return picture
+    return canonical_view(np.ascontiguousarray(picture), *judge.view_size)
 
 
 def _within(name: str, view: np.ndarray, budget: int) -> tuple[str, int, np.ndarray]:
