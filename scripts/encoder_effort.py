@@ -129,13 +129,14 @@ def main() -> None:
     parser.add_argument("data", help="training photographs")
     parser.add_argument("--images", type=int, default=48)
     parser.add_argument("--codecs", default="av1,jpeg,webp,jxl")
+    parser.add_argument("--settings", metavar="A,B", help="of each codec its first, and those whose names hold A or B")
     parser.add_argument("--json", help="also write every figure here")
     args = parser.parse_args()
     data, judge = load_dataset(args.data, args.images, 0), load_network("mobilenet-v2")
     views = [canonical_view(open_image(data.read(item), item.name), VIEW, VIEW) for item in data.items]
     own = np.array(judge.answers(views))
     found: dict[str, list[dict]] = {}
-    wanted = [setting for setting in SETTINGS if setting.codec in args.codecs.split(",")]
+    wanted = chosen(args.codecs.split(","), args.settings.split(",") if args.settings else [""])
     for setting in tqdm(wanted, unit="setting"):
         row = measured(setting, views, own, judge.answers)
         row["saving"] = {
@@ -153,6 +154,13 @@ def main() -> None:
             document = {"data": data.name, "sha256": data.sha256, "n": len(views), "codecs": found}
             with open(args.json, "w", encoding="utf-8") as file:
                 json.dump(document, file, indent=1)
+
+
+def chosen(codecs: list[str], parts: list[str]) -> list[Setting]:
+    """Each codec's first setting, which the others are compared with, and those with one of `parts` in their names."""
+    first = {setting.codec: setting for setting in reversed(SETTINGS)}
+    kept = [each for each in SETTINGS if each is first[each.codec] or any(part in each.name for part in parts)]
+    return [setting for setting in kept if setting.codec in codecs]
 
 
 def measured(
