@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 NAME = "examples"
 PHOTOS = 12
-RIVALS = ("av1", "jxl", "jpeg")
+RIVALS = ("av1",)
 PROMPT_SET = "7"
 
 
@@ -112,9 +112,10 @@ class _Strip:
                 yield self._entry(FAMILY, coder.name, rate, len(packet), vectors, picture)
                 if picture is not None and place == (len(bundle.rates) - 1) // 2:
                     budgets.append((coder.name, len(packet)))
-        for name, budget in budgets or [("", 500)]:
-            for rival in RIVALS:
-                rate, size, picture = _within(rival, view, budget)
+        for rival in RIVALS:
+            tried = _tried(rival, view)
+            for name, budget in budgets or [("", 500)]:
+                rate, size, picture = _within(rival, view, tried, budget)
                 yield {**self._entry(PEER, rival, rate, size, picture=picture), "beside": name}
 
     def _entry(
@@ -152,15 +153,20 @@ def _sized(picture: np.ndarray, judge: Judge) -> np.ndarray:
     return canonical_view(np.ascontiguousarray(picture), *judge.view_size)
 
 
-def _within(name: str, view: np.ndarray, budget: int) -> tuple[str, int, np.ndarray]:
-    """The picture of a peer with the highest PSNR among all sizes and settings within a budget; else its smallest."""
+def _tried(name: str, view: np.ndarray) -> list[tuple[str, bytes]]:
+    """A peer's data at all sizes and settings."""
     tried = []
     for point in peer_points(PEERS[name], *view.shape[:2]):
         settings = point.parameters
         data = codecs.encode(point.peer, view, settings["height"], settings["width"], settings[point.peer.dial])
-        tried.append((point.rate, len(data), data))
-    within = [each for each in tried if each[1] <= budget] or [min(tried, key=lambda each: each[1])]
-    pictures = [(rate, size, codecs.restore(PEERS[name], data, *view.shape[:2])) for rate, size, data in within]
+        tried.append((point.rate, data))
+    return tried
+
+
+def _within(name: str, view: np.ndarray, tried: list[tuple[str, bytes]], budget: int) -> tuple[str, int, np.ndarray]:
+    """The picture of a peer with the highest PSNR among those within a budget; else its smallest."""
+    within = [each for each in tried if len(each[1]) <= budget] or [min(tried, key=lambda each: len(each[1]))]
+    pictures = [(rate, len(data), codecs.restore(PEERS[name], data, *view.shape[:2])) for rate, data in within]
     return max(pictures, key=lambda each: psnr_db(view, each[2]))
 
 

@@ -27,6 +27,7 @@ from benchmarks.report.stamp import unchanged
 from benchmarks.results.store import ResultsError, point_paths, read_points
 from benchmarks.study import experiments
 from benchmarks.study import timing as timing_study
+from benchmarks.study.examples import PHOTOS
 from benchmarks.study.timing import TimingPlan
 from benchmarks.timing.throughput import Rounds
 from tests.waiting import until
@@ -128,7 +129,7 @@ def test_report_is_made_of_the_points_alone(out, tmp_path, capsys):
     assert cli.main(["report", str(tmp_path / "copy")]) == 0
     assert bytes_of(tmp_path / "copy") == bytes_of(out)
     assert sum(path.suffix == ".json" for path in out.rglob("*")) == (
-        2 * POINTS + 4 + DOMAIN_POINTS + TRICKS + sum(TIMED.values()) + 2  # findings.json, report.json
+        2 * POINTS + PHOTOS + DOMAIN_POINTS + TRICKS + sum(TIMED.values()) + 2  # findings.json, report.json
     )
 
 
