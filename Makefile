@@ -1,35 +1,53 @@
 # thinwire: two commands matter, `make demo` and `make test`; both do all set-up themselves.
-# The environment lies outside the clone under a hash of the lock, so that every clone of the same lock shares it.
+# Environments lie outside the clone under a hash of their lock, so that every clone of the same lock shares them. The
+# light one has no PyTorch: the demo's edge and cloud, with ONNX Runtime.
 PYTHON ?= python3
 LOCK := requirements.lock
-KEY := $(shell cat $(LOCK) | sha256sum | cut -c1-12)-$(shell $(PYTHON) -c 'import sys; print("py%d.%d" % sys.version_info[:2])')
+LIGHT_LOCK := requirements-light.lock
+VERSION := $(shell $(PYTHON) -c 'import sys; print("py%d.%d" % sys.version_info[:2])')
+KEY := $(shell cat $(LOCK) | sha256sum | cut -c1-12)-$(VERSION)
+LIGHT_KEY := $(shell cat $(LIGHT_LOCK) | sha256sum | cut -c1-12)-$(VERSION)
 ENV ?= $(or $(THINWIRE_ENV),$(HOME)/.cache/thinwire/env-$(KEY))
+LIGHT_ENV ?= $(or $(THINWIRE_LIGHT_ENV),$(HOME)/.cache/thinwire/light-$(LIGHT_KEY))
 PY := PYTHONPATH="$(CURDIR)" "$(ENV)/bin/python"
+LIGHT_PY := PYTHONPATH="$(CURDIR)" "$(LIGHT_ENV)/bin/python"
 .DEFAULT_GOAL := help
 
-.PHONY: help setup demo test test-fast lint format figures families study stubs edge-size wheels fuzz edge-binary print-env clean
+.PHONY: help setup light demo test test-fast lint format figures families study stubs edge-size wheels fuzz edge-binary print-env clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
-setup: $(ENV)/.ready ## install the locked environment, write .venv/bin/thinwire-*, build the coder where there is a compiler
+setup: $(ENV)/.ready ## install the full locked environment, write .venv/bin/thinwire-*, build the coder where there is a compiler
 	@"$(ENV)/bin/python" scripts/link_env.py "$(ENV)"
 	@"$(ENV)/bin/python" scripts/build_native.py
 
 $(ENV)/.ready: $(LOCK)
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "thinwire needs Python 3.11+: make PYTHON=python3.12 ..."; exit 1; }
-	@mkdir -p "$(dir $(ENV))"
-	@echo "installing the locked environment into $(ENV) (about 6 GB, 2 minutes)"
-	@if [ ! -f "$@" ]; then rm -rf "$(ENV)"; fi
-	$(PYTHON) -m venv "$(ENV)"
-	"$(ENV)/bin/python" -m pip install --quiet --disable-pip-version-check -r $(LOCK)
-	@touch "$@"
+	$(call install,$(ENV),$(LOCK),about 6 GB with PyTorch,$@,)
 
-demo: setup ## server up, edge classifies real photographs, table and report
-	@$(PY) -m benchmarks.demo.run
+light: $(LIGHT_ENV)/.ready
+	@"$(LIGHT_ENV)/bin/python" scripts/build_native.py
 
-test: setup ## all tests; lists what took over 10 s, which the marker `slow` is for
-	@$(PY) -m pytest -p no:cacheprovider -n 2 --dist loadscope --durations=30 --durations-min=10
+# No byte code for what is never imported: that would take longer than the demo
+$(LIGHT_ENV)/.ready: $(LIGHT_LOCK)
+	$(call install,$(LIGHT_ENV),$(LIGHT_LOCK),about 0.4 GB,$@,--no-compile)
+
+# Environment, lock, size, stamp, flags of pip. The lock names everything, so there is nothing to resolve
+define install
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "thinwire needs Python 3.11+: make PYTHON=python3.12 ..."; exit 1; }
+@mkdir -p "$(dir $(1))"
+@echo "installing $(2) into $(1) ($(3))"
+@if [ ! -f "$(4)" ]; then rm -rf "$(1)"; fi
+$(PYTHON) -m venv "$(1)"
+"$(1)/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps $(5) -r $(2)
+@touch "$(4)"
+endef
+
+demo: light ## server up, edge classifies real photographs, table and report; without PyTorch
+	@$(LIGHT_PY) -m benchmarks.demo.run
+
+test: setup light ## all tests; lists what took over 10 s, which the marker `slow` is for
+	@THINWIRE_LIGHT_ENV="$(LIGHT_ENV)" $(PY) -m pytest -p no:cacheprovider -n 2 --dist loadscope --durations=30 --durations-min=10
 
 TESTS ?= tests/thinwire tests/edge tests/synthesis tests/cloud
 test-fast: setup ## the tests of wire, device and service without slow ones; TESTS=tests/x.py for one file
@@ -42,6 +60,7 @@ lint: setup ## ruff, import contracts, buf lint, stubs as generated
 	@cd proto && "$(ENV)/bin/buf" lint
 	@$(PY) scripts/generate_stubs.py --check
 	@$(PY) scripts/grafana_dashboard.py --check
+	@$(PY) scripts/light_lock.py --check
 
 format: setup ## rewrite the code in the house format
 	@$(PY) -m ruff check --fix . && $(PY) -m ruff format .

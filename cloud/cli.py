@@ -182,6 +182,7 @@ def _open(config: Config):
         decoders=config["decoder"] or (),
         synthesis_backend=config["synthesis_backend"],
         clip_backend=config["clip_backend"],
+        runtime=config["runtime"],
     )
 
 
@@ -189,7 +190,6 @@ def _serve(config: Config) -> int:
     start = time.monotonic()
     if is_windows():
         raise BadConfiguration(f"`thinwire-cloud serve` {ON_WINDOWS}")
-    from cloud.front.info import device_name
     from cloud.front.process_tuning import settle_process
     from cloud.front.server import Server, ServerOptions
     from cloud.watch.assemble import Watch
@@ -204,7 +204,7 @@ def _serve(config: Config) -> int:
     engine = _open(config)
     clip = engine.heads.clip
     names = ", ".join(bundle.name for bundle in engine.intake.bundles.values()) or "none (image files only)"
-    _say(f"CLIP {clip.name} on {device_name(clip.device)}, bundles: {names}")
+    _say(f"CLIP {clip.name} on {clip.device_name}, bundles: {names}")
     for decoder in engine.models.decoders:
         _say(f"decoder {decoder.name}: packets of {decoder.bundle} for {decoder.clip}, into {decoder.into}")
     for adapter in engine.models.adapters:

@@ -23,7 +23,12 @@ log = logging.getLogger(__name__)
 
 FORMATS = ("auto", "rich", "plain", "json")
 PREFIX = "THINWIRE_"
-OWNED_ELSEWHERE = {"THINWIRE_CACHE", "THINWIRE_ENV", "THINWIRE_WORDNET"}  # text heads, Makefile, workshop
+OWNED_ELSEWHERE = {
+    "THINWIRE_CACHE",
+    "THINWIRE_ENV",
+    "THINWIRE_LIGHT_ENV",
+    "THINWIRE_WORDNET",
+}  # text heads, Makefile, workshop
 MAX_FILE_BYTES = 1 << 20
 
 
@@ -84,8 +89,8 @@ def one_of(*choices: str) -> Callable[[str], str]:
 
 
 def device(text: str) -> str:
-    if text not in ("auto", "cpu") and not re.fullmatch(r"cuda(:\d+)?", text):
-        raise ValueError(f"{text!r} is not one of auto, cpu, cuda, cuda:N")
+    if text not in ("auto", "cpu") and not re.fullmatch(r"(cuda|tensorrt)(:\d+)?", text):
+        raise ValueError(f"{text!r} is not one of auto, cpu, cuda, cuda:N, tensorrt, tensorrt:N")
     return text
 
 
@@ -147,26 +152,38 @@ SETTINGS = (
         "in the place of the bundle's own decoder (default: none)",
         "PATH",
     ),
-    Setting("device", device, "auto", "auto, cpu, cuda or cuda:N; auto takes CUDA when it is there"),
+    Setting(
+        "runtime",
+        one_of("auto", "onnx", "torch"),
+        "auto",
+        "what runs the networks: onnx (ONNX Runtime; torch is never imported), torch; auto takes onnx where every CLIP "
+        "has its ONNX form",
+    ),
+    Setting(
+        "device",
+        device,
+        "auto",
+        "auto, cpu, cuda or cuda:N, tensorrt or tensorrt:N (with --runtime onnx); auto takes CUDA when it is there",
+    ),
     Setting(
         "precision",
-        one_of("auto", "fp32", "bf16", "fp16"),
+        one_of("auto", "fp32", "bf16", "fp16", "int8"),
         "auto",
-        "precision of CLIP's image tower: fp32, bf16, fp16; auto takes fp32 on a CPU",
+        "precision of CLIP's image tower: fp32, bf16 (torch), fp16, int8 (onnx); auto takes fp32 on a CPU",
     ),
     Setting(
         "clip-backend",
         one_of("auto", "torch", "onnx"),
         "auto",
-        "what runs CLIP's image tower: torch, onnx (ONNX Runtime, on a CPU); auto takes onnx for convolutional towers "
-        "where thinwire[cloud-onnx] is installed",
+        "with --runtime torch, what runs CLIP's image tower: torch, onnx (ONNX Runtime, on a CPU); auto takes onnx for "
+        "convolutional towers",
     ),
     Setting(
         "synthesis-backend",
         one_of("auto", "torch", "onnx"),
         "auto",
-        "what runs the decoders: torch, onnx (ONNX Runtime); auto takes onnx on a CPU for architectures that ship, "
-        "where thinwire[cloud-onnx] is installed",
+        "with --runtime torch, what runs the decoders: torch, onnx (ONNX Runtime); auto takes onnx on a CPU for "
+        "architectures that ship",
     ),
     Setting("threads", positive, None, "CPU threads of the networks (default: all cores)"),
     Setting(

@@ -6,22 +6,24 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
 from cloud.errors import CannotDecode
+from cloud.networks.choice import has_torch
+from cloud.networks.onnx.decoders import load_decoder, why_not
+from cloud.networks.onnx.runner import as_picture
+from cloud.networks.onnx.session import Place
 from thinwire.bundle import Bundle, load_bundle, shipped_bundles
 from thinwire.errors import ThinwireError, UnknownModel
 from thinwire.packet import MAX_PACKET_BYTES, Packet
 
-if TYPE_CHECKING:
-    from torch import nn
-
+Net = Callable[[np.ndarray, np.ndarray], np.ndarray]  # symbols (B, C, h, w), layers (B,) → RGB (B, 3, H, W) in [0, 1]
 PACKET_SUFFIX, PICTURE_SUFFIX = ".twp", ".png"
 
 
@@ -30,12 +32,10 @@ class Decoder:
 
     def __init__(self, bundles: Sequence[Bundle]) -> None:
         self._bundles = {bundle.model_id: bundle for bundle in bundles}
-        self._nets: dict[bytes, nn.Module] = {}
+        self._nets: dict[bytes, Net] = {}
 
     def picture(self, data: bytes) -> np.ndarray:
         """A packet's bytes → uint8 (H, W, 3) RGB. Raises `PacketError`, `BundleError` or `CannotDecode`."""
-        import torch
-
         packet = Packet.from_bytes(data)
         bundle = self._bundles.get(packet.model_id)
         if bundle is None:
@@ -46,17 +46,18 @@ class Decoder:
             )
         if bundle.card.cloud["output"] != "pixels":
             raise CannotDecode(f"bundle {bundle.name!r} decodes into CLIP vectors: its packets hold no picture")
-        symbols = torch.from_numpy(bundle.decode(packet)).float()[None]  # (1, C, h, w)
-        with torch.inference_mode():
-            image = self._net(bundle)(symbols, torch.tensor([bundle.level(packet)]))[0]  # (3, H, W) in [0, 1]
-        return image.mul(255).round().to(torch.uint8).permute(1, 2, 0).numpy()
-
-    def _net(self, bundle: Bundle) -> nn.Module:
-        import synthesis
-
         if bundle.model_id not in self._nets:
-            self._nets[bundle.model_id] = synthesis.load(bundle)
-        return self._nets[bundle.model_id]
+            self._nets[bundle.model_id] = _net(bundle)
+        return as_picture(self._nets[bundle.model_id](bundle.decode(packet)[None], np.array([bundle.level(packet)]))[0])
+
+
+def _net(bundle: Bundle) -> Net:
+    """In ONNX Runtime where it can run the bundle's decoder, else in torch."""
+    if importlib.util.find_spec("onnxruntime") is None or (why_not(bundle) and has_torch()):
+        from cloud.networks.torch_runtime import numpy_decoder
+
+        return numpy_decoder(bundle)
+    return load_decoder(bundle, Place())
 
 
 def picture_paths(packets: Sequence[str], output: str) -> list[Path]:

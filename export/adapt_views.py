@@ -26,6 +26,7 @@ from export.teachers import cache_root
 from export.towers import Tower
 from export.train import HELD_OUT
 from synthesis.adapter import decoder_hash
+from synthesis.merging import variant_net
 from synthesis.variant import DecoderVariant
 from thinwire.bundle import Bundle
 
@@ -65,7 +66,9 @@ class ViewMaker:
         variant: DecoderVariant | None = None,
     ) -> None:
         self.bundle, self.tower, self.layers, self.seed = bundle, tower, list(layers), seed
-        self._net = variant.net(tower.net.visual, tower.height, tower.width) if variant else synthesis.load(bundle)
+        self._net = (
+            variant_net(variant, tower.net.visual, tower.height, tower.width) if variant else synthesis.load(bundle)
+        )
         self._decoder = variant.digest if variant else decoder_hash(bundle)
         self._encoder = bundle.encoder_path()
         counts = np.zeros(bundle.latent_shape[0], np.int64)  # (C,): layers that must be sent for each channel to arrive

@@ -29,6 +29,7 @@ EPILOG = """examples:
   thinwire-export restore --minutes 40                   # what the cloud makes of them: runs/restore/bundle
   thinwire-export tune --bundle layered --clip ViT-B-32:laion2b_s34b_b79k --images ~/Pictures   # for one CLIP
   thinwire-export adapt --bundle layered --rates tiny low --minutes 10   # CLIP learns to read a codec: an adapter
+  thinwire-export clip-onnx --clip ViT-B-32:laion2b_s34b_b79k --out clips/vit-b-32   # served without PyTorch
   thinwire-export clip-lite --out bundles/clip-lite                      # needs wordnet-base and the extra `export`
   thinwire-export clip-lite-eval thinwire/models/clip-lite
   thinwire-export list
@@ -199,6 +200,26 @@ def build_parser() -> argparse.ArgumentParser:
         "--views", type=int, default=6, choices=range(1, 7), help="views of each photograph to learn from"
     )
 
+    onnx = commands.add_parser(
+        "clip-onnx",
+        help="write a CLIP as graphs, weights and tokenizer: `thinwire-cloud serve` needs no PyTorch then",
+    )
+    onnx.add_argument("--clip", default="clip-lite", help=CLIPS)
+    onnx.add_argument(
+        "--out", type=Path, required=True, help="folder; an open_clip folder of the same CLIP shares its weights"
+    )
+    onnx.add_argument(
+        "--int8", action="store_true", help="an image tower in int8 too, for CPUs; its ranges are set on photographs"
+    )
+    add_photograph_options(onnx)
+
+    graph = commands.add_parser(
+        "graph", help="write the decoder's graph into a bundle's or tuned decoder's folder: served without PyTorch"
+    )
+    graph.add_argument("folder", metavar="NAME|PATH", help="a bundle, or a decoder that `tune` wrote")
+    graph.add_argument("--bundle", metavar="NAME|PATH", help="of a tuned decoder: the bundle that it is for")
+    graph.add_argument("--clip", default="clip-lite", help="of a decoder into the tower: " + CLIPS)
+
     evaluate = commands.add_parser("clip-lite-eval", help="zero-shot and retrieval figures of an open_clip folder")
     evaluate.add_argument("folder", type=Path, nargs="?", default=MODELS / "clip-lite")
     evaluate.add_argument(
@@ -351,6 +372,29 @@ def run_clip_lite(args: argparse.Namespace) -> None:
     print(build(recipe, args.out))
 
 
+def run_clip_onnx(args: argparse.Namespace) -> None:
+    from export.clip_onnx.artefact import write_artefact
+
+    folder = write_artefact(args.clip, args.out, int8=photograph_options(args) if args.int8 else None)
+    card = json.loads((folder / "clip.json").read_text())
+    for file in sorted(folder.iterdir()):
+        print(f"{file.stat().st_size:>12,}  {file.name}")
+    print(f"{card['clip']}: {json.dumps(card['parity'])}")
+    print(folder)
+
+
+def run_graph(args: argparse.Namespace) -> None:
+    from export.graphs import write_bundle_graph, write_variant_graph
+    from synthesis.variant import CARD, load_variant
+    from thinwire.bundle import load_bundle
+
+    if not (Path(args.folder) / CARD).is_file():
+        print(write_bundle_graph(load_bundle(args.folder)))
+        return
+    variant = load_variant(args.folder)
+    print(write_variant_graph(variant, load_bundle(args.bundle or variant.bundle), args.clip))
+
+
 def run_evaluate(args: argparse.Namespace) -> None:
     from export.clip_lite.evaluate import Evaluator
 
@@ -378,6 +422,8 @@ COMMANDS = {
     "card": run_card,
     "clip-lite": run_clip_lite,
     "clip-lite-eval": run_evaluate,
+    "clip-onnx": run_clip_onnx,
+    "graph": run_graph,
     "list": run_list,
 }
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -34,13 +34,16 @@ QUANTISED = ("Conv", "Add", "Clip", "Relu")
 FIRST, LAST = 3, 2  # convolutions left in float at each end, counted along the longest path
 
 
-class _Views(CalibrationDataReader):
-    def __init__(self, views: np.ndarray, batch: int = 8) -> None:
+class Views(CalibrationDataReader):
+    """Pictures (N, ...) in batches, as the input `name`."""
+
+    def __init__(self, views: np.ndarray, batch: int = 8, name: str = "image") -> None:
+        self._name = name
         self._batches: Iterator[np.ndarray] = (views[i : i + batch] for i in range(0, len(views), batch))
 
     def get_next(self) -> dict[str, np.ndarray] | None:
         batch = next(self._batches, None)
-        return None if batch is None else {"image": np.ascontiguousarray(batch)}
+        return None if batch is None else {self._name: np.ascontiguousarray(batch)}
 
 
 def write_int8(source: Path, target: Path, calibration: np.ndarray) -> None:
@@ -55,24 +58,7 @@ def write_int8(source: Path, target: Path, calibration: np.ndarray) -> None:
         in_float = float_nodes(model)
         if all(node.name in in_float for node in model.graph.node if node.op_type == "Conv"):
             raise ParityError(f"{source.name} has no convolution between the first {FIRST} and the last {LAST}")
-        root, level = logging.getLogger(), logging.getLogger().level
-        root.setLevel(logging.ERROR)  # it advises the pre-processing that was just done
-        try:
-            quantize_static(
-                str(prepared),
-                str(target),
-                _Views(calibration),
-                quant_format=QuantFormat.QDQ,
-                per_channel=True,
-                activation_type=QuantType.QUInt8,
-                weight_type=QuantType.QInt8,
-                calibrate_method=CalibrationMethod.MinMax,
-                op_types_to_quantize=list(QUANTISED),
-                nodes_to_exclude=in_float,
-            )
-        finally:
-            root.setLevel(level)
-    _drop_unused_domains(target)
+        quantise_graph(prepared, target, Views(calibration), QUANTISED, in_float)
 
 
 def quantise_encoder(
@@ -97,6 +83,33 @@ def quantise_encoder(
                 f"difference {found.largest_difference} (1 at most): use {source.name}"
             )
     return parity
+
+
+def quantise_graph(
+    prepared: Path, target: Path, views: Views, quantised: Sequence[str], in_float: Sequence[str]
+) -> None:
+    """Writes `target`, `prepared` (after `quant_pre_process`) in int8, ranges set on `views`.
+
+    quantised: kinds of operators; in_float: names of nodes to leave as they are.
+    """
+    root, level = logging.getLogger(), logging.getLogger().level
+    root.setLevel(logging.ERROR)  # it advises the pre-processing that was just done
+    try:
+        quantize_static(
+            str(prepared),
+            str(target),
+            views,
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            calibrate_method=CalibrationMethod.MinMax,
+            op_types_to_quantize=list(quantised),
+            nodes_to_exclude=list(in_float),
+        )
+    finally:
+        root.setLevel(level)
+    _drop_unused_domains(target)
 
 
 def float_nodes(model: onnx.ModelProto, first: int = FIRST, last: int = LAST) -> list[str]:

@@ -1,8 +1,8 @@
-"""Writes the graphs of the shipped CLIP's image tower and of the shipped bundles' decoders, for `cloud/onnx_graph.py`.
+"""Makes the ONNX form of the shipped CLIP (clip.json and its towers), and the graphs of what ships with it.
 
     python scripts/ship_graphs.py
 
-To be run when an architecture changes, not when weights do: graphs hold none.
+To be run when clip-lite's weights change, or an architecture: graphs hold no weights, but clip.json names them.
 """
 
 from __future__ import annotations
@@ -12,19 +12,20 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import synthesis
 from cloud.networks.batchnorm_folding import folded
 from cloud.networks.clip import load_clip
-from cloud.networks.onnx_export import SHIPPED_GRAPHS
-from cloud.networks.onnx_synthesis import decoder_graph
 from cloud.networks.onnx_tower import tower_graph
+from export.clip_onnx.artefact import write_artefact
+from export.graphs import write_bundle_graph
+from synthesis.clip_source import SHIPPED, shipped_clip_path
+from synthesis.graph_files import SHIPPED_GRAPHS
 from thinwire.bundle import load_bundle, shipped_bundles
 
 if __name__ == "__main__":
     for old in SHIPPED_GRAPHS.glob("*.onnx"):
         old.unlink()
-    print(tower_graph(folded(load_clip()), SHIPPED_GRAPHS))
+    print(write_artefact(SHIPPED, shipped_clip_path()))
+    print(tower_graph(folded(load_clip()), SHIPPED_GRAPHS))  # for --runtime torch
     for bundle in map(load_bundle, shipped_bundles()):
-        net = synthesis.load(bundle)
-        if net.state_dict():  # a plain still has nothing to run
-            print(decoder_graph(bundle, net, SHIPPED_GRAPHS))
+        if bundle.card.cloud["files"]:  # a plain still has nothing to run
+            print(write_bundle_graph(bundle, SHIPPED_GRAPHS))

@@ -9,7 +9,6 @@ writes these folders and the cloud merges them, and those two never import each 
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import re
@@ -18,13 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from synthesis.weights_file import half_precision
 from thinwire.bundle import MODELS
 from thinwire.errors import AdapterError
 
 if TYPE_CHECKING:
-    import torch
-    from torch import nn
-
     from synthesis.variant import DecoderVariant
     from thinwire.bundle import Bundle
 
@@ -50,7 +49,7 @@ class Adapter:
     decoder_sha256: str
     rates: dict[str, int]
     scale: float
-    factors: dict[str, tuple[torch.Tensor, torch.Tensor]]
+    factors: dict[str, tuple[np.ndarray, np.ndarray]]
     digest: str
     about: dict[str, Any]
 
@@ -83,23 +82,19 @@ class Adapter:
                 f"again with `thinwire-export adapt --bundle {bundle.path}{decoder}`"
             )
 
-    def merged_into(self, visual: nn.Module) -> nn.Module:
-        """A copy of the image tower `visual` (float32) with the differences added; `visual` stays as it is.
+    def added_to(self, weights: Mapping[str, np.ndarray], prefix: str = "") -> dict[str, np.ndarray]:
+        """`weights` (float32, by name with `prefix`) with the differences added; the arrays given stay as they are.
 
         Raises `AdapterError` where a weight is missing there or of another shape.
         """
-        import torch
-
-        merged = copy.deepcopy(visual)
-        weights = dict(merged.named_parameters())
-        with torch.no_grad():
-            for name, (a, b) in self.factors.items():
-                weight = weights.get(name)
-                if weight is None or (b.shape[0], a.shape[1]) != tuple(weight.flatten(1).shape):
-                    found = "is missing" if weight is None else f"is {tuple(weight.shape)}"
-                    raise AdapterError(f"{self.path}: {name} {found} in this tower, so the adapter does not fit it")
-                delta = self.scale * (b @ a)  # (fan-out, fan-in)
-                weight += delta.view_as(weight).to(weight)
+        merged = dict(weights)
+        for name, (a, b) in self.factors.items():
+            weight = merged.get(prefix + name)
+            if weight is None or not weight.ndim or (b.shape[0], a.shape[1]) != weight.reshape(len(weight), -1).shape:
+                found = "is missing" if weight is None else f"is {weight.shape}"
+                raise AdapterError(f"{self.path}: {name} {found} in this tower, so the adapter does not fit it")
+            with np.errstate(over="ignore"):  # the tower's canary tells
+                merged[prefix + name] = weight + np.float32(self.scale) * (b @ a).reshape(weight.shape)
         return merged
 
 
@@ -115,19 +110,19 @@ def write_adapter(
     bundle: Bundle,
     rates: Mapping[str, int],
     scale: float,
-    factors: Mapping[str, tuple[torch.Tensor, torch.Tensor]],
+    factors: Mapping[str, tuple[Any, Any]],
     about: Mapping[str, Any],
     decoder_sha256: str | None = None,
 ) -> Adapter:
-    """Writes the two files (factors as float16) and reads them back. decoder_sha256: of a tuned decoder, where that
-    and not the bundle's own made the pictures."""
-    import torch
-    from safetensors.torch import save
+    """Writes the two files and reads them back.
+
+    factors: arrays or tensors, written as float16; decoder_sha256: of a tuned decoder, where that and not the bundle's
+    own made the pictures.
+    """
+    from safetensors.numpy import save
 
     tensors = {
-        f"{name}.{side}": factor.detach().cpu().to(torch.float16).contiguous()
-        for name, pair in factors.items()
-        for side, factor in zip("AB", pair)
+        f"{name}.{side}": half_precision(factor) for name, pair in factors.items() for side, factor in zip("AB", pair)
     }
     data = save(tensors)
     card = {
@@ -159,7 +154,7 @@ def load_adapter(source: Path | str) -> Adapter:
     """The adapter in a folder, or the shipped one of that name. Raises `AdapterError`, which names the file, when
     anything is missing or altered."""
     from safetensors import SafetensorError
-    from safetensors.torch import load
+    from safetensors.numpy import load
 
     folder = shipped_adapters().get(str(source)) or Path(source)
     card = _read_card(folder / CARD)
@@ -169,7 +164,7 @@ def load_adapter(source: Path | str) -> Adapter:
         raise AdapterError(f"{folder / WEIGHTS}: is not the file that {CARD} describes: copy the whole folder again")
     try:
         tensors = load(data)
-        factors = _pairs({name: tensor.float() for name, tensor in tensors.items()})
+        factors = _pairs({name: tensor.astype(np.float32) for name, tensor in tensors.items()})
     except (SafetensorError, ValueError) as error:
         raise AdapterError(f"{folder / WEIGHTS}: holds no pairs of factors ({error})") from error
     bundle = card["bundle"]
@@ -188,13 +183,13 @@ def load_adapter(source: Path | str) -> Adapter:
     )
 
 
-def _pairs(tensors: dict[str, torch.Tensor]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+def _pairs(tensors: dict[str, np.ndarray]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     names = {name[:-2] for name in tensors}
     if not names or tensors.keys() != {f"{name}.{side}" for name in names for side in "AB"}:
         raise ValueError("each weight needs .A and .B, and nothing else belongs in the file")
     pairs = {name: (tensors[f"{name}.A"], tensors[f"{name}.B"]) for name in sorted(names)}
     for name, (a, b) in pairs.items():
-        if a.ndim != 2 or b.ndim != 2 or len(a) != b.shape[1] or not (a.isfinite().all() and b.isfinite().all()):
+        if a.ndim != 2 or b.ndim != 2 or len(a) != b.shape[1] or not (np.isfinite(a).all() and np.isfinite(b).all()):
             raise ValueError(f"{name}: {tuple(a.shape)} and {tuple(b.shape)} are not finite factors")
     return pairs
 

@@ -64,6 +64,8 @@ def open_clip_source(spec: str = SHIPPED) -> ClipSource:
         return _source(SHIPPED, f"local-dir:{folder}", spec)
     if Path(spec).is_dir():
         folder = Path(spec).resolve()
+        if (folder / "clip.json").is_file() and not (folder / "open_clip_config.json").is_file():
+            raise ClipUnavailable(f"{folder} holds the ONNX form of a CLIP alone: serve it with --runtime onnx")
         if not (folder / "open_clip_config.json").is_file():
             raise ClipUnavailable(f"{folder} holds no open_clip_config.json, so its architecture is unknown: add one")
         return _source(folder.name, f"local-dir:{folder}", spec)

@@ -7,16 +7,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
-if TYPE_CHECKING:
-    import torch
+import numpy as np
 
 
-def clip_fingerprint(model: torch.nn.Module, preprocess: dict[str, Any]) -> str:
+def clip_fingerprint(model: Any, preprocess: dict[str, Any]) -> str:
+    """As `weights_fingerprint`, of a loaded model (a torch module)."""
+    weights = {name: value.detach().cpu().contiguous().numpy() for name, value in model.state_dict().items()}
+    return weights_fingerprint(weights, preprocess)
+
+
+def weights_fingerprint(weights: Mapping[str, np.ndarray], preprocess: dict[str, Any]) -> str:
     """16 hex digits over every weight and the preprocessing: the file format does not matter, the content does."""
     digest = hashlib.sha256(json.dumps(preprocess, sort_keys=True, default=str).encode())
-    for name, value in sorted(model.state_dict().items()):
+    for name, value in sorted(weights.items()):
         digest.update(f"{name}{tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().numpy().data)
+        digest.update(np.ascontiguousarray(value).data)
     return digest.hexdigest()[:16]

@@ -119,7 +119,7 @@ class NeckSynthesis(nn.Module):
         x = (x + self.place).flatten(2)  # (B, out, h w)
         if self.prefix_base is None:
             return x
-        first = self.prefix_from(deep.mean((2, 3))).view(len(x), x.shape[1], -1) + self.prefix_base
+        first = self.prefix_from(deep.mean((2, 3))).view(x.shape[0], x.shape[1], -1) + self.prefix_base
         return torch.cat([first, x], dim=2)
 
     def _fitted(self, x: torch.Tensor) -> torch.Tensor:
@@ -154,7 +154,7 @@ class RestOfTower(nn.Module):
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         self._given = self.entry.as_taken(features)
         try:
-            out = self.visual(features.new_zeros(len(features), 3, *self.blank))
+            out = self.visual(features.new_zeros(features.shape[0], 3, *self.blank))  # len() would fix a graph's batch
         finally:
             self._given = None
         return out[0] if isinstance(out, tuple | list) else out

@@ -17,11 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from thinwire.errors import BadCard, DecoderError
+from synthesis.weights_file import half_precision
+from thinwire.errors import DecoderError
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from thinwire.bundle import Bundle
 
 CARD, WEIGHTS = "decoder.json", "decoder.safetensors"
@@ -54,6 +53,13 @@ class DecoderVariant:
     def gives_vectors(self) -> bool:
         return self.into == "tower"
 
+    @property
+    def graph_spec(self) -> dict[str, Any]:
+        """What its graph depends on (`synthesis.graph_files`): of a neck, where it joins and the CLIP too."""
+        if self.into == "pixels":
+            return self.spec
+        return {**self.spec, "entry": self.entry, "clip": self.clip.rpartition("#")[2]}
+
     def is_for(self, clip_id: str) -> bool:
         """Whether `clip_id` (NAME#fingerprint) has the very weights that this was tuned for."""
         return clip_id.rpartition("#")[2] == self.clip.rpartition("#")[2]
@@ -74,32 +80,10 @@ class DecoderVariant:
                 f"({bundle.model_id.hex()}): serve that bundle, or tune another decoder"
             )
 
-    def net(self, visual: nn.Module, height: int, width: int) -> nn.Module:
-        """The net on the device of `visual`, the CLIP's image tower (float32): (content float (B, C, h, w), n_layers
-        (B,)) → RGB (B, 3, H, W) in [0, 1], or unit vectors (B, D) for a neck.
-
-        height, width: of the tower's input. Raises `DecoderError` when weights, card and tower do not fit.
-        """
-        import torch
-        from safetensors.torch import load_file
-
-        from synthesis import build
-        from synthesis.neck import Entry, NeckedTower, RestOfTower
-
-        try:
-            net = build(self.spec)
-            net.load_state_dict({name: value.float() for name, value in load_file(self.path / WEIGHTS).items()})
-            net = net.eval().requires_grad_(False).to(next(visual.parameters()).device)
-            if self.into == "pixels":
-                return net.to(memory_format=torch.channels_last)
-            return NeckedTower(net, RestOfTower(visual, Entry.from_card(self.entry), height, width)).eval()
-        except (BadCard, RuntimeError, TypeError, KeyError) as error:
-            raise DecoderError(f"decoder {self.path} does not fit its card or tower: {error}") from error
-
 
 def write_variant(
     folder: Path,
-    net: nn.Module,
+    net: Any,
     *,
     clip: str,
     bundle: Bundle,
@@ -108,11 +92,10 @@ def write_variant(
     entry: Mapping[str, Any] | None,
     about: Mapping[str, Any],
 ) -> DecoderVariant:
-    """Writes the two files (weights as float16) and reads them back."""
-    import torch
-    from safetensors.torch import save
+    """Writes the two files (the weights of `net`, a torch module, as float16) and reads them back."""
+    from safetensors.numpy import save
 
-    data = save({name: value.detach().cpu().to(torch.float16).contiguous() for name, value in net.state_dict().items()})
+    data = save({name: half_precision(value) for name, value in net.state_dict().items()})
     card = {
         "format": FORMAT,
         "name": f"{bundle.name}-{clip.partition('#')[0].replace('/', '-')}-{into}",

@@ -255,6 +255,7 @@ SERVE = {
     "bundle": ("--bundle {bundle}", "open_engine.bundles", lambda names: len(names) == 1),
     "adapter": ("--adapter {folder}", "open_engine.adapters", lambda names: len(names) == 1),
     "decoder": ("--decoder {folder}", "open_engine.decoders", lambda names: len(names) == 1),
+    "runtime": ("--runtime onnx", "open_engine.runtime", "onnx"),
     "device": ("--device cpu", "open_engine.device", "cpu"),
     "precision": ("--precision fp32", "open_engine.precision", "fp32"),
     "clip-backend": ("--clip-backend torch", "open_engine.clip_backend", "torch"),

@@ -32,7 +32,9 @@ from edge import Client
 from edge.encoder import Encoder
 from edge.errors import Refused
 from edge.line.client import Question
+from export.graphs import write_bundle_graph
 from scripts.golden_packets import LEAST_EQUAL, describe_packets, encode_photos, read_golden
+from tests.light_server import light_service
 from tests.trained_bundles import bundle_of, family_names
 from thinwire import still
 from thinwire.bundle import load_bundle, shipped_bundles, write_bundle
@@ -192,9 +194,15 @@ def test_float_noise_in_the_decoder_reaches_no_symbol(bundle, golden, packet, tm
 # Through the real service
 
 
-@pytest.fixture(scope="module")
-def address(bundle, made):
-    """A server with clip-lite that holds the bundle."""
+@pytest.fixture(scope="module", params=["here", "without torch"])
+def address(request, bundle, ships, made):
+    """A server with clip-lite that holds the bundle: of this process; of one where PyTorch is not installed."""
+    if request.param == "without torch":
+        if not ships:
+            write_bundle_graph(bundle)
+        with light_service("--bundle", bundle.path) as address:
+            yield address
+        return
     with (
         open_engine(bundles=[bundle.path], device="cpu", threads=1, cache_dir=made / "heads") as engine,
         background_server(engine) as address,

@@ -27,6 +27,7 @@ from edge.encoder import Encoder
 from edge.errors import Refused
 from edge.line.client import Question
 from scripts.golden_stills import planes_hash, read_stills, still_differences
+from tests.light_server import light_service
 from thinwire.bundle import load_bundle
 from thinwire.errors import PacketError
 from thinwire.imaging import open_image
@@ -46,8 +47,12 @@ def packets(bundle) -> dict[str, bytes]:
     return {rate: bytes.fromhex(said["packet"]) for rate, said in read_stills(bundle)["photos"]["chelsea.png"].items()}
 
 
-@pytest.fixture(scope="module")
-def address(bundle, tmp_path_factory):
+@pytest.fixture(scope="module", params=["here", "without torch"])
+def address(request, bundle, tmp_path_factory):
+    if request.param == "without torch":
+        with light_service("--bundle", bundle.path) as address:
+            yield address
+        return
     threads = torch.get_num_threads()
     with (
         open_engine(bundles=[bundle.path], device="cpu", threads=1, cache_dir=tmp_path_factory.mktemp("h")) as engine,

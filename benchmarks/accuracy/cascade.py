@@ -67,8 +67,8 @@ def add_commands(commands) -> None:
 def document(args: argparse.Namespace, words: Sequence[str]) -> dict[str, object]:
     """What the command measured. Raises `DataError` and what opening bundles and the CLIP raises."""
     from cloud.engine.text_heads import HeadCache
-    from cloud.networks.assemble import served_runner
     from cloud.networks.clip import load_clip
+    from cloud.networks.torch_runtime import served_runner
 
     rungs, clip = Rungs.parse(args.ladder), load_clip(args.clip)
     rivals = [load_bundle(name) for name in args.rivals]

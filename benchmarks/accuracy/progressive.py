@@ -78,7 +78,7 @@ def layer_logits(data: Dataset, bundle: Bundle, clip, prompt_set: str, seen: Cal
     """float32 (K, N, L): logits of every image of `data` over its labels, from 1 to K layers of `bundle`."""
     from cloud.engine.prepared import Prepared
     from cloud.engine.text_heads import HeadCache
-    from cloud.networks.assemble import served_runner
+    from cloud.networks.torch_runtime import served_runner
     from edge.encoder import Encoder
     from thinwire.errors import RateError
     from thinwire.labels import resolve_templates

@@ -10,9 +10,9 @@ import numpy as np
 from benchmarks.codecs import peers as codecs
 from benchmarks.codecs.grid import fixed_rungs
 from benchmarks.codecs.peers import PEERS, png_bytes
+from cloud.decode import Decoder
 from edge.line.client import Client
 from thinwire.bundle import Bundle
-from thinwire.packet import Packet
 
 RIVAL = "av1"
 
@@ -28,20 +28,10 @@ class Rival:
 
 def pictures(bundle: Bundle, packets: Sequence[bytes]) -> list[np.ndarray | None]:
     """Packets → what the cloud's CLIP was shown, uint8 (H, W, 3); None of a bundle that decodes to vectors."""
-    import torch
-
-    import synthesis
-
     if bundle.card.cloud["output"] != "pixels":
         return [None] * len(packets)
-    net = synthesis.load(bundle)
-    found = []
-    with torch.inference_mode():
-        for packet in map(Packet.from_bytes, packets):
-            symbols = torch.from_numpy(bundle.decode(packet)[None]).float()
-            out = net(symbols, torch.tensor([bundle.level(packet)])).float()
-            found.append(out.mul(255).round().clamp(0, 255).to(torch.uint8)[0].permute(1, 2, 0).numpy())
-    return found
+    decoder = Decoder([bundle])
+    return [decoder.picture(packet) for packet in packets]
 
 
 def equal_rival(

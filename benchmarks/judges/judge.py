@@ -20,10 +20,10 @@ from benchmarks.codecs.peers import png_bytes
 from benchmarks.judges.patches import PatchTap
 from cloud.engine.items import RankedLabel, top_predictions
 from cloud.engine.text_heads import Head, HeadCache, default_cache_dir
-from cloud.networks.adapted import adapted_clip
 from cloud.networks.batchnorm_folding import folded
 from cloud.networks.clip import load_clip, pick_device
-from cloud.networks.runner import check_clip
+from cloud.networks.runtime import check_clip
+from cloud.networks.torch_runtime import adapted_clip
 from thinwire.errors import ThinwireError
 from thinwire.labels import resolve_templates, validate_labels
 

@@ -24,7 +24,7 @@ from benchmarks.data.photos import LABELS, Photo, wheel_photos
 from benchmarks.judges.judge import Judge, Synthesis
 from benchmarks.judges.metrics import psnr_db
 from cloud.errors import ClipMismatch
-from cloud.networks.runner import check_clip
+from cloud.networks.runtime import check_clip
 from edge.encoder import Encoder
 from thinwire.imaging import canonical_view, open_image
 from thinwire.labels import resolve_templates

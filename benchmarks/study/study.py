@@ -100,7 +100,7 @@ class Study:
     def families_of(self, clip: str) -> list[Bundle]:
         """Bundles that this CLIP can serve: one that decodes into another CLIP's space is left out, and named."""
         from cloud.errors import ClipMismatch
-        from cloud.networks.runner import check_clip
+        from cloud.networks.runtime import check_clip
 
         kept = []
         for bundle in self.families:

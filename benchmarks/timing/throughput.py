@@ -33,8 +33,9 @@ from cloud.engine.items import EngineLimits, top_predictions
 from cloud.engine.text_heads import HeadCache, default_cache_dir
 from cloud.front.process_tuning import settle_process
 from cloud.front.server import background_server
-from cloud.networks.assemble import open_engine, served_runner
+from cloud.networks.assemble import open_engine
 from cloud.networks.clip import load_clip, pick_device
+from cloud.networks.torch_runtime import served_runner
 from edge.defaults import DEFAULT_TOP_K
 from thinwire.bundle import Bundle, load_bundle
 from thinwire.errors import ThinwireError

@@ -15,16 +15,6 @@ if TYPE_CHECKING:
     from cloud.front.limits import ServerOptions
 
 
-def device_name(device: str) -> str:
-    """ "cpu", or "cuda:0 (NVIDIA H200)"."""
-    if not device.startswith("cuda"):
-        return device
-    import torch
-
-    index = int(device.partition(":")[2] or torch.cuda.current_device())
-    return f"cuda:{index} ({torch.cuda.get_device_name(index)})"
-
-
 def server_info(engine: Engine, options: ServerOptions) -> pb.GetServerInfoResponse:
     models = engine.models
     loaded = models.clip_of(models.default)
@@ -32,7 +22,7 @@ def server_info(engine: Engine, options: ServerOptions) -> pb.GetServerInfoRespo
     info = pb.GetServerInfoResponse(
         version=__version__,
         clip=pb.ClipInfo(name=clip.name, embed_dim=clip.embed_dim, image_size=clip.image_height, loaded=True),
-        device=device_name(clip.device),
+        device=clip.device_name,
         prompt_sets=list(PROMPT_SETS),
         limits=pb.Limits(
             max_packet_bytes=MAX_PACKET_BYTES,

@@ -15,7 +15,6 @@ from synthesis.adapter import Adapter, load_adapter
 from thinwire.errors import AdapterError
 
 if TYPE_CHECKING:
-    from cloud.networks.clip import Clip
     from synthesis.variant import DecoderVariant
     from thinwire.bundle import Bundle
 
@@ -38,18 +37,3 @@ def load_adapters(
             if other is not adapter:
                 raise AdapterError(f"adapters {other.path} and {adapter.path} are both for {bundle.name} at {rate}")
     return adapters
-
-
-def adapted_clip(clip: Clip, adapter: Adapter) -> Clip:
-    """`clip` (float32, as `load_clip` gives it) with the adapter in a copy of its image tower; texts stay as they are.
-
-    Raises `AdapterError` for another CLIP than the adapter was trained on, or when the merged tower cannot answer.
-    """
-    import torch
-
-    adapter.check_clip(clip.id)
-    merged = clip.with_visual(adapter.merged_into(clip.model.visual))
-    canary = merged.encode_images(torch.full((1, 3, clip.image_height, clip.image_width), 0.5, device=clip.device))
-    if not canary.isfinite().all():
-        raise AdapterError(f"adapter {adapter.path} makes the tower of {clip.id} give NaN: train it again")
-    return merged

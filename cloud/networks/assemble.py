@@ -14,17 +14,18 @@ from cloud.engine.items import EngineLimits
 from cloud.engine.one_shot_executor import on_one_shot_thread
 from cloud.engine.text_heads import default_cache_dir
 from cloud.networks.adapted import load_adapters
-from cloud.networks.clip import pick_device
-from cloud.networks.loaded import LoadedModels, as_served
+from cloud.networks.choice import Asked, open_runtime
+from cloud.networks.loaded import LoadedModels
 from cloud.networks.model_cache import ModelCache
-from cloud.networks.runner import TorchRunner
 from cloud.networks.tuned import load_variants
-from synthesis.clip_source import SHIPPED
+from synthesis.clip_artefact import SHIPPED
 from thinwire.bundle import Bundle, load_bundle, shipped_bundles
 from thinwire.errors import BundleError
 
 if TYPE_CHECKING:
-    from cloud.networks.clip import Clip
+    from cloud.networks.runtime import Runtime
+    from synthesis.adapter import Adapter
+    from synthesis.variant import DecoderVariant
 
 log = logging.getLogger(__name__)
 
@@ -46,68 +47,45 @@ def open_engine(
     decoders: Sequence[str | Path] = (),
     synthesis_backend: str = "auto",
     clip_backend: str = "auto",
+    runtime: str = "auto",
 ) -> ReloadableEngine:
     """Loads the default CLIP and every bundle, runs each once as a canary, and returns an engine that answers.
 
     `clip` is one or several as for `load_clip`: the first is the default, others are loaded when a request names them.
-    `bundles` are names of shipped bundles or folders, None for all shipped; `device` as for `pick_device`; `threads`
-    are torch's CPU threads; `limits.batch` None takes one that suits the device; `cache_dir` keeps text heads (default:
-    `default_cache_dir()`); `model_bytes` bounds the weights in memory: beyond it the least recently used leave;
-    `precision` of the image tower as for `cloud.networks.precision.in_precision`; `adapters` are folders of adapters of
-    the default CLIP's image tower, each for one bundle at some rates; `decoders` are folders of decoders tuned for one
-    bundle and one CLIP each; `synthesis_backend` of decoders as for
-    `cloud.networks.onnx_synthesis.loader`; `clip_backend` of the image tower as for
-    `cloud.networks.onnx_tower.in_backend`.
+    `bundles` are names of shipped bundles or folders, None for all shipped; `device` as `--device` has it; `threads`
+    are the networks' CPU threads; `limits.batch` None takes one that suits the device; `cache_dir` keeps text heads
+    (default: `default_cache_dir()`); `model_bytes` bounds the weights in memory: beyond it the least recently used
+    leave; `precision` of the image tower as the runtime has it; `adapters` are folders of adapters of the default
+    CLIP's image tower, each for one bundle at some rates; `decoders` are folders of decoders tuned for one bundle and
+    one CLIP each; `synthesis_backend` and `clip_backend` as for `cloud.networks.torch_runtime.TorchRuntime`; `runtime`
+    as for `open_runtime`.
     A bundle named here that needs another CLIP than the default is an error; one that merely ships is refused packet by
-    packet. Raises `ClipUnavailable`, `ClipMismatch`, `DeviceUnavailable`, `BundleError` or
-    `AdapterError`.
+    packet. Raises `ClipUnavailable`, `ClipMismatch`, `DeviceUnavailable`, `BundleError`, `AdapterError` or
+    `DecoderError`.
     """
-    import torch
-
-    from cloud.networks.onnx_synthesis import loader
-
-    device = pick_device(device)
     limits = limits or EngineLimits()
-    if threads:
-        torch.set_num_threads(threads)
-    limits = fitting(limits, device, torch.get_num_threads())
     clips = [clip] if isinstance(clip, str) else list(clip)
-    model_cache: ModelCache = ModelCache(model_bytes)
-    runner = TorchRunner(None, load=loader(synthesis_backend))
     cache_dir = cache_dir or default_cache_dir()
+    model_cache: ModelCache = ModelCache(model_bytes)
 
-    def read() -> LoadedModels:
+    def parts() -> tuple[list[Bundle], list[DecoderVariant], list[Adapter]]:
         loaded = _load_bundles(shipped_bundles().values() if bundles is None else bundles)
         tuned = load_variants(decoders, loaded)
-        fitted = load_adapters(adapters, loaded, tuned)
-        return LoadedModels(
-            runner,
-            model_cache,
-            clips,
-            loaded,
-            device,
-            cache_dir,
-            precision,
-            fitted,
-            clip_backend,
-            tuned,
-            strict=bundles is not None,
-        )
+        return loaded, tuned, load_adapters(adapters, loaded, tuned)
 
-    def opener() -> LoadedModels:
-        return on_one_shot_thread(read)  # canaries run networks
+    asked = Asked(device, threads, precision, clip_backend, synthesis_backend)
+    first = parts()
+    opened = open_runtime(runtime, asked, clips, first[0], first[1])
+    limits = fitting(limits, opened.device, opened.threads)
 
-    models = opener()
+    def read(found: tuple[list[Bundle], list[DecoderVariant], list[Adapter]]) -> LoadedModels:
+        loaded, tuned, fitted = found
+        return LoadedModels(opened, model_cache, clips, loaded, cache_dir, fitted, tuned, strict=bundles is not None)
+
+    models = on_one_shot_thread(lambda: read(first))  # canaries run networks
     for error in models.intake.refused.values():
         log.warning("%s", error)
-    return ReloadableEngine(runner, models, opener, model_cache, limits, threads)
-
-
-def served_runner(clip: Clip, bundles: Sequence[Bundle], precision: str = "auto") -> TorchRunner:
-    """The networks as `open_engine` has them by default, without an engine; `clip` as `load_clip` gives it."""
-    from cloud.networks.onnx_synthesis import loader
-
-    return TorchRunner(as_served(clip, precision), bundles, loader("auto"))
+    return ReloadableEngine(opened, models, lambda: on_one_shot_thread(lambda: read(parts())), model_cache, limits)
 
 
 def fitting(limits: EngineLimits, device: str, threads: int) -> EngineLimits:
@@ -126,23 +104,18 @@ def fitting(limits: EngineLimits, device: str, threads: int) -> EngineLimits:
 
 
 class ReloadableEngine(Engine):
-    """An engine that can read its models from disk again while it answers."""
+    """An engine that can read its models from disk again while it answers. runtime: `torch` or `onnx`."""
 
     def __init__(
         self,
-        runner: TorchRunner,
+        runtime: Runtime,
         models: LoadedModels,
         opener: Callable[[], LoadedModels],
         model_cache: ModelCache,
         limits: EngineLimits,
-        threads: int | None,
     ) -> None:
-        def prepare_thread() -> None:
-            import torch
-
-            torch.set_num_threads(threads)  # OpenMP keeps this setting per thread
-
-        super().__init__(runner, models, limits, **({"prepare_thread": prepare_thread} if threads else {}))
+        super().__init__(runtime.runner, models, limits, prepare_thread=runtime.prepare_thread)
+        self.runtime = runtime.name
         self._opener = opener
         self.model_cache = model_cache
 

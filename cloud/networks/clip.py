@@ -69,6 +69,29 @@ class Clip:
     channels_last: bool = True  # how the image tower wants its pictures in memory
 
     @property
+    def device_name(self) -> str:
+        """ "cpu", or "cuda:0 (NVIDIA H200)"."""
+        if not self.device.startswith("cuda"):
+            return self.device
+        import torch
+
+        index = int(self.device.partition(":")[2] or torch.cuda.current_device())
+        return f"cuda:{index} ({torch.cuda.get_device_name(index)})"
+
+    @property
+    def device_memory(self) -> dict[str, Callable[[], int]]:
+        """What tells the bytes of CUDA's memory by state; empty on a CPU."""
+        if not self.device.startswith("cuda"):
+            return {}
+        import torch
+
+        return {
+            "allocated": lambda: torch.cuda.memory_allocated(self.device),
+            "reserved": lambda: torch.cuda.memory_reserved(self.device),
+            "free": lambda: torch.cuda.mem_get_info(self.device)[0],
+        }
+
+    @property
     def context_length(self) -> int | None:
         """Tokens of a text that the text tower reads; None where the tokenizer does not tell."""
         return getattr(self.tokenize, "context_length", None)

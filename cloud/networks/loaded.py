@@ -14,18 +14,12 @@ from cloud.engine.models import LoadedClip, known_name
 from cloud.engine.prepared import Prepared
 from cloud.engine.text_heads import HeadCache
 from cloud.errors import BadConfiguration, ClipMismatch
-from cloud.networks.adapted import adapted_clip
-from cloud.networks.batchnorm_folding import folded
-from cloud.networks.clip import load_clip
 from cloud.networks.model_cache import ModelCache
-from cloud.networks.precision import in_precision
-from cloud.networks.runner import Net, TorchRunner, check_clip, module_bytes
-from cloud.networks.tuned import tuned_net
-from synthesis.clip_source import SHIPPED, shipped_clip_path
+from cloud.networks.runtime import Net, Runtime, ServedClip, check_clip, clip_signature
+from synthesis.clip_artefact import SHIPPED
 from thinwire.errors import ThinwireError
 
 if TYPE_CHECKING:
-    from cloud.networks.clip import Clip
     from synthesis.adapter import Adapter
     from synthesis.variant import DecoderVariant
     from thinwire.bundle import Bundle
@@ -34,16 +28,13 @@ if TYPE_CHECKING:
 class LoadedModels:
     """CLIPs and bundles over one LRU cache of networks. The default CLIP is never evicted.
 
-    runner: what loads and runs decoders.
+    runtime: what loads and runs networks.
     model_cache: the cache. Successive sets may share it: files that did not change are not loaded again.
     clips: as for `load_clip`; the first is the default.
     bundles: codecs to serve.
-    device: as `pick_device` returns it.
     cache_dir: folder of text heads.
-    precision: of image towers, as for `cloud.networks.precision.in_precision`.
     adapters: of the default CLIP's image tower. Packets of an adapter's bundle and rates get the adapted tower, which
         the first such packet loads.
-    clip_backend: as for `cloud.networks.onnx_tower.in_backend`.
     decoders: tuned for one bundle and one of the CLIPs, whichever it is. Where that CLIP answers, the decoder decodes
         the bundle's packets in the place of the bundle's own.
     strict: a bundle made for another CLIP's embedding space is an error at start; else its packets are refused.
@@ -54,21 +45,17 @@ class LoadedModels:
 
     def __init__(
         self,
-        runner: TorchRunner,
+        runtime: Runtime,
         model_cache: ModelCache,
         clips: Sequence[str],
         bundles: Sequence[Bundle],
-        device: str,
         cache_dir: Path | None = None,
-        precision: str = "auto",
         adapters: Sequence[Adapter] = (),
-        clip_backend: str = "auto",
         decoders: Sequence[DecoderVariant] = (),
         *,
         strict: bool = True,
     ) -> None:
-        self._runner, self._model_cache, self._device, self._cache_dir = runner, model_cache, device, cache_dir
-        self._precision, self._clip_backend = precision, clip_backend
+        self._runtime, self._model_cache, self._cache_dir = runtime, model_cache, cache_dir
         self._specs = _by_name(clips)
         self._bundles = {bundle.model_id: bundle for bundle in bundles}
         self._signatures = {name: clip_signature(spec) for name, spec in self._specs.items()}
@@ -138,31 +125,22 @@ class LoadedModels:
 
     def _make_clip(self, name: str) -> LoadedClip:
         def make() -> tuple[HeadCache, int]:
-            clip = as_served(load_clip(self._specs[name], self._device), self._precision, self._clip_backend)
-            return HeadCache(clip, self._cache_dir), module_bytes(clip.model)
+            clip, nbytes = self._runtime.load_clip(self._specs[name])
+            return HeadCache(clip, self._cache_dir), nbytes
 
         return self._loaded_clip(self._model_cache.load(self._clip_key(name), make))
 
-    def _adapter(self, item: Prepared, clip: Clip) -> Adapter | None:
+    def _adapter(self, item: Prepared, clip: ServedClip) -> Adapter | None:
         adapter = self._adapter_of.get((item.model_id, item.n_layers))
         return adapter if adapter is not None and clip.matches(adapter.clip) else None
 
     def _tower_key(self, adapter: Adapter) -> Hashable:
         return ("tower", adapter.digest, adapter.scale, self._clip_key(self.default))
 
-    def _tower(self, adapter: Adapter) -> Clip:
-        """The default CLIP with the adapter added to its image tower.
-
-        The tower is read from disk again: the one in use may be in half precision or part of a CUDA graph, and the
-        adapter's weight differences belong to the original float32 weights.
-        """
-
-        def make() -> tuple[Clip, int]:
-            adapted = adapted_clip(load_clip(self._specs[self.default], self._device), adapter)
-            clip = as_served(adapted, self._precision, self._clip_backend)
-            return clip, module_bytes(clip.model.visual)
-
-        return self._model_cache.load(self._tower_key(adapter), make)
+    def _tower(self, adapter: Adapter) -> ServedClip:
+        """The default CLIP with the adapter added to its image tower."""
+        spec = self._specs[self.default]
+        return self._model_cache.load(self._tower_key(adapter), lambda: self._runtime.load_adapted(spec, adapter))
 
     def _loaded_clip(self, heads: HeadCache) -> LoadedClip:
         clip = heads.clip
@@ -178,27 +156,20 @@ class LoadedModels:
             self._by_clip_id[clip.id] = (intake, read_calibrations(fitting, clip.id), read_fusions(fitting, clip.id))
         return LoadedClip(heads, *self._by_clip_id[clip.id])
 
-    def _net(self, bundle: Bundle, clip: Clip) -> object:
-        variant = self._variant(bundle, clip)
+    def _net(self, bundle: Bundle, clip: ServedClip) -> Net:
+        variant, spec = self._variant(bundle, clip), self._specs[self._name_of_clip(clip)]
+        return self._model_cache.load(
+            self._net_key(bundle, clip), lambda: self._runtime.load_net(bundle, clip, variant, spec)
+        )
 
-        def make() -> tuple[object, int]:
-            tuned = None
-            if variant is not None:  # weights as they were tuned on: those in use may be folded or in half precision
-                original = load_clip(self._specs[self._name_of_clip(clip)], self._device)
-                tuned = Net(tuned_net(variant, original), variant.gives_vectors)
-            net = self._runner.load_net(bundle, clip, tuned)
-            return net, net.nbytes
-
-        return self._model_cache.load(self._net_key(bundle, clip), make)
-
-    def _variant(self, bundle: Bundle, clip: Clip) -> DecoderVariant | None:
+    def _variant(self, bundle: Bundle, clip: ServedClip) -> DecoderVariant | None:
         return next((each for each in self.decoders if each.model_id == bundle.model_id and each.is_for(clip.id)), None)
 
-    def _net_key(self, bundle: Bundle, clip: Clip) -> Hashable:
+    def _net_key(self, bundle: Bundle, clip: ServedClip) -> Hashable:
         variant = self._variant(bundle, clip)
         return ("net", _decoder_key(bundle), clip.id, None if variant is None else variant.digest)
 
-    def _name_of_clip(self, clip: Clip) -> str:
+    def _name_of_clip(self, clip: ServedClip) -> str:
         return clip.name if clip.name in self._specs else self.default
 
     def _check_decoders(self) -> None:
@@ -206,24 +177,12 @@ class LoadedModels:
         asked for, so that of those the name is looked at."""
         own = self._first.heads.clip
         for variant in self.decoders:
-            if not variant.is_for(own.id) and variant.clip.partition("#")[0] not in list(self._specs)[1:]:
+            if not variant.is_for(own.id) and not any(self._may_be_of(variant, name) for name in list(self._specs)[1:]):
                 variant.check_clip(own.id)
 
-
-def as_served(clip: Clip, precision: str = "auto", backend: str = "auto") -> Clip:
-    """Makes the image tower of a `clip` from `load_clip` as fast as this machine allows.
-
-    Folds its batch normalisation, converts it to `precision` (`cloud.networks.precision.in_precision`), records CUDA
-    graphs on a GPU, and moves it to `backend` (`cloud.networks.onnx_tower.in_backend`).
-    """
-    from cloud.networks.onnx_tower import in_backend
-
-    clip = in_precision(folded(clip), precision)
-    if clip.device.startswith("cuda"):
-        from cloud.networks.cuda_graphs import with_graphs
-
-        clip = with_graphs(clip)
-    return in_backend(clip, backend)
+    def _may_be_of(self, variant: DecoderVariant, name: str) -> bool:
+        known = self._runtime.id_of(self._specs[name])
+        return variant.clip.partition("#")[0] == name if known is None else variant.is_for(known)
 
 
 def _by_name(specs: Sequence[str]) -> dict[str, str]:
@@ -234,19 +193,6 @@ def _by_name(specs: Sequence[str]) -> dict[str, str]:
         if named.setdefault(name, spec) != spec:
             raise BadConfiguration(f"--clip {spec} and --clip {named[name]} have one name {name!r}: rename a folder")
     return named
-
-
-def clip_signature(spec: str) -> Hashable:
-    """A value that changes when the files behind `spec` change. Hub models (by tag) are taken as fixed."""
-    path = shipped_clip_path() if spec == SHIPPED else Path(spec if Path(spec).is_dir() else spec.partition(":")[2])
-    if path.is_dir():
-        return tuple(sorted(_file_state(file) for file in path.iterdir() if file.is_file()))
-    return _file_state(path) if path.is_file() else ()
-
-
-def _file_state(path: Path) -> tuple[str, int, int]:
-    state = path.stat()
-    return str(path), state.st_mtime_ns, state.st_size
 
 
 def _decoder_key(bundle: Bundle) -> Hashable:

@@ -17,8 +17,10 @@ from torch import nn
 
 import synthesis
 from cloud.errors import InferenceFailed
-from cloud.networks.onnx_export import find_graph, graph_of
+from cloud.networks.onnx.decoders import KIND
+from cloud.networks.onnx_export import found_graph, graph_of
 from cloud.networks.onnx_session import GraphNet
+from synthesis.graph_files import graph_name
 
 if TYPE_CHECKING:
     from cloud.networks.runner import Loader
@@ -26,7 +28,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-KIND = "decoder"
 PIXEL_BOUND = 1 / 255  # largest difference from torch that is taken for rounding, of pixels in [0, 1]
 COSINE_BOUND = 0.9999  # least cosine with torch's vectors
 PROBES = 4
@@ -79,7 +80,11 @@ def load_onnx(bundle: Bundle, device: str, cache_dir: Path | None = None) -> Onn
 def decoder_graph(bundle: Bundle, net: nn.Module, cache_dir: Path | None = None) -> Path:
     """The graph of the bundle's decoder `net`, as `graph_of` has it."""
     example = {"symbols": torch.zeros(2, *bundle.latent_shape), "n_layers": torch.ones(2, dtype=torch.int64)}
-    return graph_of(KIND, net, example, "out", cache_dir)
+    return graph_of(_name(bundle), net, example, "out", cache_dir)
+
+
+def _name(bundle: Bundle) -> str:
+    return graph_name(KIND, bundle.card.cloud["synthesis"], bundle.latent_shape)
 
 
 def _load_fitting(bundle: Bundle, device: str) -> nn.Module:
@@ -87,7 +92,7 @@ def _load_fitting(bundle: Bundle, device: str) -> nn.Module:
     if device != "cpu" or importlib.util.find_spec("onnxruntime") is None:
         return net
     try:
-        path = find_graph(KIND, net)
+        path = found_graph(_name(bundle))
         return net if path is None else _in_onnx(bundle, net, device, path)
     except Exception as error:  # runtimes raise kinds of their own
         log.info("bundle %s: decoder in torch, not in ONNX Runtime: %s", bundle.name, error)

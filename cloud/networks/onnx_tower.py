@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from cloud.errors import DeviceUnavailable
-from cloud.networks.onnx_export import graph_of
+from cloud.networks.onnx_export import graph_of, tower_name
 from cloud.networks.onnx_session import GraphNet
 from cloud.networks.precision import parity_of
 
@@ -54,7 +54,7 @@ def in_backend(clip: Clip, wanted: str, cache_dir: Path | None = None) -> Clip:
     """`clip` with its image tower in `wanted`, "auto", "torch" or "onnx".
 
     auto: ONNX Runtime for float32 towers of convolutions on a CPU, where the packages are
-    there and it gives torch's vectors; torch for the rest. Transformers cannot be had: see `write_graph`. cache_dir: as
+    there and it gives torch's vectors; torch for the rest. cache_dir: as
     for `graph_of`. `onnx` raises `DeviceUnavailable` where it cannot be.
     """
     if wanted == "torch":
@@ -63,7 +63,7 @@ def in_backend(clip: Clip, wanted: str, cache_dir: Path | None = None) -> Clip:
         if clip.device != "cpu" or clip.image_dtype is not None:
             raise DeviceUnavailable("it runs float32 towers on a CPU only")
         if importlib.util.find_spec("onnxruntime") is None:
-            raise DeviceUnavailable("onnxruntime is not installed: pip install 'thinwire[cloud-onnx]'")
+            raise DeviceUnavailable("onnxruntime is not installed: pip install 'thinwire[cloud-torch]'")
         if wanted == "auto" and not _is_convolutional(clip.model.visual):
             return clip
         return _in_onnx(clip, cache_dir)
@@ -77,7 +77,8 @@ def in_backend(clip: Clip, wanted: str, cache_dir: Path | None = None) -> Clip:
 def tower_graph(clip: Clip, cache_dir: Path | None = None) -> Path:
     """The graph of `clip`'s image tower, as `graph_of` has it."""
     example = {"images": torch.zeros(2, 3, clip.image_height, clip.image_width)}
-    return graph_of("image_tower", Images(clip.model.visual), example, "vectors", cache_dir)
+    tower = Images(clip.model.visual)
+    return graph_of(tower_name(tower), tower, example, "vectors", cache_dir)
 
 
 def _in_onnx(clip: Clip, cache_dir: Path | None) -> Clip:

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import copy
 import logging
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from cloud.errors import DeviceUnavailable
+from cloud.networks.parity import MIN_COSINE, Parity, compare
 
 if TYPE_CHECKING:
     import torch
@@ -23,31 +21,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
-MIN_COSINE = 0.9995
-MIN_SAME_TOP1 = 0.995
 CHECK_IMAGES = 32
-
-
-@dataclass(frozen=True)
-class Parity:
-    """Half against fp32 on the same images. cosine_min: of the worst image; same_top1: share with one best label."""
-
-    cosine_min: float
-    same_top1: float
-
-    @property
-    def good(self) -> bool:
-        return self.cosine_min >= MIN_COSINE and self.same_top1 >= MIN_SAME_TOP1
-
-
-def compare(reference: np.ndarray, other: np.ndarray, classes: np.ndarray | None = None) -> Parity:
-    """Unit vectors (N, D) of one set of images, twice; class vectors (L, D) decide the best label (None: 1.0 there)."""
-    cosines = np.einsum("nd,nd->n", reference.astype(np.float64), other.astype(np.float64))
-    worst = float(cosines.min()) if np.isfinite(cosines).all() else -1.0
-    if classes is None:
-        return Parity(worst, 1.0)
-    same = (reference @ classes.T).argmax(axis=1) == (other @ classes.T).argmax(axis=1)
-    return Parity(worst, float(same.mean()))
 
 
 def parity_of(clip: Clip, other: Clip, count: int = CHECK_IMAGES) -> Parity:

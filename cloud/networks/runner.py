@@ -5,14 +5,15 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cloud.engine.prepared import Embedded, Prepared
-from cloud.errors import CannotDecode, ClipMismatch, InferenceFailed
+from cloud.errors import CannotDecode
 from cloud.networks.clip import Clip
+from cloud.networks.runtime import check_clip, run_canary
 
 if TYPE_CHECKING:
     import torch
@@ -62,16 +63,7 @@ class TorchRunner:
             from synthesis import load
         check_clip(bundle, clip)
         net = tuned or Net(load(bundle, clip.device), bundle.card.cloud["output"] == "embedding")
-        item = Prepared(np.zeros(bundle.latent_shape, np.int32), bundle.name, max(bundle.rates.values()))
-        try:
-            got = self.run([replace(item, model_id=bundle.model_id, net=net, clip=clip)]).embeddings
-        except Exception as error:
-            raise InferenceFailed(f"bundle {bundle.name!r} failed its canary run: {error}") from error
-        if got.shape != (1, clip.embed_dim) or not np.isfinite(got).all():
-            raise ClipMismatch(
-                f"bundle {bundle.name!r} gives vectors of {got.shape[1]} values (finite: {np.isfinite(got).all()}), "
-                f"CLIP {clip.name!r} has {clip.embed_dim}: serve it with the CLIP it was trained for"
-            )
+        run_canary(self, bundle, clip, net)
         return net
 
     def picture(self, item: Prepared) -> np.ndarray:
@@ -161,23 +153,6 @@ def module_bytes(module: nn.Module) -> int:
         return nbytes
     elsewhere = sum(getattr(part, "nbytes", 0) for part in module.modules())
     return elsewhere + sum(each.numel() * each.element_size() for each in (*module.parameters(), *module.buffers()))
-
-
-def check_clip(bundle: Bundle, clip: Clip) -> None:
-    """Raises `ClipMismatch` when `bundle` decodes into the embedding space of another CLIP.
-
-    A bundle that decodes to pixels works with any CLIP: the one named on its card is the one it was trained with.
-    """
-    wanted = bundle.card.cloud.get("clip")
-    if bundle.card.cloud["output"] == "embedding" and wanted and not clip.matches(wanted):
-        name, hash_sign, _ = wanted.partition("#")
-        fix = f"serve it with --clip {name}"
-        if hash_sign and name == clip.name:
-            fix = f"the name is the same, the weights are not: make the bundle again from this {name}"
-        raise ClipMismatch(
-            f"bundle {bundle.name!r} decodes into the embedding space of CLIP {wanted!r}, this server runs "
-            f"{clip.id if hash_sign else clip.name!r}: {fix}"
-        )
 
 
 class _Clock:

@@ -15,9 +15,6 @@ from synthesis.variant import DecoderVariant, load_variant
 from thinwire.errors import DecoderError
 
 if TYPE_CHECKING:
-    from torch import nn
-
-    from cloud.networks.clip import Clip
     from thinwire.bundle import Bundle
 
 
@@ -36,9 +33,3 @@ def load_variants(folders: Sequence[str | Path], bundles: Sequence[Bundle]) -> l
                 f"decoders {other.path} and {variant.path} are both for {bundle.name} and {variant.clip}"
             )
     return variants
-
-
-def tuned_net(variant: DecoderVariant, clip: Clip) -> nn.Module:
-    """The variant's net for `clip`, float32 as `load_clip` gives it. Raises `DecoderError`."""
-    variant.check_clip(clip.id)
-    return variant.net(clip.model.visual, clip.image_height, clip.image_width)

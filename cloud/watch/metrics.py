@@ -108,16 +108,12 @@ class Metrics(Observer):
             dropped.set_function(lambda: archive.dropped)
         memory = Gauge(
             "thinwire_device_memory_bytes",
-            "CUDA: allocated by this process, reserved by it, free on the device. CPU: no samples",
+            "PyTorch on CUDA: allocated by this process, reserved by it, free on the device. Else no samples",
             ["state"],
             registry=registry,
         )
-        if (device := getattr(engine.heads.clip, "device", "cpu")).startswith("cuda"):
-            import torch
-
-            memory.labels("allocated").set_function(lambda: torch.cuda.memory_allocated(device))
-            memory.labels("reserved").set_function(lambda: torch.cuda.memory_reserved(device))
-            memory.labels("free").set_function(lambda: torch.cuda.mem_get_info(device)[0])
+        for state, read in getattr(engine.heads.clip, "device_memory", {}).items():
+            memory.labels(state).set_function(read)
 
     def text(self) -> bytes:
         """The exposition format, of `CONTENT_TYPE`."""

@@ -15,10 +15,10 @@ from benchmarks.data.photos import wheel_photos
 from cloud.cli import main
 from cloud.engine.items import EngineLimits
 from cloud.front.server import background_server
-from cloud.networks.adapted import adapted_clip
 from cloud.networks.assemble import open_engine
 from cloud.networks.clip import load_clip
 from cloud.networks.precision import check_images
+from cloud.networks.torch_runtime import adapted_clip
 from edge.encoder import Encoder
 from synthesis.adapter import load_adapter
 from tests.cloud.adapters import write_random_adapter
@@ -102,7 +102,7 @@ def test_merged_weights_are_those_plus_the_product_of_the_factors(tiny_clip, ada
     own, other = dict(tiny_clip.model.visual.named_parameters()), dict(merged.model.visual.named_parameters())
     for name, weight in own.items():
         a, b = adapter.factors.get(name, (None, None))
-        wanted = weight if a is None else weight + adapter.scale * b @ a
+        wanted = weight if a is None else weight + adapter.scale * torch.from_numpy(b @ a)
         torch.testing.assert_close(other[name], wanted)
     assert {name for name in own if not torch.equal(own[name], other[name])} == set(adapter.factors)
     images = check_images(tiny_clip, 2)

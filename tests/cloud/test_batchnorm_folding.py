@@ -8,7 +8,8 @@ import torch
 
 from cloud.networks.batchnorm_folding import folded
 from cloud.networks.clip import load_clip
-from cloud.networks.precision import check_images, compare
+from cloud.networks.parity import compare
+from cloud.networks.precision import check_images
 from tests.cloud.tiny_clip import write_tiny_clip
 
 

@@ -9,7 +9,7 @@ import grpc
 import numpy as np
 import pytest
 
-import cloud.networks.loaded
+import cloud.networks.runner
 from cloud.engine.items import EngineLimits
 from cloud.engine.text_heads import HeadCache
 from cloud.errors import BadConfiguration, ClipUnavailable, UnknownClip
@@ -203,7 +203,7 @@ def test_a_bundle_of_vectors_is_refused_with_one_clip_and_answered_with_its_own(
     vectors = write_tiny_codec(tmp_path / "vectors", seed=4, clip="second-clip", output="embedding")
     monkeypatch.setattr("cloud.networks.assemble.shipped_bundles", lambda: {"vectors": vectors.path})
     monkeypatch.setattr(
-        cloud.networks.loaded.TorchRunner,
+        cloud.networks.runner.TorchRunner,
         "load_net",
         lambda self, bundle, clip, variant=None: cloud.networks.runner.Net(_Ones(clip.embed_dim), True),
     )

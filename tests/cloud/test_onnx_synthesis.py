@@ -13,9 +13,9 @@ import synthesis
 from cloud.errors import DeviceUnavailable, InferenceFailed
 from cloud.networks import onnx_export as onnx_graph
 from cloud.networks.assemble import open_engine
-from cloud.networks.onnx_export import write_graph
 from cloud.networks.onnx_synthesis import OnnxNet, load_onnx, loader
 from cloud.networks.runner import module_bytes
+from synthesis.onnx_file import write_graph
 from thinwire.bundle import load_bundle, shipped_bundles
 
 pytestmark = pytest.mark.slow
@@ -90,5 +90,5 @@ def test_auto_takes_torch_until_a_graph_is_there(tiny_codec, monkeypatch, tmp_pa
 
 def test_onnx_without_its_packages_names_the_fix(tiny_codec, monkeypatch, tmp_path):
     monkeypatch.setattr(onnx_graph, "EXPORTERS", ("no_such_package",))
-    with pytest.raises(DeviceUnavailable, match=r"no_such_package.*thinwire\[cloud-onnx\]"):
+    with pytest.raises(DeviceUnavailable, match=r"no_such_package.*thinwire\[cloud-torch\]"):
         load_onnx(tiny_codec, "cpu", tmp_path)

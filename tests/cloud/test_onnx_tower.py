@@ -12,10 +12,13 @@ from cloud.errors import DeviceUnavailable
 from cloud.networks import onnx_export as onnx_graph
 from cloud.networks.batchnorm_folding import folded
 from cloud.networks.clip import load_clip
-from cloud.networks.onnx_export import graph_digest, write_graph
+from cloud.networks.onnx_export import tower_name
 from cloud.networks.onnx_tower import Images, OnnxTower, in_backend
-from cloud.networks.precision import check_images, compare, lower
+from cloud.networks.parity import compare
+from cloud.networks.precision import check_images, lower
 from cloud.networks.runner import module_bytes
+from synthesis import graph_files
+from synthesis.onnx_file import write_graph
 from tests.cloud.tiny_clip import write_tiny_clip
 
 pytestmark = pytest.mark.slow
@@ -69,12 +72,17 @@ def test_one_graph_serves_all_weights_of_an_architecture(tiny, cache):
 def test_auto_leaves_transformers_and_half_precision_in_torch(tmp_path):
     transformer = load_clip(str(write_tiny_clip(tmp_path / "tiny-random-clip")))
     assert in_backend(transformer, "auto", tmp_path) is transformer
-    with pytest.raises(DeviceUnavailable, match="weights"):
-        in_backend(transformer, "onnx", tmp_path)
     half, _ = lower(folded(load_clip()), "fp16")
     assert in_backend(half, "auto") is half
     with pytest.raises(DeviceUnavailable, match="float32"):
         in_backend(half, "onnx")
+
+
+def test_a_transformer_when_asked_for(tmp_path):
+    clip = load_clip(str(write_tiny_clip(tmp_path / "tiny-random-clip")))
+    images = check_images(clip, 3)
+    vectors = [each.encode_images(images).numpy() for each in (clip, in_backend(clip, "onnx", tmp_path))]
+    assert compare(*vectors).cosine_min > 0.999999
 
 
 def test_a_graph_that_gives_other_vectors_is_never_served(tiny, tmp_path):
@@ -86,7 +94,7 @@ def test_a_graph_that_gives_other_vectors_is_never_served(tiny, tmp_path):
         def forward(self, images):
             return self.tower(images.flip(-1))
 
-    path = tmp_path / f"image_tower-{graph_digest(Images(tiny.model.visual))}.onnx"
+    path = tmp_path / tower_name(Images(tiny.model.visual))
     write_graph(Other(tiny.model.visual), {"images": torch.zeros(2, 3, 64, 64)}, "vectors", path)
     with pytest.raises(DeviceUnavailable, match="delete"):
         in_backend(tiny, "onnx", tmp_path)
@@ -94,16 +102,16 @@ def test_a_graph_that_gives_other_vectors_is_never_served(tiny, tmp_path):
 
 def test_without_its_packages_auto_is_torch_and_onnx_names_the_fix(monkeypatch, tiny, tmp_path):
     monkeypatch.setattr(onnx_graph, "EXPORTERS", ("no_such_package",))
-    with pytest.raises(DeviceUnavailable, match=r"no_such_package.*thinwire\[cloud-onnx\]"):
+    with pytest.raises(DeviceUnavailable, match=r"no_such_package.*thinwire\[cloud-torch\]"):
         in_backend(tiny, "onnx", tmp_path)
-    monkeypatch.setattr(onnx_graph, "SHIPPED_GRAPHS", tmp_path)
+    monkeypatch.setattr(graph_files, "SHIPPED_GRAPHS", tmp_path)
     clip = folded(load_clip())
     assert in_backend(clip, "auto", tmp_path) is clip
 
 
 def test_a_cache_that_cannot_be_written_costs_speed_alone(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("in the way")
-    monkeypatch.setattr(onnx_graph, "SHIPPED_GRAPHS", tmp_path)
+    monkeypatch.setattr(graph_files, "SHIPPED_GRAPHS", tmp_path)
     clip = folded(load_clip())
     assert in_backend(clip, "auto", tmp_path / "file" / "towers") is clip
 

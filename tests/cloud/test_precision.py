@@ -8,7 +8,8 @@ import torch
 
 from cloud.errors import DeviceUnavailable
 from cloud.networks.clip import load_clip
-from cloud.networks.precision import check_images, compare, in_precision, lower
+from cloud.networks.parity import compare
+from cloud.networks.precision import check_images, in_precision, lower
 
 
 def test_the_shipped_clip_in_bf16_is_measured_against_fp32():
@@ -34,10 +35,10 @@ def test_a_cpu_stays_at_fp32_and_a_precision_that_misses_the_bound_is_refused(ti
     assert in_precision(tiny_clip, "fp32") is tiny_clip
     with pytest.raises(DeviceUnavailable, match="unknown"):
         in_precision(tiny_clip, "int4")
-    monkeypatch.setattr("cloud.networks.precision.MIN_COSINE", 1.0)
+    monkeypatch.setattr("cloud.networks.parity.MIN_COSINE", 1.0)
     with pytest.raises(DeviceUnavailable, match="gives different vectors"):
         in_precision(tiny_clip, "bf16")
-    monkeypatch.setattr("cloud.networks.precision.MIN_COSINE", 0.5)
+    monkeypatch.setattr("cloud.networks.parity.MIN_COSINE", 0.5)
     assert in_precision(tiny_clip, "bf16").image_dtype is torch.bfloat16
 
 

@@ -10,7 +10,8 @@ from torch import nn
 import synthesis
 from cloud.engine.prepared import Prepared
 from cloud.errors import ClipMismatch, InferenceFailed
-from cloud.networks.runner import TorchRunner, check_clip
+from cloud.networks.runner import TorchRunner
+from cloud.networks.runtime import check_clip
 from tests.cloud.tiny_codec import SHAPE, write_tiny_codec
 
 

@@ -18,6 +18,7 @@ from cloud.front.server import background_server
 from cloud.networks.assemble import open_engine
 from cloud.networks.clip import load_clip
 from export.taps import find_entry
+from synthesis.merging import variant_net
 from synthesis.variant import CARD, WEIGHTS, DecoderVariant, load_variant, write_variant
 from tests.cloud.test_adapted import similarities
 from tests.cloud.tiny_clip import write_tiny_clip
@@ -100,7 +101,7 @@ def test_it_serves_a_clip_that_is_not_the_first(clip_folder, tiny_clip_dir, tiny
 def test_a_neck_answers_as_the_tower_does_with_what_it_gives_the_entry(clip, tiny_codec, tmp_path):
     """The whole tower, its entry given the neck's features by a hook: the same vectors as without the early blocks."""
     made = random_variant(tmp_path / "neck", tiny_codec, clip, "tower")
-    net = made.net(clip.model.visual, clip.image_height, clip.image_width)
+    net = variant_net(made, clip.model.visual, clip.image_height, clip.image_width)
     symbols, counts = torch.randn(2, *SHAPE), torch.tensor([1, 2])
     block = clip.model.visual.get_submodule(made.entry["module"])
     features = net.neck(symbols, counts).transpose(1, 2)
@@ -155,7 +156,7 @@ def test_a_card_of_another_kind_is_refused_by_name(clip, variant, tmp_path, chan
     card = json.loads((folder / CARD).read_text()) | change
     (folder / CARD).write_text(json.dumps(card))
     with pytest.raises(DecoderError, match="copy"):
-        load_variant(folder).net(clip.model.visual, clip.image_height, clip.image_width)
+        variant_net(load_variant(folder), clip.model.visual, clip.image_height, clip.image_width)
 
 
 def test_the_command_line_says_it_once_and_clearly(clip_folder, tiny_codec, variant, tmp_path, capsys):

@@ -8,7 +8,8 @@ import torch
 
 from export import restoring
 from export.restoring import RestoreSettings, Stills, fidelity, train_restoring
-from synthesis.still import RestoreSynthesis, StillSynthesis, grain_pattern, restore_spec
+from synthesis.grain import grain_pattern
+from synthesis.still import RestoreSynthesis, StillSynthesis, restore_spec
 from tests.tiny_bundle import make_tiny_still, synthetic_views
 
 

@@ -13,6 +13,7 @@ from export.cli import main
 from export.towers import load_tower
 from export.tune.content import content_of
 from export.tune.tuning import TuneSettings, Tuning, tune
+from synthesis.merging import variant_net
 from synthesis.variant import load_variant
 from tests.export.tiny_towers import NAMES, write_tiny
 from tests.tiny_bundle import make_tiny_still
@@ -38,7 +39,7 @@ def test_a_few_steps_for_every_kind_of_tower_give_a_decoder_that_answers(asked, 
     tower, bundle = load_tower(str(towers[name])), load_bundle(asked.bundle)
     variant.check_bundle(bundle)
     variant.check_clip(tower.id)
-    net = variant.net(tower.net.visual, tower.height, tower.width)
+    net = variant_net(variant, tower.net.visual, tower.height, tower.width)
     symbols = torch.zeros(2, *bundle.latent_shape)
     with torch.inference_mode():
         out = net(symbols, torch.tensor([1, 2]))

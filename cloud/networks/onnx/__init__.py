@@ -1,0 +1,1 @@
+"""`--runtime onnx`: CLIP and decoders in ONNX Runtime. Nothing here, nor what it imports, needs torch."""
