@@ -254,8 +254,13 @@ def canonical_view(image: Image.Image | np.ndarray | Picture, height: int, width
 
 
 def flat_note(view: np.ndarray, name: str = "image") -> str | None:
-    """A sentence for a view uint8 (H, W, 3) in which there is nearly nothing to see; None for any other."""
-    low, high = int(view.min()), int(view.max())
+    """A sentence for a view uint8 (H, W, 3) in which there is nearly nothing to see; None for any other.
+
+    Of any colour: a camera without a signal often gives blue.
+    """
+    lows, highs = view.min(axis=(0, 1)), view.max(axis=(0, 1))
+    widest = int(np.argmax(highs.astype(int) - lows))
+    low, high = int(lows[widest]), int(highs[widest])
     if high - low >= FLAT_BELOW:
         return None
     return (

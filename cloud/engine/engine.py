@@ -35,7 +35,7 @@ from cloud.engine.ledger import Ledger
 from cloud.engine.models import Models
 from cloud.engine.one_shot_executor import OneShotExecutor
 from cloud.engine.prepared import Embedded, Runner
-from cloud.engine.text_heads import HeadCache
+from cloud.engine.text_heads import Head, HeadCache
 from cloud.errors import InvalidRequest, ShuttingDown
 from thinwire.errors import LabelError
 from thinwire.packet import Packet
@@ -319,10 +319,20 @@ class Engine:
         if not self._ledger.claim(item):
             return
         heads = item.loaded_clip.heads
-        if item.templates:
-            self._ledger.resolve(item, heads.load(item.labels, item.templates).classes)
-        else:
+        if not item.templates:
             self._ledger.resolve(item, heads.clip.encode_texts(item.labels))
+            return
+
+        def built(done: Future[Head]) -> None:
+            if done.cancelled():
+                self._ledger.fail(item, ShuttingDown("the service is stopping"))
+            elif (error := done.exception()) is not None:
+                self._ledger.fail(item, self._ledger.unexpected(error))
+            else:
+                self._ledger.resolve(item, done.result().classes)
+
+        # In turns: thirty thousand texts of one client must not hold up the two labels of another for minutes
+        self._texts.submit_in_turns(heads.load_steps(item.labels, item.templates)).add_done_callback(built)
 
     def _make_picture(self, item: Item) -> None:
         if not self._ledger.claim(item):

@@ -5,18 +5,19 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Executor
+from concurrent.futures import Future
 
 from cloud.engine.items import Item
 from cloud.engine.ledger import Ledger
-from cloud.engine.text_heads import HeadCache
-from cloud.errors import QueueFull
+from cloud.engine.one_shot_executor import OneShotExecutor
+from cloud.engine.text_heads import Head, HeadCache
+from cloud.errors import QueueFull, ShuttingDown
 
 
 class HeadBuilds:
     """`ready` gets each item with its head; items whose head cannot be built fail. Thread-safe."""
 
-    def __init__(self, ledger: Ledger, texts: Executor, most: int, ready: Callable[[Item], None]) -> None:
+    def __init__(self, ledger: Ledger, texts: OneShotExecutor, most: int, ready: Callable[[Item], None]) -> None:
         self._ledger, self._texts, self._most, self._ready = ledger, texts, most, ready
         self._builds: dict[str, list[Item]] = {}
         self._lock = threading.Lock()
@@ -43,15 +44,30 @@ class HeadBuilds:
             abandoned = all(item.future.cancelled() or item.due <= now for item in waiting)
             if abandoned:
                 del self._builds[key]
-        head, failure = None, None
         if not abandoned:
             # A build that has begun is finished even when its callers leave: its result is there for their next try.
             try:
-                head = heads.load(labels, templates)
-            except Exception as error:
-                failure = self._ledger.unexpected(error)
-            with self._lock:
-                waiting = self._builds.pop(key)
+                build = self._texts.submit_in_turns(heads.load_steps(labels, templates))
+            except RuntimeError:  # shut down in between
+                build = Future()
+                build.cancel()
+            build.add_done_callback(lambda done: self._built(key, done))
+            return
+        self._settle(waiting, None, None)
+
+    def _built(self, key: str, done: Future[Head]) -> None:
+        head, failure = None, None
+        if done.cancelled():
+            failure = ShuttingDown("the service is stopping")
+        elif (error := done.exception()) is not None:
+            failure = self._ledger.unexpected(error)
+        else:
+            head = done.result()
+        with self._lock:
+            waiting = self._builds.pop(key)
+        self._settle(waiting, head, failure)
+
+    def _settle(self, waiting: list[Item], head: Head | None, failure: Exception | None) -> None:
         for item in waiting:
             if failure is not None:
                 self._ledger.fail(item, failure)

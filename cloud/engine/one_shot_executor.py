@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from concurrent.futures import Executor, Future
 from typing import TypeVar
 
@@ -37,6 +37,29 @@ class OneShotExecutor(Executor):
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name=self._name)
                 self._thread.start()
+        return future
+
+    def submit_in_turns(self, steps: Generator[object, None, T]) -> Future[T]:
+        """Runs a generator to its end, one step at a time: what is submitted meanwhile gets its turn between two steps.
+
+        The future has what the generator returns. Raises `RuntimeError` after `shutdown`, the future too if it comes in
+        between.
+        """
+        future: Future[T] = Future()
+
+        def step() -> None:
+            try:
+                next(steps)
+                again()
+            except StopIteration as end:
+                future.set_result(end.value)
+            except BaseException as error:
+                future.set_exception(error)
+
+        def again() -> None:
+            self.submit(step).add_done_callback(lambda turn: turn.cancelled() and future.cancel())
+
+        again()
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
@@ -71,3 +94,12 @@ def on_one_shot_thread(fn: Callable[[], T]) -> T:
     """Runs `fn` on a thread of its own; returns what it returns, raises what it raises."""
     with OneShotExecutor("thinwire-once") as thread:
         return thread.submit(fn).result()
+
+
+def finished(steps: Generator[object, None, T]) -> T:
+    """What a generator returns, run to its end here."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value

@@ -10,7 +10,7 @@ import os
 import tempfile
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,13 +18,14 @@ from typing import Protocol
 
 import numpy as np
 
+from cloud.engine.one_shot_executor import finished
 from thinwire.files import write_whole
 from thinwire.label_notes import coinciding, label_notes
 from thinwire.labels import fill_templates
 
 log = logging.getLogger(__name__)
 
-PROMPTS_PER_CALL = 4096  # bounds the memory of a build: 4096 x 1024 float32 = 16 MiB
+PROMPTS_PER_CALL = 512  # between two calls others get their turn: about two seconds on a core
 _DIGEST_BYTES = 32
 
 
@@ -129,6 +130,7 @@ class HeadCache:
         self._lock = threading.Lock()
         self._heads: OrderedDict[str, Head] = OrderedDict()
         self._held_bytes = 0
+        self._progress: dict[str, int] = {}
         self._warned = False
         self.counts = {"memory_hits": 0, "disk_hits": 0, "builds": 0, "bad_files": 0}
 
@@ -155,15 +157,33 @@ class HeadCache:
 
     def build(self, labels: tuple[str, ...], templates: tuple[str, ...]) -> Head:
         """Runs the text tower over labels x templates: the mean of a label's unit prompt vectors, made unit again."""
+        return finished(self._build_steps(labels, templates))
+
+    def load_steps(self, labels: tuple[str, ...], templates: tuple[str, ...]) -> Generator[None, None, Head]:
+        """`load` in steps of `PROMPTS_PER_CALL` texts; `progress` tells how far it is."""
+        if len(labels) * len(templates) <= PROMPTS_PER_CALL:
+            return self.load(labels, templates)
+        return self.lookup(labels, templates) or (yield from self._build_steps(labels, templates))
+
+    def progress(self, labels: Sequence[str], templates: Sequence[str]) -> tuple[int, int]:
+        """(texts whose vectors are made, texts in all) of a head that is being built; (0, all) where it waits."""
+        return self._progress.get(self.key(labels, templates), 0), len(labels) * len(templates)
+
+    def _build_steps(self, labels: tuple[str, ...], templates: tuple[str, ...]) -> Generator[None, None, Head]:
+        key = self.key(labels, templates)
         prompts = [prompt for label in labels for prompt in fill_templates(label, templates)]
         sums = np.zeros((len(labels), self.clip.embed_dim), np.float32)
-        for start in range(0, len(prompts), PROMPTS_PER_CALL):
-            vectors = self.clip.encode_texts(prompts[start : start + PROMPTS_PER_CALL])
-            np.add.at(sums, np.arange(start, start + len(vectors)) // len(templates), vectors)
+        try:
+            for start in range(0, len(prompts), PROMPTS_PER_CALL):
+                vectors = self.clip.encode_texts(prompts[start : start + PROMPTS_PER_CALL])
+                np.add.at(sums, np.arange(start, start + len(vectors)) // len(templates), vectors)
+                self._progress[key] = start + len(vectors)
+                yield
+        finally:
+            self._progress.pop(key, None)
         norms = np.linalg.norm(sums, axis=1, keepdims=True)
         classes = sums / np.maximum(norms, np.finfo(np.float32).tiny)
         self.counts["builds"] += 1
-        key = self.key(labels, templates)
         self._write(key, classes)
         return self._keep(key, labels, classes)
 

@@ -122,6 +122,12 @@ class Answering:
         head = loaded.heads.lookup(labels.labels, labels.templates) if loaded else None
         return head.notes if head else ()
 
+    def head_progress(self, labels: LabelSet, clip: str) -> tuple[int, int]:
+        """(texts whose vectors are made, texts in all) of labels whose head is not there yet."""
+        models = self._engine.models
+        loaded = models.clip_of(models.name_of(clip))
+        return loaded.heads.progress(labels.labels, labels.templates) if loaded else (0, 0)
+
     def clip_id(self, clip: str) -> str:
         """Name and hash of a CLIP's weights; "" for one that is not loaded."""
         loaded = self._engine.models.clip_of(self._engine.models.name_of(clip))

@@ -215,9 +215,15 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             work = self._making[request.upload] = asyncio.ensure_future(self._made_ready(whole, None))
             work.add_done_callback(lambda _: self._making.pop(request.upload, None))
             work.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody may ask again
-        done, _ = await asyncio.wait({work}, timeout=PART_WAIT_S)
+        # Half of what the client waits at most: an answer that comes late is none
+        left_s = context.time_remaining()
+        wait_s = PART_WAIT_S if left_s is None else min(PART_WAIT_S, max(0.0, left_s / 2))
+        done, _ = await asyncio.wait({work}, timeout=wait_s)
         if done:
             response.registered.CopyFrom(work.result())
+        else:
+            labels = check_label_set(whole.labels, whole.prompt_set, whole.templates)
+            response.texts_done, response.texts = self._answering.head_progress(labels, whole.clip)
         return response
 
     async def _vector(self, image: pb.ImageInput, clip: str, context: Context) -> np.ndarray:

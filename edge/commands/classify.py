@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from edge.defaults import CANNOT_RUN, DEFAULT_BUNDLE, OK, SOME_FAILED
 from edge.errors import ConnectionOptionsError, NothingToDo, ServerUnreachable, SourceLost, reason_of
 from edge.line.client import Client, Outcome
 from edge.line.image_files import plain_word, search
+from edge.line.label_upload import Progress
 from edge.line.ladder import FORM, Ladder, fuses, not_fused, open_ladder
 from edge.line.progressive import classify_progressive
 from edge.line.web import WebError, fetched_image, is_web_address
@@ -60,6 +62,7 @@ def pictures_of(words: Sequence[str], say: Callable[[str], None]) -> list[Pictur
     return found
 
 
+LABELS_SAID_EVERY_S = 30.0
 MAX_TOKEN_BYTES = 1 << 16
 MAX_NOTES = 20  # shown; a folder of a thousand black pictures need not say so a thousand times
 
@@ -113,6 +116,7 @@ def run(args: argparse.Namespace) -> int:
         for step in ladder.others if ladder else ():
             if not fuses(info, client.bundle, [step.bundle]):
                 _complain(f"note: {not_fused(client.bundle, step.bundle)}")
+        client.on_label_progress = _label_lines(_complain)
         try:
             with ProgressBar(len(sources), sys.stderr, "classifying") as progress:
                 for picture, outcome in _outcomes(client, sources, labels, args, tally, ladder):
@@ -188,6 +192,19 @@ def _client(args: argparse.Namespace, ladder: Ladder | None) -> Client:
         client_key=args.tls_key,
         device_id=args.device_id,
     )
+
+
+def _label_lines(say: Callable[[str], None]) -> Callable[[Progress], None]:
+    """Says how far thousands of labels are: after two seconds, then every half minute."""
+    said_at = time.monotonic() - LABELS_SAID_EVERY_S + 2
+
+    def tell(progress: Progress) -> None:
+        nonlocal said_at
+        if (now := time.monotonic()) - said_at > LABELS_SAID_EVERY_S:
+            said_at = now
+            say(f"labels go ahead of the images, once: {progress}")
+
+    return tell
 
 
 def _outcomes(

@@ -126,14 +126,15 @@ class SpooledLabels:
         now = time.monotonic()
         if self.progress is None:
             self._said_at = float("-inf")
-        self.progress = {"sent_bytes": progress.held_bytes, "of_bytes": progress.total_bytes}
+        self.progress = {
+            "sent_bytes": progress.held_bytes,
+            "of_bytes": progress.total_bytes,
+            "texts_done": progress.texts_done,
+            "texts": progress.texts,
+        }
         if now - self._said_at > LABELS_SAID_EVERY_S:
             self._said_at = now
-            share = 100 * progress.held_bytes // progress.total_bytes
-            state = (
-                f"{share} % of {progress.total_bytes} bytes have crossed" if share < 100 else "the server prepares them"
-            )
-            self.say(f"labels go ahead of the frames, once: {state}")
+            self.say(f"labels go ahead of the frames, once: {progress}")
 
 
 def _digest(registration: pb.RegisterLabelsRequest) -> str:

@@ -9,6 +9,7 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,14 @@ from edge.field.in_work import MAX_DEATHS, InWork
 from edge.field.shot import Shot
 from edge.line.image_files import VIDEO_ENDINGS
 from edge.line.web import WebError, checked, fetched_image, is_web_address
+from thinwire.imaging import MAX_IMAGE_PIXELS
 from thinwire.proxies import proxy_of
 from thinwire.text import safe_text, shown, shown_address, without_secrets
 
 RECONNECT_S = (1.0, 30.0)
 DAMAGED_PACKETS = 100  # in a row
 SILENCE_S = 10.0  # a camera that gives no frame for so long is taken for unplugged
+MIN_ASPECT = Fraction(1, 4)  # of a pixel; beyond it the file is wrong
 CLOCK_JUMP_S = 1.0  # of a recording's own clock, back: another recording was joined on
 SNAPSHOT_EVERY_S = 1.0  # without --fps
 
@@ -148,7 +151,7 @@ class Video:
                     if stop.is_set():
                         return
                     if pace.wants(time.monotonic() if self.live or frame.time is None else frame.time):
-                        yield upright(frame), time.time()
+                        yield upright(frame, stream.sample_aspect_ratio), time.time()
         except av.error.ProtocolNotFoundError as error:
             scheme = self._address.partition("://")[0]
             raise SourceError(
@@ -190,10 +193,19 @@ class Pace:
         return True
 
 
-def upright(frame: Any) -> np.ndarray:
+def upright(frame: Any, pixel_aspect: Fraction | None = None) -> np.ndarray:
     """A decoded frame as uint8 (H, W, 3) RGB, turned and mirrored as its display matrix says: phones store what the
-    sensor saw, and how they were held beside it."""
-    image = frame.to_ndarray(format="rgb24")
+    sensor saw, and how they were held beside it.
+
+    pixel_aspect: width by height of one pixel, where they are not square (DV, DVD, analogue cameras); None: not told.
+    """
+    width, height = frame.width, frame.height
+    if pixel_aspect and MIN_ASPECT <= pixel_aspect <= 1 / MIN_ASPECT and pixel_aspect != 1:
+        # The longer side of a pixel is drawn out, so that no line or column is lost
+        width, height = round(width * max(1, pixel_aspect)), round(height / min(1, pixel_aspect))
+    if width * height > MAX_IMAGE_PIXELS:  # of a file that says what is not so
+        width, height = frame.width, frame.height
+    image = frame.to_ndarray(format="rgb24", width=width, height=height)
     for data in frame.side_data:
         if data.type.name == "DISPLAYMATRIX":
             a, b, _, c, d, *_ = np.frombuffer(data, np.int32, 9).tolist()  # 16.16: x' = ax + cy, y' = bx + dy

@@ -8,7 +8,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import grpc
@@ -17,6 +17,7 @@ from edge.defaults import DEFAULT_BUNDLE, DEFAULT_IN_FLIGHT, DEFAULT_SERVER, DEF
 from edge.encoder import Encoder, ImageLike, default_rate
 from edge.errors import ConnectionOptionsError, FrameFailed, Refused, described
 from edge.line.label_handles import LabelHandles, is_unknown
+from edge.line.label_upload import Progress
 from edge.line.result import Prediction, Result, ServerTiming, read_reply
 from edge.line.uplink import Line, Uplink
 from thinwire.bundle import Bundle, load_bundle
@@ -162,6 +163,7 @@ class Client:
         self.encoder = Encoder(self.bundle, threads, precision, provider)
         self.uplink = Uplink(line)
         self.handles = LabelHandles()
+        self.on_label_progress: Callable[[Progress], None] = lambda progress: None  # of labels that cross in pieces
         self._registering = threading.Lock()
 
     def __enter__(self) -> Client:
@@ -309,7 +311,7 @@ class Client:
             wanted = self.handles.registration(request)
             if wanted is not None:
                 try:
-                    self.handles.registered(wanted, self.uplink.register(wanted))
+                    self.handles.registered(wanted, self.uplink.register(wanted, self.on_label_progress))
                 except Refused as error:
                     self.handles.refused(wanted, error)
         shortened = self.handles.shortened(request)

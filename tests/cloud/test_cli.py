@@ -18,6 +18,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from cloud.errors import ClipMismatch
 from cloud.networks.assemble import open_engine
 from tests.cloud.tiny_codec import write_tiny_codec
+from thinwire.contract import SPOOL_KEY
 from thinwire.errors import BundleError, UnknownBundle
 from thinwire.packet import Packet
 from thinwire.v1 import inference_pb2 as pb
@@ -62,12 +63,16 @@ def test_it_serves_says_what_and_where_and_stops_in_good_order(process, make_pac
     request = pb.ClassifyRequest(image=pb.ImageInput(packet=make_packet()), labels=["cat", "dog"])
     with grpc.insecure_channel(address) as channel:
         stub = inference_pb2_grpc.InferenceServiceStub(channel)
-        assert len(stub.Classify(request, timeout=10).predictions) == 2
+        request.frame_id = 7
+        for _ in range(3):  # the same frame of the same spool: answered once, given again twice
+            answer = stub.Classify(request, timeout=10, metadata=((SPOOL_KEY, "a" * 32),))
+            assert len(answer.predictions) == 2
         assert list((tmp_path / "heads").glob("*.head"))
         running.send_signal(signal.SIGTERM)
-        assert running.wait(15) == 0
+        assert running.wait(60) == 0
     rest = running.stderr.read()
     assert "stopping" in rest
+    assert ", 2 repeated" in rest
     assert rest.endswith("thinwire-cloud: stopped\n")
 
 
@@ -99,7 +104,7 @@ def test_sighup_reads_the_models_again_and_a_broken_one_changes_nothing(
             assert "decoder.safetensors" in next_line(running, "stay in use")
             assert stub.Classify(request, timeout=10).predictions == before
         running.send_signal(signal.SIGTERM)
-        assert running.wait(15) == 0
+        assert running.wait(60) == 0
     finally:
         running.kill()
         running.wait(10)

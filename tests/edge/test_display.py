@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import struct
 import subprocess
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from edge.cli import main
 from edge.field.video import Video
 
 av = pytest.importorskip("av")
@@ -87,3 +89,41 @@ def test_a_frame_without_a_matrix_is_as_it_is_stored(plain):
     (first, _) = Video(str(plain), "question", None, print).shots(threading.Event())
     assert first.image.shape == (64, 96, 3)
     assert quarters(first.image) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("aspect", "shape"),
+    [("16/11", (64, 140)), ("1/2", (128, 96)), ("1", (64, 96)), ("1/20", (64, 96)), ("40", (64, 96))],
+)
+def test_pixels_that_are_not_square_are_drawn_out(plain, tmp_path, aspect, shape):
+    """DV, DVD and analogue cameras; what no device has is not believed."""
+    path = tmp_path / "odd.mp4"
+    ffmpeg("-i", plain, "-vf", f"setsar={aspect}", "-pix_fmt", "yuv420p", path)
+    shots = list(Video(str(path), "q", None, print).shots(threading.Event()))
+    assert [shot.image.shape for shot in shots] == [(*shape, 3)] * 2
+    assert quarters(shots[0].image) == [0, 1, 2, 3]
+
+
+def test_square_pixels_and_turns_go_together(plain, tmp_path):
+    ffmpeg("-i", plain, "-vf", "setsar=2", "-pix_fmt", "yuv420p", tmp_path / "wide.mp4")
+    path = held(tmp_path / "wide.mp4", tmp_path / "turned.mp4", (0, 1, -1, 0))
+    (shot, *_) = Video(str(path), "q", None, print).shots(threading.Event())
+    assert shot.image.shape == (192, 64, 3)
+    assert quarters(shot.image) == [2, 0, 3, 1]
+
+
+@pytest.mark.parametrize("order", ["ab", "ba", "aba"])
+def test_frames_of_every_part_of_joined_recordings_are_answered(canned, tiny_bundle, tmp_path, order):
+    """`cat a.ts b.ts > j.ts`: the clock goes back where the second begins."""
+    for name, colour in (("a", "red"), ("b", "blue")):
+        ffmpeg("-f", "lavfi", "-i", f"color={colour}:s=96x64:r=10:d=4", "-c:v", "mpeg2video", tmp_path / f"{name}.ts")
+    (tmp_path / "j.ts").write_bytes(b"".join((tmp_path / f"{name}.ts").read_bytes() for name in order))
+    words = ["--labels", "cat,dog", "--server", canned.address, "--bundle", str(tiny_bundle.path), "--fps", "2"]
+    words += ["--spool", str(tmp_path / "s.db"), "--out", str(tmp_path / "o.jsonl")]
+    assert main(["run", str(tmp_path / "j.ts"), *words]) == 0
+    lines = [json.loads(line) for line in (tmp_path / "o.jsonl").read_text().splitlines()]
+    assert all(line["ok"] for line in lines)
+    assert 7 * len(order) <= len(lines) <= 9 * len(order)
+    # Both are seen: the packets of red and of blue frames differ
+    packets = {each.image.packet for each in canned.frames}
+    assert len(packets) >= 2

@@ -7,6 +7,7 @@ from PIL import Image
 
 from edge.encoder import Encoder
 from thinwire.bundle import load_bundle
+from thinwire.imaging import flat_note
 
 
 def test_what_is_odd_about_a_picture_comes_with_its_packet(tmp_path):
@@ -26,3 +27,12 @@ def test_a_crop_of_a_frame_is_the_part_of_it():
     assert (encoder.view(frame, (40, 30, 300, 250)) == part).all()
     assert (encoder.view(frame, (0.1, 0.1, 0.75, 250 / 300)) == part).all()
     assert (encoder.view(Image.fromarray(frame), (40, 30, 300, 250)) == part).all()
+
+
+def test_one_colour_is_as_flat_as_grey():
+    """A camera without a signal often gives blue."""
+    blue = np.zeros((32, 32, 3), np.uint8)
+    blue[:] = (10, 20, 200)
+    assert "nearly flat" in flat_note(blue)
+    blue[0, 0, 2] = 100
+    assert flat_note(blue) is None

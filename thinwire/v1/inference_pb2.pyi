@@ -411,9 +411,13 @@ class RegisterLabelsPartRequest(_message.Message):
     def __init__(self, upload: _Optional[bytes] = ..., total_bytes: _Optional[int] = ..., offset: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class RegisterLabelsPartResponse(_message.Message):
-    __slots__ = ("held_bytes", "registered")
+    __slots__ = ("held_bytes", "registered", "texts_done", "texts")
     HELD_BYTES_FIELD_NUMBER: _ClassVar[int]
     REGISTERED_FIELD_NUMBER: _ClassVar[int]
+    TEXTS_DONE_FIELD_NUMBER: _ClassVar[int]
+    TEXTS_FIELD_NUMBER: _ClassVar[int]
     held_bytes: int
     registered: RegisterLabelsResponse
-    def __init__(self, held_bytes: _Optional[int] = ..., registered: _Optional[_Union[RegisterLabelsResponse, _Mapping]] = ...) -> None: ...
+    texts_done: int
+    texts: int
+    def __init__(self, held_bytes: _Optional[int] = ..., registered: _Optional[_Union[RegisterLabelsResponse, _Mapping]] = ..., texts_done: _Optional[int] = ..., texts: _Optional[int] = ...) -> None: ...
