@@ -297,11 +297,8 @@ def _check_port(config: Config) -> None:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as gRPC does: remains of old connections
             probe.bind(address)
     except OSError as error:
-        fix = (
-            "stop what listens there, or take another with --port"
-            if error.errno == errno.EADDRINUSE
-            else "take another"
-        )
+        fix = "is the port taken? Stop what listens there, or name another with --port"
+        fix = fix if error.errno == errno.EADDRINUSE else "check --host and --port"
         raise BadConfiguration(f"{host}:{port}: cannot be listened on ({error.strerror}): {fix}") from None
 
 

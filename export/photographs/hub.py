@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import io
-import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from export.photographs.errors import PhotographsError
 from export.photographs.sources import Found, Source
@@ -19,12 +18,18 @@ def from_hub(source: Source, folder: Path) -> Iterator[Found]:
     name, split = source.places
     try:
         import datasets
+        import huggingface_hub
     except ModuleNotFoundError as error:
         raise PhotographsError(f"--images {source.text}: needs `pip install 'thinwire[datasets]'`") from error
+    for library in (datasets, huggingface_hub):  # their retries are not for people: what fails is said below
+        library.utils.logging.set_verbosity_error()
     try:
         stream = datasets.load_dataset(name, split=split, streaming=True)
-        column = next((key for key, kind in (stream.features or {}).items() if isinstance(kind, datasets.Image)), None)
-        if column is not None:
+        if stream.features is None:  # the hub does not tell, the first row does
+            stream = stream._resolve_features()
+        columns = dict(stream.features or {})
+        column = next((key for key, kind in columns.items() if _is_picture(kind, datasets)), None)
+        if column is not None and isinstance(columns[column], datasets.Image):
             stream = stream.cast_column(column, datasets.Image(decode=False))
         rows = iter(stream)
     except Exception as error:  # datasets, huggingface_hub, fsspec and urllib each raise their own kinds
@@ -34,7 +39,9 @@ def from_hub(source: Source, folder: Path) -> Iterator[Found]:
             "or give a folder that holds the pictures"
         ) from error
     if column is None:
-        raise PhotographsError(f"--images {source.text}: has no column of pictures")
+        raise PhotographsError(f"--images {source.text}: has no column of pictures; it has {', '.join(columns)}")
+    if source.caption and source.caption not in columns:
+        raise PhotographsError(f"--images {source.text}: has no column {source.caption!r}; it has {', '.join(columns)}")
     offset = 0
     try:
         with open(folder / PICTURES, "wb") as kept:
@@ -53,8 +60,17 @@ def from_hub(source: Source, folder: Path) -> Iterator[Found]:
         raise PhotographsError(f"--images {source.text}: broke off ({cause}); run the command again") from error
 
 
+def _is_picture(kind: Any, datasets: Any) -> bool:
+    """Whether a column holds pictures, also where nobody has said so: a stored file and its name."""
+    return isinstance(kind, datasets.Image) or (isinstance(kind, dict) and set(kind) == {"bytes", "path"})
+
+
 def _bytes_of(value: dict) -> bytes:
     if value.get("bytes"):
         return value["bytes"]
-    path = value.get("path")
-    return Path(path).read_bytes() if path and os.path.exists(path) else io.BytesIO().getvalue()
+    if not (path := value.get("path")):
+        return b""
+    import fsspec  # paths of a hub's folder of pictures: hf://, zip://
+
+    with fsspec.open(path) as file:
+        return file.read()

@@ -15,15 +15,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from PIL import Image
-
 from export.photographs.errors import PhotographsError
-from thinwire.imaging import FORMATS
+from thinwire.image_names import EXTENSIONS, is_image_name, is_litter
 
 EXAMPLE = (
     "a folder, a .tar, shards-{000..127}.tar, a text file of paths or hf:NAME[:SPLIT], for example --images ~/Pictures"
 )
-SUFFIXES = frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS)
 LABELS = "labels.csv"
 CACHE_GB = 10.0
 
@@ -104,7 +101,7 @@ def parse_source(text: str, caption: str | None = None) -> Source:
         return Source(text, "tar", tuple(paths), weight, caption)
     if len(paths) == 1 and Path(paths[0]).suffix.lower() in (".txt", ".lst", ".list"):
         return Source(text, "list", (paths[0],), weight, caption)
-    if len(paths) == 1 and Path(paths[0]).suffix.lower() in SUFFIXES:
+    if len(paths) == 1 and Path(paths[0]).suffix.lower() in EXTENSIONS:
         raise PhotographsError(f"--images {text!r}: is one picture; training needs many: give {EXAMPLE}")
     raise PhotographsError(f"--images {text!r}: is not a source of photographs; give {EXAMPLE}")
 
@@ -160,9 +157,11 @@ def _in_folder(root: Path, folders: dict[str, int], caption: str | None) -> Iter
             folders[folder] = os.stat(folder).st_mtime_ns
             with os.scandir(folder) as entries:
                 for entry in entries:
+                    if is_litter(entry.name):
+                        continue
                     if entry.is_dir():
                         waiting.append(entry.path)
-                    elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:
+                    elif is_image_name(entry.name):
                         name = os.path.relpath(entry.path, root)
                         captions, label = table.get(name, ((), ""))
                         yield Found(name, entry.path, captions=captions, label=label)
@@ -193,11 +192,11 @@ def _in_tar(place: str, caption: str | None) -> Iterator[Found]:
         with tarfile.open(place, "r:") as tar:
             while (member := tar.next()) is not None:
                 tar.members = []  # tarfile would keep them all
-                if not member.isfile():
+                if not member.isfile() or is_litter(member.name.removeprefix("./")):
                     continue
                 folder, _, name = member.name.rpartition("/")
                 key, suffix = f"{folder}/{name.partition('.')[0]}", os.path.splitext(name)[1].lower()
-                if suffix in SUFFIXES:
+                if is_image_name(name):
                     pictures.append((member.name, member.offset_data, member.size))
                 elif name == LABELS:
                     prefix = member.name[: -len(LABELS)]
