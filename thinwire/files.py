@@ -47,15 +47,19 @@ def write_whole(path: Path, text: str | bytes) -> None:
         raise
 
 
+class Endless(OSError):
+    """What is named has no end."""
+
+
 def open_file(path: str | os.PathLike[str]) -> io.FileIO:
     """A file, or a pipe that somebody writes to, open for `read_whole`; never waits for a pipe's other end.
 
-    Raises `OSError`, also for a device: it has no end.
+    Raises `OSError`, for a device `Endless`.
     """
     file = io.FileIO(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0)))
     if stat.S_ISCHR(os.fstat(file.fileno()).st_mode) or stat.S_ISBLK(os.fstat(file.fileno()).st_mode):
         file.close()
-        raise OSError(errno.EINVAL, "is a device, not a file", os.fspath(path))
+        raise Endless(errno.EINVAL, "is a device, not a file", os.fspath(path))
     return file
 
 

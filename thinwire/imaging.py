@@ -24,7 +24,7 @@ from PIL import Image, UnidentifiedImageError
 from thinwire import deep_pixels
 from thinwire.decode_cost import DRAFT_ABOVE_PIXELS, Crop, decode_bytes, draft
 from thinwire.errors import CropOutside, ImageError
-from thinwire.files import open_file, read_whole
+from thinwire.files import Endless, open_file, read_whole
 from thinwire.memory import reserved
 from thinwire.png_chunks import pixels_only
 
@@ -304,6 +304,8 @@ def _read(source: ImageFile, name: str | None) -> tuple[str, bytes]:
             raise ImageError(f"{label}: no such file") from error
         except IsADirectoryError as error:
             raise ImageError(f"{label}: is a folder, not an image file") from error
+        except Endless as error:
+            raise ImageError(f"{label}: has more than {MAX_FILE_BYTES >> 20} MiB: {error.strerror}") from error
         except (OSError, ValueError) as error:
             raise ImageError(f"{label}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
         except MemoryError as error:

@@ -30,7 +30,11 @@ def from_hub(source: Source, folder: Path) -> Iterator[Found]:
         columns = dict(stream.features or {})
         column = next((key for key, kind in columns.items() if _is_picture(kind, datasets)), None)
         if column is not None and isinstance(columns[column], datasets.Image):
-            stream = stream.cast_column(column, datasets.Image(decode=False))
+            # As stored. Libraries before 3.4 have no `decode`; in 5.2 `cast_column` does not reach folders of the hub
+            if hasattr(stream, "decode"):
+                stream = stream.decode(False)
+            else:
+                stream = stream.cast_column(column, datasets.Image(decode=False))
         rows = iter(stream)
     except Exception as error:  # datasets, huggingface_hub, fsspec and urllib each raise their own kinds
         cause = f"{type(error).__name__}: {error}".splitlines()[0]
