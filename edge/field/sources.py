@@ -77,7 +77,7 @@ class Lines:
                 yield _file_shot(Path(name), self._question)
 
 
-def _names(stream: BinaryIO) -> Iterator[bytes]:
+def _names(stream: BinaryIO | TextIO) -> Iterator[bytes]:
     """Names as they come, one a line, or with a zero byte after each (`find -print0`): the first separator decides.
 
     Raises `SourceError` for what holds no names.
@@ -85,7 +85,7 @@ def _names(stream: BinaryIO) -> Iterator[bytes]:
     read = getattr(stream, "read1", stream.read)
     rest, separator = b"", b""
     while chunk := read(1 << 16):
-        rest += chunk
+        rest += os.fsencode(chunk)  # a text stream in the place of stdin gives text
         if not separator:
             if other_kind(rest[:64]) not in (None, "a text file"):
                 raise SourceError(
