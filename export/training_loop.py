@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from export.distributed import ALONE, Group
@@ -35,6 +36,38 @@ class Budget(Protocol):
     minutes: float
     steps: int | None
     batch: int
+
+
+class OneNet(Protocol):
+    """A run of one net with one optimiser; steps: done so far."""
+
+    net: nn.Module
+    optimiser: torch.optim.Optimizer
+    generator: torch.Generator
+    progress: float
+    steps: int
+
+
+def state_of(run: OneNet) -> dict:
+    """All that `restore_state` needs to go on at this step."""
+    return {
+        "net": run.net.state_dict(),
+        "optimiser": run.optimiser.state_dict(),
+        "generator": run.generator.get_state(),
+        "progress": run.progress,
+        "steps": run.steps,
+    }
+
+
+def restore_state(run: OneNet, state: dict, fix: str) -> None:
+    """Goes on where `state_of` was. Raises `CheckpointError`, which names `fix`, where it is of another net."""
+    own = run.net.state_dict()
+    if {name: value.shape for name, value in own.items()} != {n: v.shape for n, v in state.get("net", {}).items()}:
+        raise CheckpointError(f"the checkpoint is of another net: give another --out, or {fix}")
+    run.net.load_state_dict(state["net"])
+    run.optimiser.load_state_dict(state["optimiser"])
+    run.generator.set_state(state["generator"].cpu())
+    run.progress, run.steps = state["progress"], state["steps"]
 
 
 def save(run: Run, checkpoint: Path) -> None:

@@ -33,6 +33,8 @@ from tests.export.tiny_student import make_tiny_student
 from tests.relay import Relay
 from thinwire.bundle import load_bundle
 
+pytestmark = pytest.mark.slow  # a student is distilled
+
 ROOT = Path(__file__).resolve().parents[1]
 LABELS = ["cat", "dog", "city at night"]
 PHOTOS = 4
@@ -268,7 +270,6 @@ def test_without_a_calibration_that_is_said_once_and_the_first_packet_answers(en
     assert {line["layers"] for line in lines} == {student.n_layers("mid")}
 
 
-@pytest.mark.slow
 def test_kills_between_the_packets_lose_and_double_nothing(engine, address, ladder, photos, tmp_path, finals):
     """kill -9 of the device again and again, as soon as it has sent something."""
     out, spool = tmp_path / "out.jsonl", tmp_path / "spool.db"

@@ -33,7 +33,7 @@ from thinwire.imaging import canonical_view, open_image
 if TYPE_CHECKING:
     from cloud.networks.clip import Clip
 
-CONFIDENCES = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99)
+CONFIDENCES = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99, 0.995)
 BARE = ((40, 25), (40, 35), (112, 15), (80, 35))  # sides and qualities of bare AV1 stills near the bytes of a cascade
 PROMPT = "a photo of a {}."
 FIT_COUNT = 400

@@ -16,26 +16,20 @@ Chosen on ImageNette images (docs/service.md says what that means for its figure
 
 from __future__ import annotations
 
-import json
-import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from thinwire.files import write_whole
+from cloud.engine.clip_entries import read_entries, read_entry, write_entry
 
 if TYPE_CHECKING:
     from thinwire.bundle import Bundle
 
-log = logging.getLogger(__name__)
-
 FILE = "calibration.json"
-FORMAT = 1
-MAX_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,15 +58,7 @@ class Calibration:
 
 def write_calibration(bundle: Bundle, clip_id: str, calibration: Calibration, data: str, images: int) -> Path:
     """Adds (or replaces) the entry of one CLIP in the bundle's calibration.json; returns its path."""
-    path = bundle.path / FILE
-    document: dict[str, Any] = {"format": FORMAT, "model_id": bundle.model_id.hex(), "clips": {}}
-    try:
-        old = json.loads(path.read_text(encoding="utf-8"))
-        if (old["format"], old["model_id"]) == (FORMAT, bundle.model_id.hex()):
-            document = old
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # none yet, or of another model: it is written again
-    document["clips"][clip_id] = {
+    entry = {
         "data": data,
         "images": images,
         "layers": [
@@ -84,30 +70,19 @@ def write_calibration(bundle: Bundle, clip_id: str, calibration: Calibration, da
             for each in calibration.layers
         ],
     }
-    write_whole(path, json.dumps(document, indent=1) + "\n")
-    return path
+    return write_entry(bundle, FILE, clip_id, entry)
 
 
 def read_calibration(bundle: Bundle, clip_id: str) -> Calibration | None:
     """The bundle's calibration for exactly this CLIP, or None. Raises `ValueError` for a damaged file."""
-    path = bundle.path / FILE
-    if not path.is_file():
-        return None
-    if path.stat().st_size > MAX_BYTES:
-        raise ValueError(f"{path}: is larger than {MAX_BYTES >> 20} MiB")
-    try:
-        document = json.loads(path.read_bytes())
-        if document["format"] != FORMAT or document["model_id"] != bundle.model_id.hex():
-            raise ValueError("is of another model or format")
-        entry = document["clips"].get(clip_id)
-        if entry is None:
-            return None
+
+    def read(entry: dict[str, Any]) -> Calibration:
         layers = tuple(read_table(each) for each in entry["layers"])
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"{path}: {error}: remove it, or measure it again with `thinwire-bench calibrate`") from error
-    if len(layers) != len(bundle.coder.layers) - 1:
-        raise ValueError(f"{path}: describes {len(layers)} layers, the bundle has {len(bundle.coder.layers)}")
-    return Calibration(layers)
+        if len(layers) != len(bundle.coder.layers) - 1:
+            raise ValueError(f"describes {len(layers)} layers, the bundle has {len(bundle.coder.layers)}")
+        return Calibration(layers)
+
+    return read_entry(bundle, FILE, clip_id, read, "thinwire-bench calibrate")
 
 
 def read_table(entry: dict[str, Any]) -> LayerCalibration:
@@ -123,15 +98,6 @@ def read_table(entry: dict[str, Any]) -> LayerCalibration:
     return LayerCalibration(temperature, margins, confidences)
 
 
-def read_calibrations(bundles: Iterable[Bundle] | Sequence[Bundle], clip_id: str) -> dict[bytes, Calibration]:
+def read_calibrations(bundles: Iterable[Bundle], clip_id: str) -> dict[bytes, Calibration]:
     """By model id. A damaged file costs a warning and progressive answers for its bundle, nothing else."""
-    found = {}
-    for bundle in bundles:
-        try:
-            calibration = read_calibration(bundle, clip_id)
-        except (OSError, ValueError) as error:
-            log.warning("%s", error)
-            continue
-        if calibration is not None:
-            found[bundle.model_id] = calibration
-    return found
+    return read_entries(bundles, lambda bundle: read_calibration(bundle, clip_id))

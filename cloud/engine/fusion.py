@@ -18,8 +18,6 @@ those that are there already, as a non-decreasing function of the first answer's
 
 from __future__ import annotations
 
-import json
-import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,16 +27,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cloud.engine.calibration import LayerCalibration, read_table
-from thinwire.files import write_whole
+from cloud.engine.clip_entries import read_entries, read_entry, write_entry
 
 if TYPE_CHECKING:
     from thinwire.bundle import Bundle
 
-log = logging.getLogger(__name__)
-
 FILE = "fusion.json"
-FORMAT = 1
-MAX_BYTES = 4 << 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,14 +110,6 @@ def write_fusion(bundle: Bundle, clip_id: str, fusion: Fusion, about: Mapping[st
 
     about: `data`, `date`, `images` and `label_sets` of the measurement.
     """
-    path = bundle.path / FILE
-    document: dict[str, Any] = {"format": FORMAT, "model_id": bundle.model_id.hex(), "clips": {}}
-    try:
-        old = json.loads(path.read_text(encoding="utf-8"))
-        if (old["format"], old["model_id"]) == (FORMAT, bundle.model_id.hex()):
-            document = old
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # none yet, or of another model: it is written again
     entry: dict[str, Any] = {**about, "temperatures": {}, "with": {}}
     for (layers, model_id, level), pair in sorted(fusion.pairs.items()):
         entry["temperatures"][str(layers)] = round(pair.table.temperature, 4)
@@ -135,28 +121,12 @@ def write_fusion(bundle: Bundle, clip_id: str, fusion: Fusion, about: Mapping[st
             "margins": [round(float(value), 5) for value in pair.table.margins],
             "confidence": [round(float(value), 4) for value in pair.table.confidences],
         }
-    document["clips"][clip_id] = entry
-    write_whole(path, json.dumps(document, indent=1) + "\n")
-    return path
+    return write_entry(bundle, FILE, clip_id, entry)
 
 
 def read_fusion(bundle: Bundle, clip_id: str) -> Fusion | None:
     """The bundle's fusion for exactly this CLIP, or None. Raises `ValueError` for a damaged file."""
-    path = bundle.path / FILE
-    if not path.is_file():
-        return None
-    if path.stat().st_size > MAX_BYTES:
-        raise ValueError(f"{path}: is larger than {MAX_BYTES >> 20} MiB")
-    try:
-        document = json.loads(path.read_bytes())
-        if document["format"] != FORMAT or document["model_id"] != bundle.model_id.hex():
-            raise ValueError("is of another model or format")
-        entry = document["clips"].get(clip_id)
-        return None if entry is None else _read(entry)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(
-            f"{path}: {error}: remove it, or measure it again with `thinwire-bench cascade --fit`"
-        ) from error
+    return read_entry(bundle, FILE, clip_id, _read, "thinwire-bench cascade --fit")
 
 
 def _read(entry: dict[str, Any]) -> Fusion:
@@ -180,16 +150,7 @@ def _read(entry: dict[str, Any]) -> Fusion:
 
 def read_fusions(bundles: Iterable[Bundle], clip_id: str) -> dict[bytes, Fusion]:
     """By model id of the first bundle. A damaged file costs a warning and the fusing of its packets, nothing else."""
-    found = {}
-    for bundle in bundles:
-        try:
-            fusion = read_fusion(bundle, clip_id)
-        except (OSError, ValueError) as error:
-            log.warning("%s", error)
-            continue
-        if fusion is not None:
-            found[bundle.model_id] = fusion
-    return found
+    return read_entries(bundles, lambda bundle: read_fusion(bundle, clip_id))
 
 
 @dataclass(frozen=True, eq=False)

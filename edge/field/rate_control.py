@@ -126,16 +126,19 @@ class RateControl:
         self,
         size: int,
         age_s: float,
-        backlog: int,
+        behind_bytes: int,
         meter: LinkMeter,
         least_s_per_byte: float = 0.0,
         frame_bytes: float = float("inf"),
     ) -> bool:
-        """Whether the answer to one more packet of `size` bytes on the wire is expected in time. As in `layers`."""
+        """Whether the answer to one more packet of `size` bytes on the wire is expected in time. As in `layers`.
+
+        behind_bytes: of fresh frames that wait, which must get through in time too; few of them need such a packet.
+        """
         late = age_s >= self.deadline_s
         left_s = self.deadline_s * DEADLINE_SHARE - (0.0 if late else age_s)
         slow = max(meter.s_per_byte, least_s_per_byte)
-        planned = meter.base_s + slow * (meter.in_flight_bytes + size * (1 + backlog))
+        planned = meter.base_s + slow * (meter.in_flight_bytes + size + behind_bytes)
         return size <= frame_bytes and planned <= left_s
 
 

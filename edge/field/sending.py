@@ -202,8 +202,9 @@ class Sender:
         size = packet_bytes + FRAMING_BYTES
         age_s = max(0.0, time.time() - frame.accepted_at)
         backlog = min(max(0, self.spool.waiting_frames - len(self.flying)), self.window)
+        behind_bytes = backlog * (len(frame.packet) + FRAMING_BYTES)
         limits = self.cap.s_per_byte, self.budget.frame_bytes()
-        return self.budget.allows(size) and self.rate.fits(size, age_s, backlog, self.meter, *limits)
+        return self.budget.allows(size) and self.rate.fits(size, age_s, behind_bytes, self.meter, *limits)
 
     def _send(self, key: bytes, request: pb.ClassifyStreamRequest, size: int) -> None:
         self._budget_told = False

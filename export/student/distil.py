@@ -23,7 +23,7 @@ from export.photographs.options import PhotographOptions
 from export.student.network import StudentError, StudentNet, load_student
 from export.student.targets import Targets
 from export.towers import load_tower
-from export.training_loop import load_checkpoint, look_at_unseen, run_to_end
+from export.training_loop import load_checkpoint, look_at_unseen, restore_state, run_to_end, state_of
 from synthesis.memory import keep_freed_memory
 
 UNSEEN = 256  # about so many photographs that no step sees
@@ -99,22 +99,10 @@ class Distilling:
 
     def state(self) -> dict:
         self.targets.save()
-        return {
-            "net": self.net.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-            "generator": self.generator.get_state(),
-            "progress": self.progress,
-            "steps": self.steps,
-        }
+        return state_of(self)
 
     def restore(self, state: dict) -> None:
-        own = self.net.state_dict()
-        if {name: value.shape for name, value in own.items()} != {n: v.shape for n, v in state.get("net", {}).items()}:
-            raise StudentError("the checkpoint is of another student: give another --out, or the same --backbone")
-        self.net.load_state_dict(state["net"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.generator.set_state(state["generator"])
-        self.progress, self.steps = state["progress"], state["steps"]
+        restore_state(self, state, "the same --backbone")
 
     def step(self) -> dict[str, float]:
         rising, falling = self.progress / 0.03 + 0.02, 0.5 * (1 + math.cos(math.pi * self.progress)) + 0.01

@@ -25,7 +25,7 @@ from export.taps import find_entry
 from export.teacher import load_teachers
 from export.towers import load_tower
 from export.train import HELD_OUT
-from export.training_loop import load_checkpoint, look_at_unseen, run_to_end
+from export.training_loop import load_checkpoint, look_at_unseen, restore_state, run_to_end, state_of
 from export.tune.content import content_of
 from export.tune.views import CodedViews, ViewCoder
 from synthesis.memory import keep_freed_memory
@@ -97,22 +97,10 @@ class Tuning:
         self.progress, self.steps = 0.0, 0
 
     def state(self) -> dict:
-        return {
-            "net": self.net.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-            "generator": self.generator.get_state(),
-            "progress": self.progress,
-            "steps": self.steps,
-        }
+        return state_of(self)
 
     def restore(self, state: dict) -> None:
-        own = self.net.state_dict()
-        if {name: value.shape for name, value in own.items()} != {n: v.shape for n, v in state.get("net", {}).items()}:
-            raise DecoderError("the checkpoint is of another net: give another --out, or the same settings")
-        self.net.load_state_dict(state["net"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.generator.set_state(state["generator"].cpu())
-        self.progress, self.steps = state["progress"], state["steps"]
+        restore_state(self, state, "the same settings")
 
     def step(self) -> dict[str, float]:
         rising, falling = self.progress / 0.02 + 0.01, 0.5 * (1 + math.cos(math.pi * self.progress)) + 0.01

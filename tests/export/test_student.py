@@ -24,6 +24,8 @@ from tests.export.photographs import crops
 from tests.export.tiny_student import WORDS, pictures
 from thinwire.bundle import load_bundle
 
+pytestmark = pytest.mark.slow  # a student is distilled
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
