@@ -121,6 +121,9 @@ def build_parser() -> argparse.ArgumentParser:
     student.add_argument(
         "--count", type=positive(int), help="photographs to learn from (default: as many as the minutes can use)"
     )
+    student.add_argument(
+        "--views", type=positive(int), default=2, help="views of each: the whole, then squares of it (default 2)"
+    )
     student.add_argument("--batch", type=positive(int), default=32)
     student.add_argument("--seed", type=int, default=0)
     student.add_argument("--threads", type=positive(int), default=1)
@@ -291,7 +294,7 @@ def run_student(args: argparse.Namespace) -> None:
     from export.student.bundle import make_student_bundle
     from export.student.distil import StudentSettings, distil
 
-    fields = ("clip", "backbone", "size", "minutes", "steps", "count", "batch", "seed", "threads")
+    fields = ("clip", "backbone", "size", "minutes", "steps", "count", "views", "batch", "seed", "threads")
     settings = StudentSettings(**{name: getattr(args, name) for name in fields}, photographs=photograph_options(args))
     run = args.out or Path("runs") / "student"
     folder = make_student_bundle(distil(settings, run), run / "bundle")
