@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return args.run(args)
         document = args.document(args, words)
     except ThinwireError as error:
-        print(f"thinwire-bench: {error}", file=sys.stderr)
+        print(f"thinwire-bench: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     except ModuleNotFoundError as error:
         print(

@@ -8,6 +8,7 @@ teacher reads them.
 from __future__ import annotations
 
 import hashlib
+import logging
 import random
 from collections.abc import Callable, Sequence
 
@@ -19,6 +20,9 @@ from torch.nn import functional as F
 
 from export.teachers import cache_root
 from export.towers import text_vectors
+from thinwire.files import told
+
+log = logging.getLogger(__name__)
 
 CAPTIONS = 2000
 TEXTS_PER_STEP = 512
@@ -37,11 +41,17 @@ def _kept(clip_id: str, asked: list[str], vectors_of: Callable[[list[str]], torc
     """The vectors of `asked`, from the export cache where they were made before."""
     stamp = "\n".join([clip_id.rpartition("#")[2], *asked]).encode()
     cached = cache_root() / f"answer-texts-{hashlib.sha256(stamp).hexdigest()[:16]}.npy"
-    if not cached.exists():
-        partial = cached.with_suffix(".partial.npy")
-        np.save(partial, vectors_of(asked).numpy())
+    if cached.exists():
+        return torch.from_numpy(np.load(cached))
+    vectors = vectors_of(asked)
+    partial = cached.with_suffix(".partial.npy")
+    try:
+        np.save(partial, vectors.numpy())
         partial.rename(cached)
-    return torch.from_numpy(np.load(cached))
+    except OSError as error:  # a full disk: they are made again the next time
+        log.warning("%s: cannot be kept (%s)", cached, told(error))
+        partial.unlink(missing_ok=True)
+    return vectors
 
 
 class AnswerDivergence(nn.Module):

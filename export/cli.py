@@ -74,7 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--warm-start", type=Path, metavar="RUN", help="start from the weights of this finished run")
     train.add_argument("--out", type=Path, help="run folder (default runs/FAMILY); the bundle is written to OUT/bundle")
     train.add_argument(
-        "--batch", type=int, help="photographs of a step, of all processes together (default: the preset's)"
+        "--batch", type=positive(int), help="photographs of a step, of all processes together (default: the preset's)"
     )
     train.add_argument(
         "--clip", nargs="+", action="extend", metavar="CLIP", help=f"{CLIPS}; several: one drawn for each step"

@@ -55,6 +55,8 @@ def open_clip_source(spec: str = SHIPPED) -> ClipSource:
 
     Raises `ClipUnavailable`, whose message names the fix, when anything is missing, damaged or out of reach.
     """
+    if not spec.strip():
+        raise ClipUnavailable("an empty name is no CLIP (a variable that is not set?): leave --clip away for clip-lite")
     if spec == SHIPPED:
         folder = shipped_clip_path()
         if not (folder / "open_clip_config.json").is_file():

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import subprocess
+import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -14,6 +18,10 @@ pytest.importorskip("skimage")
 import export.cli
 from benchmarks import cli as bench
 from export import photos
+from tests.tiny_disk import mounted_disk
+from thinwire.files import told
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture
@@ -181,3 +189,73 @@ def test_bench_names_the_mistake(place, capsys, words):
     assert bench.main(words) == 1
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert said.startswith("thinwire-bench: ")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["train", "conv", "--images", ""], "empty name"),
+        (["train", "conv", "--images", "empty", "--out", "file"], "is a file where a folder is needed"),
+        (["train", "conv", "--batch", "-2"], "no whole number above 0"),
+        (["train", "conv", "--cache-gb", "nan"], "no number from 0"),
+        (["train", "conv", "--cache-gb", "-1"], "no number from 0"),
+        (["train", "conv", "--minutes", "nan"], "no number above 0"),
+        (["embedding", "--out", "out", "--clip", ""], "empty name"),
+        (["train", "conv", "--images", "a\0b"], "there is no"),
+        (["train", "conv", "--images", "nothing.tar"], "holds no pictures"),
+    ],
+    ids=str,
+)
+def test_export_names_what_is_empty_negative_or_no_number(place, capsys, words, said):
+    with tarfile.open(place / "nothing.tar", "w"):
+        pass
+    with pytest.raises(SystemExit) as caught:
+        export.cli.main(words)
+    text = str(caught.value.code) + capsys.readouterr().err
+    assert said in text
+    assert "Traceback" not in text
+
+
+def test_bench_says_one_line_also_where_a_library_says_many(place, capsys):
+    assert bench.main(["eval", "--data", "bad.tar"]) == 1
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("interrupted", [export.cli, bench])
+def test_ctrl_c_is_one_line(place, capsys, monkeypatch, interrupted):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    if interrupted is bench:
+        monkeypatch.setattr("benchmarks.commands.eval._eval", stop)
+        code = bench.main(["eval", "--data", "bad.tar"])
+    else:
+        monkeypatch.setitem(export.cli.COMMANDS, "list", stop)
+        code = export.cli.main(["list", "empty"])
+    assert code == 130
+    assert "interrupted" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_disk_that_fills_while_views_are_cached_is_no_end(place, monkeypatch, capsys):
+    """Views that cannot be kept are decoded again; what else cannot be written is one line."""
+    from tests.export.photographs import write_pack
+
+    write_pack(place / "pack.tar")
+    words = ["train", "conv", "--images", "pack.tar", "--steps", "1", "--batch", "2", "--threads", "1", "--out", "r"]
+    with mounted_disk(place / "small", "256k") as disk:
+        # A process of its own: views that are mapped would keep the disk mounted
+        env = {**os.environ, "PYTHONPATH": str(ROOT), "THINWIRE_CACHE": str(disk), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "export.cli", *words]
+        done = subprocess.run(command, env=env, cwd=place, capture_output=True, text=True, timeout=300)
+    assert "Traceback" not in done.stderr
+    if done.returncode:
+        last = done.stderr.strip().splitlines()[-1]
+        assert last.startswith("thinwire-export train: ")
+        assert "No space left" in last or "the disk is full" in last
+
+
+def test_what_a_system_says_is_told_with_its_file():
+    assert "the disk is full" in told(OSError("385536 requested and 63456 written"))  # NumPy's words
+    assert told(FileExistsError(17, "File exists", "x")).startswith("x: is a file where a folder is needed")
+    assert told(PermissionError(13, "Permission denied", b"caf\xe9")) == "caf\udce9: Permission denied"

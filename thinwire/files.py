@@ -6,6 +6,7 @@ import contextlib
 import errno
 import io
 import os
+import re
 import select
 import stat
 import sys
@@ -112,6 +113,10 @@ def told(error: OSError) -> str:
     Python does not fail again at its end.
     """
     why = error.strerror or str(error) or type(error).__name__
+    if error.errno is None and re.fullmatch(r"\d+ requested and \d+ written", why):  # numpy's words
+        return "a file cannot be written whole: the disk is full, free some space"
+    if isinstance(error, (FileExistsError, NotADirectoryError)):
+        why = "is a file where a folder is needed: name another"
     if error.filename is not None:
         return f"{os.fsdecode(error.filename)}: {why}"
     with contextlib.suppress(AttributeError, ValueError):  # no stdout, or a closed one

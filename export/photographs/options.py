@@ -42,13 +42,24 @@ def add_photograph_options(parser: argparse.ArgumentParser) -> None:
         "(default: ../shared/data/photos-train.tar where it is)",
     )
     group.add_argument(
-        "--cache-gb", type=float, default=CACHE_GB, metavar="GB", help="disk for decoded views (default %(default)g)"
+        "--cache-gb",
+        type=_gigabytes,
+        default=CACHE_GB,
+        metavar="GB",
+        help="disk for decoded views (default %(default)g)",
     )
     group.add_argument(
         "--captions",
         metavar="COLUMN",
         help="column of labels.csv, field of a shard's .json or column of hf: (optional)",
     )
+
+
+def _gigabytes(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < 1e9:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0")
+    return value
 
 
 def photograph_options(args: argparse.Namespace) -> PhotographOptions:

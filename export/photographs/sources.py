@@ -82,6 +82,8 @@ def parse_source(text: str, caption: str | None = None) -> Source:
         if not 0 < weight <= 1:
             raise PhotographsError(f"--images {text!r}: a weight is a share of the draws, above 0 and at most 1")
         place = head
+    if not place.strip():
+        raise PhotographsError("--images: an empty name is no source (a variable that is not set?)")
     if place.startswith("hf:"):
         name, _, split = place[3:].partition(":")
         if not name:
