@@ -21,6 +21,7 @@ ALLOWED = {
     r"tests/test_wheels\.py.*": "pip's index cannot be reached, or another processor",
     r"tests/edge/test_encoder\.py::test_a_provider_that_does_not_run_.*": "shows the error of a runtime without CUDA",
     r"tests/edge/test_spool\.py::test_a_disk_.*": "mounts a file system: some containers may not",
+    r"tests/test_user_mistakes\.py::test_a_disk_.*": "mounts a file system: some containers may not",
     r"tests/edge/test_memory_limit\.py.*": "makes a control group: some containers may not",
     r"tests/test_field_promises\.py::test_a_(full|read_only)_disk_.*": "mounts a file system: some containers may not",
 }
