@@ -10,7 +10,7 @@ from benchmarks.accuracy import cascade, compare, progressive
 from benchmarks.commands import eval as eval_command
 from benchmarks.commands import rate_accuracy, study, timing
 from benchmarks.commands.output import deliver
-from benchmarks.system import field, frame_search, ray_serve, service_load, watching
+from benchmarks.system import field, frame_search, ray_serve, runtimes, service_load, watching
 from benchmarks.timing import coder
 from thinwire.errors import ThinwireError
 from thinwire.files import told
@@ -26,6 +26,7 @@ COMMANDS = (
     progressive,
     cascade,
     service_load,
+    runtimes,
     field,
     watching,
     frame_search,
@@ -57,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except ModuleNotFoundError as error:
         print(
-            f"thinwire-bench: {error}: install the benchmarks with `pip install 'thinwire[bench,cloud]'`",
+            f"thinwire-bench: {error}: install the benchmarks with `pip install 'thinwire[bench]'`",
             file=sys.stderr,
         )
         return 1
