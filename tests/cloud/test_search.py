@@ -329,6 +329,7 @@ def test_search_over_http(keeping, make_packet):
     assert keeping.get("/api/frames/77")[0] == 404
 
 
+@pytest.mark.slow
 def test_the_command_line(keeping, make_packet, tmp_path):
     for seed in range(3):
         send(keeping, make_packet(seed), f"cam-{seed}")

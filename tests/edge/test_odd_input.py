@@ -164,6 +164,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 def test_a_frame_that_kills_the_process_twice_is_given_up(photos, words, tmp_path, out):
     command = process("run", photos, *words, "--out", tmp_path / "out.jsonl")
     command["args"][1:3] = ["-c", KILLER]
