@@ -28,6 +28,7 @@ from edge.defaults import DEFAULT_BUNDLE
 
 IN_FLIGHT = 16
 ANSWERS = 1000
+ALONE = "torch-alone"
 BATCH = 16
 
 
@@ -45,7 +46,8 @@ def add_commands(commands) -> None:
         "--runtimes",
         default="onnx,torch",
         metavar="A,B",
-        help="onnx, torch, onnx:int8, onnx:fp16; the last is what the others are divided by (default: %(default)s)",
+        help="onnx, torch, torch-alone (nothing in ONNX Runtime), onnx:int8, onnx:fp16; the others are divided by the "
+        "last (default: %(default)s)",
     )
     parser.add_argument("--starts", type=int, default=3, help="starts of each server (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each server (default: %(default)s)")
@@ -77,7 +79,11 @@ def _document(args: argparse.Namespace, words: Sequence[str]) -> dict[str, Any]:
 
 def _words(name: str, clip: str, bundle: Path) -> list[str]:
     runtime, _, precision = name.partition(":")
+    if name == ALONE:
+        runtime, precision = "torch", ""
     words = ["serve", "--port", "0", "--clip", clip, "--bundle", str(bundle), "--device", "cpu", "--runtime", runtime]
+    if name == ALONE:
+        words += ["--clip-backend", "torch", "--synthesis-backend", "torch"]
     return [*words, "--precision", precision] if precision else words
 
 
