@@ -11,6 +11,7 @@ import torch
 
 from export.cli import main
 from export.towers import load_tower
+from export.training_loop import CheckpointError
 from export.tune.content import content_of
 from export.tune.tuning import TuneSettings, Tuning, tune
 from synthesis.merging import variant_net
@@ -18,7 +19,6 @@ from synthesis.variant import load_variant
 from tests.export.tiny_towers import NAMES, write_tiny
 from tests.tiny_bundle import make_tiny_still
 from thinwire.bundle import load_bundle
-from thinwire.errors import DecoderError
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def test_a_run_goes_on_where_it_stopped_and_learns(asked, towers, tmp_path):
     again = Tuning(settings)
     again.restore(state)
     assert (again.progress, again.steps) == (1.0, 40)
-    with pytest.raises(DecoderError, match="another net"):
+    with pytest.raises(CheckpointError, match="another net"):
         Tuning(replace(settings, into="pixels")).restore(state)
 
 
