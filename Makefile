@@ -25,7 +25,7 @@ setup: $(ENV)/.ready ## install the full locked environment, write .venv/bin/thi
 $(ENV)/.ready: $(LOCK)
 	$(call install,$(ENV),$(LOCK),about 6 GB with PyTorch,$@,)
 
-light: $(LIGHT_ENV)/.ready
+light: $(LIGHT_ENV)/.ready ## install the locked environment without PyTorch, which `make demo` has
 	@"$(LIGHT_ENV)/bin/python" scripts/build_native.py
 
 # No byte code for what is never imported: that would take longer than the demo

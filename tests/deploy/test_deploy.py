@@ -45,6 +45,22 @@ def test_hadolint_has_nothing_to_say(name):
     assert (done.returncode, done.stdout) == (0, "")
 
 
+@pytest.mark.parametrize("name", DOCKERFILES)
+def test_what_is_copied_is_there_and_sent_to_the_builder(name):
+    allowed = (ROOT / ".dockerignore").read_text().splitlines()
+    copies = re.findall(r"^COPY (?!--from)(.+) \S+$", (DEPLOY / name).read_text(), re.MULTILINE)
+    sources = {source for line in copies for source in line.split()}
+    assert len(sources) > 8
+    for source in sources:
+        assert (ROOT / source).exists(), source
+        assert f"!{source}" in allowed, source
+
+
+@pytest.mark.parametrize("name", DOCKERFILES)
+def test_health_checks_go_past_proxies(name):
+    assert "ProxyHandler({})" in (DEPLOY / name).read_text().partition("HEALTHCHECK")[2]
+
+
 def test_hadolint_would_say_something(tmp_path):
     bad = tmp_path / "Dockerfile"
     bad.write_text("FROM debian\nRUN cd /tmp\n")
