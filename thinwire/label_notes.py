@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from thinwire.labels import spoken
+
 SAME = 1e-4  # distance of unit vectors: rounding of one text in two batches is a tenth of it, words differ by far more
 NEIGHBOURS = 8  # places along the line of projections in which equal vectors are looked for
 SHOWN = 3  # groups that are named
@@ -58,6 +60,8 @@ def _why(group: Sequence[str], context_length: int | None) -> str:
     plain = [unicodedata.normalize("NFC", " ".join(label.split())) for label in group]
     if len(set(plain)) == 1:
         return "they differ in how accents or spaces are written"
+    if len({spoken(text) for text in plain}) == 1:
+        return "they differ in quotation marks or underscores, which are not spoken"
     if len({text.casefold() for text in plain}) == 1:
         return "they differ in upper and lower case"
     start = next((at for at, chars in enumerate(zip(*plain, strict=False)) if len(set(chars)) > 1), 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 
@@ -16,6 +17,7 @@ MAX_LABEL_CHARS = 400
 MAX_FILE_BYTES = 32 << 20  # 20,000 labels of 400 characters
 MAX_TEMPLATES = 200
 MAX_TEMPLATE_CHARS = 400
+QUOTES = {'"': '"', "'": "'", "`": "`", "\u201c": "\u201d", "\u2018": "\u2019", "\u201e": "\u201c", "\u00ab": "\u00bb"}
 
 
 def validate_labels(labels: Iterable[str]) -> tuple[str, ...]:
@@ -85,12 +87,29 @@ def resolve_templates(prompt_set: str = "", templates: Sequence[str] = ()) -> tu
 
 
 def fill_templates(label: str, templates: Sequence[str]) -> list[str]:
-    """`label` put into each template. Plain replacement: braces inside a label mean nothing.
+    """What of `label` is spoken, put into each template. Plain replacement: braces inside a label mean nothing.
 
     >>> fill_templates("cat", ["a photo of a {}."])
     ['a photo of a cat.']
+    >>> fill_templates('"traffic_light"', ["a photo of a {}."])
+    ['a photo of a traffic light.']
     """
+    label = spoken(label)
     return [template.replace("{}", label) for template in templates]
+
+
+def spoken(label: str) -> str:
+    """A label without what people write but do not say: quotation marks around it, underscores between its words.
+
+    Text towers take both for words of their own. A label that is nothing else stays as it is.
+
+    >>> spoken("\u201cfire_hydrant\u201d"), spoken("rock 'n' roll"), spoken('"')
+    ('fire hydrant', "rock 'n' roll", '"')
+    """
+    text = " ".join(re.sub(r"(?<=[^\W_])_(?=[^\W_])", " ", label).split())
+    while len(text) > 2 and QUOTES.get(text[0]) == text[-1] and not {text[0], text[-1]} & set(text[1:-1]):
+        text = text[1:-1].strip()
+    return text or label
 
 
 def _check_text(text: str, kind: str, limit: int) -> None:

@@ -21,7 +21,7 @@ import numpy as np
 from cloud.engine.one_shot_executor import finished
 from thinwire.files import write_whole
 from thinwire.label_notes import coinciding, label_notes
-from thinwire.labels import fill_templates
+from thinwire.labels import fill_templates, spoken
 
 log = logging.getLogger(__name__)
 
@@ -82,8 +82,10 @@ def make_head(
 
 
 def head_key(clip_id: str, labels: Sequence[str], templates: Sequence[str]) -> str:
-    """SHA-256 hex of (CLIP id, labels in order, templates in order): the cache name; it does not reveal the labels."""
-    text = json.dumps([clip_id, list(labels), list(templates)], ensure_ascii=False)
+    """SHA-256 hex of (CLIP id, labels in order and how they are spoken, templates in order): the cache name; it does
+    not reveal the labels."""
+    said = [label if spoken(label) == label else [label, spoken(label)] for label in labels]
+    text = json.dumps([clip_id, said, list(templates)], ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 

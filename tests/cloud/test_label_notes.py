@@ -29,6 +29,12 @@ def probabilities(reply: pb.ClassifyResponse) -> dict[str, float]:
         (["dog", "Dog", "DOG", "cat"], ["dog", "cat"], [0, 3], "differ in upper and lower case"),
         (["café", "cafe\u0301", "cat"], ["café", "cat"], [0, 2], "how accents or spaces are written"),
         (["red car", "red  car", "cat"], ["red car", "cat"], [0, 2], "how accents or spaces are written"),
+        (
+            ["fire hydrant", '"fire hydrant"', "fire_hydrant", "cat"],
+            ["fire hydrant", "cat"],
+            [0, 3],
+            "quotation marks or",
+        ),
         (["cat", LONG + "one", LONG + "two", LONG + "three"], ["cat", LONG + "one"], [0, 1], "first 16 tokens"),
     ],
 )

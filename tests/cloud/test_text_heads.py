@@ -41,12 +41,13 @@ def test_memory_then_disk_then_the_text_tower(tiny_clip, tmp_path):
 def test_keys_tell_apart_clip_labels_order_and_templates():
     keys = {
         head_key("a", ["x", "y"], ["{}"]),
+        head_key("a", ['"x"', "y"], ["{}"]),
         head_key("b", ["x", "y"], ["{}"]),
         head_key("a", ["y", "x"], ["{}"]),
         head_key("a", ["x,y"], ["{}"]),
         head_key("a", ["x"], ["y", "{}"]),
     }
-    assert len(keys) == 5
+    assert len(keys) == 6
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from thinwire.labels import (
     parse_labels,
     read_labels,
     resolve_templates,
+    spoken,
     validate_labels,
 )
 from thinwire.prompts import PROMPT_SETS
@@ -66,3 +67,19 @@ def test_own_templates():
 
 def test_braces_in_labels_mean_nothing():
     assert fill_templates("{0.__class__} {}", ["a {}."]) == ["a {0.__class__} {}."]
+
+
+@pytest.mark.parametrize(
+    "label", ["rock 'n' roll", "'n'", '"', '""', "_", "“", '"a" or "b"', "it's", "dogs'", "5' 10\""]
+)
+def test_what_is_no_quoted_label_is_spoken_as_it_is(label):
+    assert spoken(label) == label if label != "'n'" else spoken(label) == "n"
+
+
+@pytest.mark.parametrize(
+    "quoted", ['"{}"', "'{}'", "`{}`", "“{}”", "‘{}’", "„{}“", "«{}»", "« {} »", "“'{}'”", '"“{}”"']
+)
+def test_quotation_marks_and_underscores_are_not_spoken(quoted):
+    for label in ("red_panda", "red  panda"):
+        assert spoken(quoted.format(label)) == "red panda"
+        assert fill_templates(quoted.format(label), ["a {}."]) == ["a red panda."]
