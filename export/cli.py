@@ -188,6 +188,7 @@ def build_parser() -> argparse.ArgumentParser:
     clip = commands.add_parser("clip-lite", help="train the shipped CLIP from its teachers")
     clip.add_argument("--out", type=Path, default=MODELS / "clip-lite")
     clip.add_argument("--regulariser", type=float, default=0.0, help="weight of the term of arXiv 2310.00927")
+    clip.add_argument("--head-steps", type=positive(int), help="of the image head (default 900, with --tune 440)")
     clip.add_argument("--distil-minutes", type=positive(float), default=45.0)
     clip.add_argument("--joint-minutes", type=positive(float), default=20.0)
     clip.add_argument("--threads", type=positive(int), default=2)
@@ -198,6 +199,23 @@ def build_parser() -> argparse.ArgumentParser:
         "--text-tower",
         metavar="clip-lite|FOLDER",
         help="keep this text tower and fit the image head to it: minutes instead of an hour",
+    )
+    clip.add_argument(
+        "--tune",
+        metavar="clip-lite|FOLDER",
+        help="tune the image head of this clip-lite to the photographs; its text tower stays",
+    )
+    clip.add_argument(
+        "--text-start",
+        metavar="clip-lite|FOLDER",
+        help="begin with this text tower instead of distilling one for --distil-minutes",
+    )
+    clip.add_argument(
+        "--hold-out",
+        type=int,
+        default=5,
+        metavar="N",
+        help="leave out one of N class names that only later --images have, and report on them (default 5; 0: none)",
     )
     clip.add_argument(
         "--views", type=int, default=6, choices=range(1, 7), help="views of each photograph to learn from"
@@ -359,12 +377,24 @@ def run_card(args: argparse.Namespace) -> None:
 
 
 def run_clip_lite(args: argparse.Namespace) -> None:
+    from dataclasses import replace
+
+    from export.clip_lite.head import TUNED, HeadRecipe
+    from export.clip_lite.joint import JointRecipe
     from export.clip_lite.pipeline import Recipe, build
 
+    if sum(each is not None for each in (args.tune, args.text_tower, args.text_start)) > 1:
+        raise RunError("--tune, --text-tower and --text-start are three ways to begin: give one of them")
+    if args.hold_out < 0:
+        raise RunError("--hold-out: one of N names, or 0 for none")
+    head = TUNED if args.tune else HeadRecipe()
     recipe = Recipe(
-        regulariser=args.regulariser,
+        tune=args.tune,
         distil_minutes=args.distil_minutes,
-        joint_minutes=args.joint_minutes,
+        head=replace(head, steps=args.head_steps or head.steps, regulariser=args.regulariser),
+        joint=JointRecipe(minutes=args.joint_minutes, regulariser=args.regulariser),
+        text_start=args.text_start,
+        held_out=args.hold_out,
         threads=args.threads,
         backbone=args.backbone,
         backbone_weights=args.backbone_weights,

@@ -10,19 +10,23 @@ Three signals, all from cached features so that a step costs milliseconds:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
 from export.clip_lite.backbones import LITE0, Backbone
+from export.clip_lite.classes import HELD_OUT, Classes, load_classes
 from export.clip_lite.features import VIEWS
 from export.clip_lite.image_head import EMBED_DIM
 from export.clip_lite.texts import Corpus, captions, encode_cached
 from export.clip_lite.wordnet import label_graph, leaf_offsets, nouns
 from export.photographs.collection import Photographs
 from thinwire.prompts import PROMPT_SETS
+
+TOLD = 5  # captions, from which on a photograph may be kept out
+SPARE_CAPTIONS = 4  # one of so many of those in later sources is kept out: how well captions find strangers
 
 
 @dataclass
@@ -33,13 +37,16 @@ class LabelSets:
     names: list[tuple[str, ...]]
     siblings: torch.Tensor  # (1000,) index of the leaf node of each class
 
+    def __post_init__(self) -> None:
+        self._overlap = (self.member @ self.member.T > 0).numpy()
+
     def sample(self, size: int, generator: torch.Generator) -> torch.Tensor:
         """`size` nodes of which none contains another, so that their masses may be compared as a distribution."""
-        chosen, covered = [], torch.zeros(self.member.shape[1])
+        chosen, free = [], np.ones(len(self.member), bool)
         for node in torch.randperm(len(self.member), generator=generator).tolist():
-            if (self.member[node] * covered).sum() == 0:
+            if free[node]:
                 chosen.append(node)
-                covered += self.member[node]
+                free &= ~self._overlap[node]
                 if len(chosen) == size:
                     break
         return torch.tensor(chosen)
@@ -104,6 +111,27 @@ def label_set_loss(
     return (total[keep] * F.kl_div(logits.log_softmax(1), target, reduction="none").sum(1)).sum() / total[keep].sum()
 
 
+def name_loss(
+    image: torch.Tensor,
+    truth: torch.Tensor,
+    text: torch.Tensor,
+    names: torch.Tensor,
+    scale: torch.Tensor,
+    prior: torch.Tensor,
+    related: torch.Tensor,
+) -> torch.Tensor:
+    """Cross-entropy over class names, adjusted by how often each is shown (Menon et al. 2021, arXiv 2007.07314).
+
+    image (B, D) and text (K, D) are unit vectors; truth (B,) the names of the images; names (K,) those of the texts,
+    among which every truth occurs; prior (C,) and related (C, C) of all names. A name that does not exclude the truth
+    is no wrong answer.
+    """
+    logits = scale * image @ text.T + prior[names].clamp_min(1e-8).log()
+    own = truth[:, None] == names[None]
+    logits = logits.masked_fill(related[truth][:, names] & ~own, -1e4)
+    return F.cross_entropy(logits, own.float().argmax(1))
+
+
 def contrastive_loss(
     image: torch.Tensor, text: torch.Tensor, scale: torch.Tensor, regulariser: float, same: torch.Tensor | None = None
 ) -> torch.Tensor:
@@ -128,13 +156,42 @@ class TrainingSet:
     caption_images: torch.Tensor  # (M,) image of each caption
     caption_texts: list[str]
     sets: LabelSets
+    classes: Classes
     classifier: torch.nn.Linear  # of the backbone: (B, F) → (B, 1000)
     rectified: bool = True  # pooled features are never negative
+    spare_images: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))  # (S,) of captions
+    spare_texts: list[str] = field(default_factory=list)  # that are not trained on
+
+    def __post_init__(self) -> None:
+        self.usable = torch.nonzero(self.classes.trained_images()).flatten()
+        named = self.usable[self.classes.of_image[self.usable] >= 0]
+        name = self.classes.of_image[named]
+        self._named = named[name.argsort(stable=True)]  # photographs of a name together
+        self.name_counts = torch.bincount(name, minlength=len(self.classes.names))
+        self._starts = torch.cumsum(self.name_counts, 0) - self.name_counts
 
     @property
     def prior(self) -> torch.Tensor:
         """(1000,): the share of each class in the training set, as the classifier sees it."""
-        return self.probability.float().mean((0, 1))
+        return self.probability[:, self.usable].float().mean((0, 1))
+
+    @property
+    def name_prior(self) -> torch.Tensor:
+        """(C,): how often `draw_named` shows each class name: by the root of its photographs."""
+        root = self.name_counts.float().sqrt()
+        return root / root.sum().clamp_min(1)
+
+    def draw(self, count: int, generator: torch.Generator) -> torch.Tensor:
+        """Random images (count,) of those that may be trained on."""
+        return self.usable[torch.randint(0, len(self.usable), (count,), generator=generator)]
+
+    def draw_named(self, count: int, generator: torch.Generator) -> torch.Tensor:
+        """Random images (count,) with a class name, rare names more often than their share."""
+        if not len(self._named):
+            return torch.zeros(0, dtype=torch.int64)
+        name = torch.multinomial(self.name_prior, count, replacement=True, generator=generator)
+        place = (torch.rand(count, generator=generator) * self.name_counts[name]).long()
+        return self._named[self._starts[name] + place]
 
     def batch(self, index: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """A random view of each image in `index`: features (B, F) and the teacher's softmax (B, 1000)."""
@@ -142,28 +199,56 @@ class TrainingSet:
         return self.features[view, index].float(), self.probability[view, index].float()
 
     def captioned(self, index: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """A random view of each image, wide enough that a caption of the whole still fits: features (B, F)."""
+        """A random view of each image, wide enough that a text of the whole still fits: features (B, F)."""
         wide = torch.tensor([i for i, view in enumerate(VIEWS[: len(self.features)]) if view.scale >= 0.7])
         view = wide[torch.randint(0, len(wide), (len(index),), generator=generator)]
         return self.features[view, index].float()
 
 
-def load_training_set(photographs: Photographs, features: np.ndarray, backbone: Backbone = LITE0) -> TrainingSet:
+def load_training_set(
+    photographs: Photographs, features: np.ndarray, backbone: Backbone = LITE0, held_out: int = HELD_OUT
+) -> TrainingSet:
     """`features` (V, N, F) of the first V entries of `VIEWS`."""
-    classifier = backbone.classifier()
+    classifier, sets = backbone.classifier(), load_label_sets()
     feats = torch.from_numpy(features)
     sharp = {view.teacher for view in VIEWS[: len(feats)]}
     softmax = {index: classifier_logits(feats[index], classifier).softmax(1).half() for index in sharp}
-    pairs = [(index, text) for index, group in enumerate(captions(photographs)) for text in group]
+    classes = load_classes(photographs, softmax[0], held_out)
+    softmax = {index: told_by_names(each, classes, sets.member) for index, each in softmax.items()}
+    usable = classes.trained_images().tolist()
+    groups, sources = captions(photographs), photographs.source_numbers()
+    pairs = [(index, text) for index, group in enumerate(groups) if usable[index] for text in group]
+    told = [i for i, group in enumerate(groups) if usable[i] and len(group) >= TOLD and sources[i] > 0]
+    spare = set(told[::SPARE_CAPTIONS] if held_out else ())
+    kept = [(index, text) for index, text in pairs if index in spare]
+    pairs = [(index, text) for index, text in pairs if index not in spare]
     return TrainingSet(
         feats,
         torch.stack([softmax[view.teacher] for view in VIEWS[: len(feats)]]),
-        torch.tensor([index for index, _ in pairs]),
+        torch.tensor([index for index, _ in pairs], dtype=torch.int64),
         [text for _, text in pairs],
-        load_label_sets(),
+        sets,
+        classes,
         classifier,
         backbone.rectified,
+        torch.tensor([index for index, _ in kept], dtype=torch.int64),
+        [text for _, text in kept],
     )
+
+
+def told_by_names(probability: torch.Tensor, classes: Classes, member: torch.Tensor) -> torch.Tensor:
+    """The softmax (N, 1000) with what the name of a photograph excludes left out: a `hornbill` is some bird.
+
+    So the name's hypernyms are right in every label set. Where the network saw nothing of the name, all below its node
+    is equally likely.
+    """
+    told = probability.clone()
+    for name, node in enumerate(classes.node.tolist()):
+        if node >= 0 and not classes.held[name]:
+            own = torch.nonzero(classes.of_image == name).flatten()
+            inside = probability[own].float() * member[node] + 1e-3 * member[node] / member[node].sum()
+            told[own] = (inside / inside.sum(1, keepdim=True)).to(told.dtype)
+    return told
 
 
 def node_prompts(sets: LabelSets) -> tuple[list[str], torch.Tensor]:

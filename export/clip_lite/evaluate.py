@@ -9,23 +9,32 @@ import open_clip
 import torch
 from torch.nn import functional as F
 
-from export.clip_lite.align import pca_basis
-from export.clip_lite.head import HEAD_FILE
-from export.clip_lite.texts import corpus_texts, encode_cached
-from export.photographs.collection import open_photographs
+from export.clip_lite.align import load_label_sets, node_prompts
+from export.clip_lite.text_tower import encode_texts, rotation
+from export.clip_lite.texts import encode_cached
+from export.clip_lite.unseen import retrieval
+from export.clip_lite.wordnet import nouns
 from export.photos import Pack, eval_pack
-from export.teachers import MiniLM, cache_root
+from export.teachers import MiniLM
 from synthesis.clip_source import open_clip_source
 from thinwire.prompts import PROMPT_SETS
 
 CLASSIFICATION = ("caltech101", "cifar10", "scenes", "imagenette")
 
 
+def common_texts(step: int = 8) -> list[str]:
+    """Labels in prompts and glosses of WordNet: what a rotation between two text towers is fitted on."""
+    synsets = nouns()
+    prompts, _ = node_prompts(load_label_sets())
+    glosses = [f"{each.lemmas[0]}, {each.gloss}" for each in synsets.values() if len(each.gloss) < 80]
+    return [*prompts[::step], *glosses[:: 2 * step]]
+
+
 class Evaluator:
     """Scores any prompt set and retrieval.
 
-    `teacher_text` puts MiniLM in place of the text tower and the image head as it was before it met the student: what
-    the distillation cost. It needs the export cache of a `thinwire-export clip-lite` run.
+    `teacher_text` puts MiniLM in place of the text tower, its vectors turned to where the tower has them: what the
+    distillation cost, and what joint tuning gave.
     """
 
     def __init__(self, folder: Path, teacher_text: bool = False) -> None:
@@ -35,10 +44,10 @@ class Evaluator:
         self.tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
         self.teacher = None
         if teacher_text:
-            head = torch.load(cache_root() / "clip-lite" / f"lite0-{HEAD_FILE}", weights_only=True)["head"]
-            self.model.visual.head.mlp.load_state_dict(head)
             self.teacher = MiniLM()
-            self.basis = pca_basis(encode_cached("corpus", corpus_texts(open_photographs())))
+            texts = common_texts()
+            corpus = encode_cached("common", texts)
+            self.basis = rotation(torch.from_numpy(corpus.vectors), encode_texts(self.model, texts, "common texts"))
 
     @torch.inference_mode()
     def images(self, pack: Pack) -> torch.Tensor:
@@ -89,14 +98,7 @@ class Evaluator:
         pack = eval_pack(name)
         captions = [row[f"caption_{k}"] for row in pack.rows for k in range(1, 6)]
         owner = torch.arange(len(pack.rows)).repeat_interleave(5)
-        similarity = self.texts(captions) @ self.images(pack).T  # (5N, N)
-        to_image = similarity.argsort(1, descending=True) == owner[:, None]
-        to_text = owner[similarity.T.argsort(1, descending=True)] == torch.arange(len(pack.rows))[:, None]
-        return {
-            f"{label}_r{k}": round(100 * hits[:, :k].any(1).float().mean().item(), 1)
-            for label, hits in (("text_to_image", to_image), ("image_to_text", to_text))
-            for k in (1, 10)
-        }
+        return retrieval(self.images(pack), self.texts(captions), owner)
 
     def report(self) -> dict:
         return {

@@ -7,6 +7,7 @@ photograph shows, and a thumbnail should be answered like the sharp crop that it
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,9 +20,11 @@ from tqdm import tqdm
 from export.clip_lite.backbones import LITE0, Backbone
 from export.photographs.collection import Photographs
 from export.teachers import cache_root
-from synthesis.folding import fold_batch_norm
+from synthesis.onnx_file import export_onnx
 
 SIZE = 224
+PART = 2048  # images of a file: what an interruption costs at most
+BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -56,37 +59,73 @@ def crop_views(images: torch.Tensor, view: View, generator: torch.Generator, siz
     return F.interpolate(out, (size, size), mode="bicubic", antialias=True).clamp(0, 255)
 
 
-class Pooled(nn.Module):
-    """float 0..255 (B, 3, S, S) → pooled features (B, F) float32; folded, bfloat16."""
+class Pooled:
+    """float 0..255 (B, 3, S, S) → pooled features (B, F) float32; in ONNX Runtime, twice as fast as torch on a CPU."""
 
     def __init__(self, backbone: Backbone) -> None:
-        super().__init__()
-        self.backbone = backbone
-        net = fold_batch_norm(backbone.load(classifier=False)).requires_grad_(False)
-        self.net = net.to(torch.bfloat16, memory_format=torch.channels_last)
+        import onnxruntime
 
-    @torch.inference_mode()
+        self.backbone = backbone
+        example = {"images": torch.zeros(2, 3, backbone.size, backbone.size)}
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        with tempfile.TemporaryDirectory(prefix="thinwire-features-") as folder:
+            graph = Path(folder) / "features.onnx"
+            export_onnx(Trunk(backbone.load(classifier=False)).eval(), example, "features", graph)
+            self.session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        (features,) = self.session.run(["features"], {"images": self.backbone.inputs(images).numpy()})
+        return torch.from_numpy(features)
+
+
+class Trunk(nn.Module):
+    """A network under the input name that its graph should have."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        x = self.backbone.inputs(images).to(torch.bfloat16).contiguous(memory_format=torch.channels_last)
-        return self.net(x).float()
+        return self.net(images)
 
 
 def view_features(photographs: Photographs, index: int, cache: Path, backbone: Backbone) -> np.ndarray:
-    """Pooled features (N, F) float16 of one view of every image, cached on disk."""
+    """Pooled features (N, F) float16 of one view of every image, cached on disk; an interrupted run goes on."""
     view = VIEWS[index]
     source = hashlib.sha256(photographs.identity.encode()).hexdigest()[:12]
     path = cache / f"{backbone.name}-crop{view.scale}-side{view.side}-{source}.npy"
     if path.exists():
         return np.load(path)
-    model = Pooled(backbone)
-    generator = torch.Generator().manual_seed(view.teacher)
-    out = []
     ids = photographs.all_ids()
-    for start in tqdm(range(0, len(ids), 50), desc=f"features of {backbone.name}, {view}"):
-        batch = torch.from_numpy(photographs.take(ids[start : start + 50])).permute(0, 3, 1, 2).float()
-        out.append(model(crop_views(batch, view, generator, backbone.size)).half().numpy())
-    np.save(path, np.concatenate(out))
+    parts = [path.with_name(f"{path.stem}-{start}.npy") for start in range(0, len(ids), PART)]
+    model = None
+    with tqdm(total=len(ids), desc=f"features of {backbone.name}, {view}", unit="image") as bar:
+        for number, part in enumerate(parts):
+            own = ids[number * PART : (number + 1) * PART]
+            if not part.exists():
+                model = model or Pooled(backbone)
+                seed = view.teacher * len(parts) + number  # a thumbnail shows the place of its sharp view
+                write_part(part, photographs, own, model, view, torch.Generator().manual_seed(seed))
+            bar.update(len(own))
+    np.save(path, np.concatenate([np.load(part) for part in parts]))
+    for part in parts:
+        part.unlink()
     return np.load(path)
+
+
+def write_part(
+    path: Path, photographs: Photographs, ids: np.ndarray, model: Pooled, view: View, generator: torch.Generator
+) -> None:
+    """The features of the images `ids`, (N, F) float16, by one rename."""
+    out = []
+    for start in range(0, len(ids), BATCH):
+        photographs.ahead(ids[start : start + 3 * BATCH])
+        batch = torch.from_numpy(photographs.take(ids[start : start + BATCH])).permute(0, 3, 1, 2).float()
+        out.append(model(crop_views(batch, view, generator, model.backbone.size)).half().numpy())
+    partial = path.with_suffix(".partial.npy")
+    np.save(partial, np.concatenate(out))
+    partial.rename(path)
 
 
 def train_features(photographs: Photographs, views: int = len(VIEWS), backbone: Backbone = LITE0) -> np.ndarray:

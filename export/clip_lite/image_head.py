@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+from thinwire.errors import ClipUnavailable
+
+if TYPE_CHECKING:
+    from export.clip_lite.backbones import Backbone
 
 EMBED_DIM = 384
 FEATURE_DIM = 1280  # of EfficientNet-Lite
@@ -22,6 +29,21 @@ class ImageHead(nn.Module):
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         return self.fc2(F.gelu(self.fc1(features)))
+
+
+def head_of(clip: nn.Module, backbone: Backbone) -> ImageHead:
+    """The image head of a clip-lite. Raises `ClipUnavailable` where it stands on another network than `backbone`."""
+    import timm
+
+    trunk = getattr(clip.visual, "trunk", nn.Identity())
+    wanted = timm.create_model(backbone.timm_name, pretrained=False, num_classes=0)
+    mlp = getattr(getattr(clip.visual, "head", None), "mlp", None)
+    shapes = [{name: value.shape for name, value in net.state_dict().items()} for net in (wanted, trunk)]
+    if mlp is None or shapes[0] != shapes[1]:
+        raise ClipUnavailable(f"its image tower is not {backbone.name} with clip-lite's head: give its own --backbone")
+    head = ImageHead(mlp.fc1.in_features)
+    head.load_state_dict({name: value for name, value in mlp.state_dict().items() if name in head.state_dict()})
+    return head.eval()
 
 
 class TwoBranchHead(nn.Module):

@@ -2,108 +2,214 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+import json
+import random
+import re
+import sys
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import torch
+from torch import nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
-from export.clip_lite.align import TrainingSet, load_training_set, node_prompts, node_vectors, pca_basis
+from export.clip_lite import unseen
+from export.clip_lite.align import TrainingSet, load_training_set, node_prompts, pca_basis
 from export.clip_lite.assemble import assemble
 from export.clip_lite.backbones import Backbone
 from export.clip_lite.backbones import backbone as named_backbone
+from export.clip_lite.classes import HELD_OUT, class_prompts
 from export.clip_lite.features import VIEWS, train_features
-from export.clip_lite.head import HEAD_FILE, train_head
-from export.clip_lite.joint import tune_jointly
-from export.clip_lite.text_tower import distil, encode_trimmed, initialise_tokens, new_model, tokenize
-from export.clip_lite.texts import corpus_texts, encode_cached
+from export.clip_lite.head import HEAD_FILE, HeadRecipe, Texts, train_head
+from export.clip_lite.image_head import EMBED_DIM, ImageHead, head_of
+from export.clip_lite.joint import JointRecipe, Prompts, tune_jointly
+from export.clip_lite.text_tower import (
+    distil,
+    encode_texts,
+    initialise_tokens,
+    new_model,
+    rotation,
+    text_tower_of,
+    tokenize,
+)
+from export.clip_lite.texts import Corpus, corpus_texts, encode_cached, spelling_pairs
+from export.photographs.collection import Photographs
 from export.photographs.options import OURS, PhotographOptions
 from export.teachers import cache_root
-from export.towers import SHIPPED_CLIP
 from synthesis.memory import keep_freed_memory
+from thinwire.prompts import PROMPT_SETS
+
+NOUN = re.compile(r"[a-z][a-z-]+( [a-z][a-z-]+)?")
+CORPUS_SHARE = 0.2  # of the corpus, for a text tower that knows most of it
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """The dials of a clip-lite run. `regulariser` weighs Chen et al. 2023's term (0 = plain CLIP loss)."""
+    """The dials of a clip-lite run.
+
+    tune: an open_clip folder or `clip-lite`, whose image head is tuned and whose text tower stays;
+    text_tower: one whose text tower stays and to which a new image head is fitted;
+    text_start: one whose text tower is the beginning, instead of a distillation of `distil_minutes`; held_out: one of
+    so many class names that only the later sources have is not trained on, 0 for none.
+    """
 
     views: int = len(VIEWS)
     distil_minutes: float = 45.0
-    head_steps: int = 400
-    joint_minutes: float = 20.0
-    regulariser: float = 0.0
+    head: HeadRecipe = field(default_factory=HeadRecipe)
+    joint: JointRecipe = field(default_factory=JointRecipe)
     threads: int = 2
     photographs: PhotographOptions = OURS
     backbone: str = "lite0"
     backbone_weights: Path | None = None
-    text_tower: str | None = None  # an open_clip folder or `clip-lite`: keep its text tower, fit the image head to it
+    tune: str | None = None
+    text_tower: str | None = None
+    text_start: str | None = None
+    held_out: int = HELD_OUT
+
+    @property
+    def digest(self) -> str:
+        """Names the checkpoints of this very run, whatever the number of its threads."""
+        return hashlib.sha256(repr(replace(self, threads=0)).encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """Texts (N,) of the corpus and the unit vectors (N, 384) that they should have."""
+
+    texts: list[str]
+    vectors: torch.Tensor
 
 
 def build(recipe: Recipe, out: Path) -> Path:
-    """Trains clip-lite from the teachers and writes the open_clip folder `out`."""
+    """Trains clip-lite from the teachers and writes the open_clip folder `out`. Reports on the held-out names."""
     torch.set_num_threads(recipe.threads)
     keep_freed_memory()
+    given = recipe.tune or recipe.text_tower or recipe.text_start
+    model = text_tower_of(given) if given else None
     cache = cache_root() / "clip-lite"
     cache.mkdir(exist_ok=True)
     backbone = named_backbone(recipe.backbone, recipe.backbone_weights)
     photographs = recipe.photographs.open()
     photographs.finish_index()
-    data = load_training_set(photographs, train_features(photographs, recipe.views, backbone), backbone)
-    if recipe.text_tower:
-        return fit_to_text_tower(recipe, data, backbone, out)
-    corpus = encode_cached("corpus", corpus_texts(photographs))
-    basis = pca_basis(corpus)
-    corpus_target = F.normalize(torch.from_numpy(corpus.vectors) @ basis, dim=1)
-    captions = F.normalize(torch.from_numpy(encode_cached("captions", data.caption_texts).vectors) @ basis, dim=1)
-    nodes, owner = node_vectors(data.sets)
-    node_targets = F.normalize(torch.from_numpy(nodes.vectors) @ basis, dim=1)
-
-    model = new_model(cache / "model", backbone)
-    initialise_tokens(model, basis)
-    distil(model, corpus.texts, corpus_target, cache / "text.pt", minutes=recipe.distil_minutes)
-
-    head, scale = train_head(
-        data, captions, node_targets, owner, steps=recipe.head_steps, regulariser=recipe.regulariser
-    )
-    torch.save({"head": head.state_dict(), "scale": scale}, cache / f"{backbone.name}-{HEAD_FILE}")
+    features = train_features(photographs, recipe.views, backbone)
+    data = load_training_set(photographs, features, backbone, recipe.held_out)
+    if recipe.tune or recipe.text_tower:
+        start = (head_of(model, backbone), model.logit_scale.exp()) if recipe.tune else None
+        head, scale = fit_head(recipe, data, model, backbone, start)
+        return finish(out, model, head, scale, data, backbone)
+    if recipe.text_start:
+        anchor = anchor_of(model, photographs, data)
+    else:
+        corpus = encode_cached("corpus", corpus_texts(photographs))
+        basis = pca_basis(corpus)
+        model = new_model(cache / "model", backbone)
+        initialise_tokens(model, basis)
+        anchor = anchored(corpus, basis, data)
+        distil(model, anchor.texts, anchor.vectors, cache / "text.pt", minutes=recipe.distil_minutes)
+    head, scale = fit_head(recipe, data, model, backbone)
+    nodes, node_owner = node_prompts(data.sets)
+    names, name_owner = class_prompts(data.classes, data.sets.names)
+    checkpoint = cache / f"joint-{recipe.digest}.pt"
     scale = tune_jointly(
         model,
         head,
         scale.log(),
         data,
-        nodes.texts,
-        owner,
-        tokenize(corpus.texts),
-        corpus_target,
-        minutes=recipe.joint_minutes,
-        regulariser=recipe.regulariser,
+        Prompts(nodes, node_owner, len(data.sets.member)),
+        Prompts(names, name_owner, len(data.classes.names)),
+        tokenize(anchor.texts),
+        anchor.vectors,
+        recipe.joint,
+        checkpoint,
     )
-    return assemble(out, model.state_dict(), head, scale, backbone)
+    path = finish(out, model, head, scale, data, backbone)
+    checkpoint.unlink(missing_ok=True)
+    return path
 
 
-def fit_to_text_tower(recipe: Recipe, data: TrainingSet, backbone: Backbone, out: Path) -> Path:
-    """The short way, minutes instead of an hour: the text tower of another clip-lite stays, the image head is fitted.
+def fit_head(
+    recipe: Recipe,
+    data: TrainingSet,
+    model: nn.Module,
+    backbone: Backbone,
+    start: tuple[ImageHead, torch.Tensor] | None = None,
+) -> tuple[ImageHead, torch.Tensor]:
+    """The image head for the text tower of `model` as it stands, kept in the export cache; and the logit scale.
 
-    Its vectors stand where MiniLM's stand in the long way, so there is nothing to distil and nothing to tune jointly.
+    start: a head and its scale that are tuned, instead of a new one.
     """
-    import open_clip
-
-    folder = SHIPPED_CLIP if recipe.text_tower == "clip-lite" else Path(recipe.text_tower)
-    model = open_clip.create_model(f"local-dir:{folder}", require_pretrained=True).eval()
-
-    @torch.inference_mode()
-    def encode(texts: list[str], title: str) -> torch.Tensor:
-        batches = range(0, len(texts), 512)
-        return torch.cat([encode_trimmed(model, tokenize(texts[i : i + 512])) for i in tqdm(batches, desc=title)])
-
-    prompts, owner = node_prompts(data.sets)
+    path = cache_root() / "clip-lite" / f"{backbone.name}-{recipe.digest}-{HEAD_FILE}"
+    if path.exists():
+        kept = torch.load(path, weights_only=True)
+        head = ImageHead(data.features.shape[2])
+        head.load_state_dict(kept["head"])
+        return head.eval(), kept["scale"]
+    nodes, node_owner = node_prompts(data.sets)
+    names, name_owner = class_prompts(data.classes, data.sets.names)
     head, scale = train_head(
         data,
-        encode(data.caption_texts, "captions").clone(),
-        encode(prompts, "prompts").clone(),
-        owner,
-        steps=recipe.head_steps,
-        regulariser=recipe.regulariser,
+        encode_texts(model, data.caption_texts, "captions"),
+        Texts(encode_texts(model, nodes, "prompts"), node_owner, len(data.sets.member)),
+        Texts(encode_texts(model, names, "class names"), name_owner, len(data.classes.names)),
+        recipe.head,
+        start,
     )
+    torch.save({"head": head.state_dict(), "scale": scale}, path)
+    return head, scale
+
+
+def anchor_of(model: nn.Module, photographs: Photographs, data: TrainingSet, seed: int = 0) -> Anchor:
+    """A part of the corpus with MiniLM's vectors, turned to where the text tower of `model` has them.
+
+    The tower was distilled from MiniLM's vectors in a basis of its own, which their best rotation gives back.
+    """
+    texts = corpus_texts(photographs)
+    texts = random.Random(seed).sample(texts, round(CORPUS_SHARE * len(texts)))
+    corpus = encode_cached("corpus-part", texts)
+    basis = rotation(torch.from_numpy(corpus.vectors), encode_texts(model, texts, "corpus"))
+    return anchored(corpus, basis, data)
+
+
+def anchored(corpus: Corpus, basis: torch.Tensor, data: TrainingSet) -> Anchor:
+    """The corpus, prompts of the trained class names, and labels spelled otherwise, which should mean the same."""
+    trained = [name for name, count in zip(data.classes.names, data.name_counts.tolist()) if count]
+    common = list(dict.fromkeys(name for names in data.sets.names for name in names[:2]))
+    prompts, owner = class_prompts(data.classes, data.sets.names)
+    prompts = [text for text, name in zip(prompts, owner.tolist()) if data.name_counts[name]]
+    pairs = spelling_pairs([*trained, *common])
+    plain = encode_cached("names", sorted({*prompts, *(text for _, text in pairs)}))
+    vector = dict(zip(plain.texts, plain.vectors)) | dict(zip(corpus.texts, corpus.vectors))
+    bare = [text for text in corpus.texts if NOUN.fullmatch(text)]
+    pairs += [pair for pair in spelling_pairs(bare, 1, prompts=("{}",)) if pair[1] in vector]
+    texts = [*corpus.texts, *prompts, *(text for text, _ in pairs)]
+    targets = [*corpus.texts, *prompts, *(text for _, text in pairs)]
+    vectors = torch.from_numpy(np.stack([vector[text] for text in targets]))
+    return Anchor(texts, F.normalize(vectors @ basis, dim=1))
+
+
+def finish(
+    out: Path, model: nn.Module, head: ImageHead, scale: torch.Tensor, data: TrainingSet, backbone: Backbone
+) -> Path:
+    """Writes the folder, with the temperature that held-out names deserve.
+
+    Says on stderr how held-out names and captions are answered: one line of JSON.
+    """
+    said: dict[str, dict[str, float]] = {}
+    with torch.inference_mode():
+        image = torch.cat([F.normalize(head(part.float()), dim=1) for part in data.features[0].split(4096)])
+    if bool(data.classes.held.any()):
+        names = [template.format(name) for name in data.classes.names for template in PROMPT_SETS["7"]]
+        text = encode_texts(model, names, "class names").reshape(len(data.classes.names), -1, EMBED_DIM).mean(1)
+        text = F.normalize(text, dim=1)
+        first = unseen.report(image, text, data.classes, float(scale))
+        scale = torch.tensor(first["unseen"].best_scale)
+        found = unseen.report(image, text, data.classes, float(scale))
+        said |= {title: each.as_json() for title, each in found.items()}
+    if data.spare_texts:
+        images, owner = data.spare_images.unique(return_inverse=True)
+        said["captions"] = unseen.retrieval(image[images], encode_texts(model, data.spare_texts, "captions"), owner)
+    if said:
+        print(json.dumps(said), file=sys.stderr)
     return assemble(out, model.state_dict(), head, scale, backbone)

@@ -16,6 +16,8 @@ from tqdm import tqdm
 from export.clip_lite.backbones import LITE0, Backbone
 from export.clip_lite.image_head import EMBED_DIM
 from export.clip_lite.texts import encode_cached
+from synthesis.clip_source import open_clip_source
+from thinwire.errors import ClipUnavailable
 
 CONTEXT_LENGTH = 32
 WIDTH = 128
@@ -74,6 +76,41 @@ def encode_trimmed(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
     x = model.ln_final(x)
     x = x[torch.arange(len(x)), tokens.argmax(1)] @ model.text_projection
     return F.normalize(x.float(), dim=1)
+
+
+def text_tower_of(spec: str) -> nn.Module:
+    """The open_clip model of `clip-lite` or of another clip-lite's folder.
+
+    Raises `ClipUnavailable`, whose message names the fix.
+    """
+    model = open_clip_source(spec).model.eval()
+    shape = getattr(getattr(model, "text_projection", None), "shape", ())
+    if not hasattr(model, "token_embedding") or shape != (WIDTH, EMBED_DIM):
+        raise ClipUnavailable(
+            f"{spec}: its text tower is none of clip-lite's: give a folder of `thinwire-export clip-lite`"
+        )
+    return model
+
+
+@torch.inference_mode()
+def _encode(model: nn.Module, tokens: torch.Tensor, out: torch.Tensor, title: str, batch: int = 512) -> None:
+    order = (tokens != 0).sum(1).argsort()  # texts of one length together: little padding
+    for index in tqdm(order.split(batch), desc=title):
+        out[index] = encode_trimmed(model, tokens[index])
+
+
+def encode_texts(model: nn.Module, texts: list[str], title: str) -> torch.Tensor:
+    """Unit vectors (N, 384) of the texts."""
+    out = torch.empty(len(texts), EMBED_DIM)
+    if texts:
+        _encode(model, tokenize(texts), out, title)
+    return out
+
+
+def rotation(source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """(D, D) orthogonal, such that source (N, D) times it comes nearest to target (N, D): Schönemann 1966."""
+    left, _, right = torch.linalg.svd(source.T @ target)
+    return left @ right
 
 
 def text_parameters(model: nn.Module) -> list[nn.Parameter]:

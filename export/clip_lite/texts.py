@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,10 +24,30 @@ class Corpus:
     vectors: np.ndarray
 
 
+OBJECT_LIST = re.compile(r"a photo of ((?:an? )?[\w ]+(?:, [\w ]+)* and [\w ]+|an? [\w ]+|[\w ]+)")
+LIST_PHRASES = ("{}", "a photo of {}", "a picture with {}", "there is {}", "{} in one picture")
+LIST_ORDERS = 4
+
+
 def captions(photographs: Photographs) -> list[list[str]]:
-    """The captions of each photograph; class names of labelled sources stand as one prompt-like caption."""
-    pairs = zip(photographs.captions(), photographs.labels())
-    return [list(own) or ([f"a photo of {label}."] if label else []) for own, label in pairs]
+    """The captions of each photograph; a lone list of objects is said in several orders and phrasings."""
+    return [list(own) if len(own) != 1 else object_captions(own[0]) for own in photographs.captions()]
+
+
+def object_captions(caption: str) -> list[str]:
+    """`a photo of a dog and a couch` → `a couch and a dog`, `a picture with a dog, a couch`, ...; others alone."""
+    found = OBJECT_LIST.fullmatch(caption)
+    if not found:
+        return [caption]
+    things = re.split(r", | and ", found[1])
+    rng = random.Random(caption)
+    said = [caption]
+    for phrase in LIST_PHRASES[:LIST_ORDERS] if len(things) > 1 else LIST_PHRASES[:2]:
+        order = rng.sample(things, len(things))
+        listed = " and ".join([", ".join(order[:-1]), order[-1]] if len(order) > 1 else order)
+        joined = rng.choice((", ".join(order), listed))
+        said.append(phrase.format(joined))
+    return list(dict.fromkeys(said))
 
 
 def corpus_texts(photographs: Photographs, seed: int = 0) -> list[str]:
@@ -50,6 +71,38 @@ def corpus_texts(photographs: Photographs, seed: int = 0) -> list[str]:
             texts.update(template.format(name) for template in rng.sample(prompts, 3))
             texts.update(template.format(name) for template in PROMPT_SETS["7"])
     return sorted(texts)
+
+
+def spelled(name: str, rng: random.Random) -> str:
+    """A label as somebody else would write it: with an article, in the plural, in quotation marks, all of these."""
+    plural = plural_of(name) if rng.random() < 0.5 else name
+    article = "" if plural != name else rng.choice(("", "a ", "an ", "the ", "the ", "my "))
+    left, right = rng.choice((("", ""), ("", ""), ('"', '"'), ("'", "'"), ("\u201c", "\u201d"), ("`", "`")))
+    return rng.choice((f"{left}{article}{plural}{right}", f"{article}{left}{plural}{right}"))
+
+
+def plural_of(name: str) -> str:
+    """English's regular plural of the last word."""
+    if name.endswith(("s", "x", "z", "ch", "sh")):
+        return name + "es"
+    if name.endswith("y") and name[-2:-1] not in tuple("aeiou"):
+        return name[:-1] + "ies"
+    return name + "s"
+
+
+def spelling_pairs(
+    names: list[str], variants: int = 2, seed: int = 0, prompts: tuple[str, ...] = ("{}", "{}", *PROMPT_SETS["80"])
+) -> list[tuple[str, str]]:
+    """(as somebody else would write it, as it is in the lists) of every name, inside one of `prompts`."""
+    rng = random.Random(seed)
+    pairs = []
+    for name in names:
+        for _ in range(variants):
+            template = rng.choice(prompts)
+            other = spelled(name, rng)
+            if other != name:
+                pairs.append((template.format(other), template.format(name)))
+    return pairs
 
 
 def encode_cached(name: str, texts: list[str]) -> Corpus:

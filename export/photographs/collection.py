@@ -134,6 +134,10 @@ class Photographs:
         """The class of every picture, "" where it has none, in the order of `all_ids`."""
         return [self._views[i // _SOURCE].index.labels.get(i % _SOURCE, "") for i in self.all_ids().tolist()]
 
+    def source_numbers(self) -> np.ndarray:
+        """(N,): of which source every picture is, from 0 in the order they were given, in the order of `all_ids`."""
+        return self.all_ids() // _SOURCE
+
     def captioned(self) -> list[str]:
         """All captions, each once, sorted."""
         return sorted({text for views in self._views for group in views.index.captions.values() for text in group})

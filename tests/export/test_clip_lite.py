@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import numpy as np
@@ -11,26 +12,30 @@ import torch
 from torch.nn import functional as F
 
 from export.clip_lite import texts
-from export.clip_lite.align import contrastive_loss, label_set_loss, load_training_set
+from export.clip_lite.align import contrastive_loss, label_set_loss, load_training_set, name_loss
 from export.clip_lite.assemble import assemble
-from export.clip_lite.backbones import LITE0
+from export.clip_lite.backbones import LITE0, backbone
+from export.clip_lite.classes import class_prompts
 from export.clip_lite.features import VIEWS, View, crop_views, train_features
-from export.clip_lite.head import expected_text, mean_by_node, train_head
-from export.clip_lite.image_head import EMBED_DIM, ImageHead, TwoBranchHead
-from export.clip_lite.joint import tune_jointly
+from export.clip_lite.head import HeadRecipe, Texts, blended, expected_text, mean_by_node, train_head
+from export.clip_lite.image_head import EMBED_DIM, ImageHead, TwoBranchHead, head_of
+from export.clip_lite.joint import JointRecipe, Prompts, tune_jointly
 from export.clip_lite.text_tower import (
     distil,
     distillation_loss,
     encode_trimmed,
     length_batches,
     new_model,
+    rotation,
     text_parameters,
+    text_tower_of,
     tokenize,
 )
 from export.photographs.collection import open_photographs
 from export.teachers import lite0_input, load_lite0
 from tests.export.fake_wordnet import write_wordnet
 from tests.export.photographs import CAPTIONS, photograph
+from thinwire.errors import ClipUnavailable
 
 pytestmark = pytest.mark.slow
 
@@ -114,6 +119,26 @@ def test_equal_captions_are_no_negatives():
     wanted = (loss([0, 2], 0) + loss([1, 2], 1) + loss([0, 1, 2], 2)) / 6
     torch.testing.assert_close(contrastive_loss(image, text, scale, 0.0, same), wanted)
     assert same.diagonal().all()  # the caller's mask is left as it was
+
+
+def test_a_rare_name_must_win_by_as_much_as_it_is_rarer():
+    """Equal cosines: the adjusted softmax is the prior itself, so the loss is minus the logarithm of its share."""
+    image, text = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0], [0.0, -1.0], [0.0, 1.0]])
+    prior, related = torch.tensor([0.1, 0.3, 0.0, 0.6]), torch.eye(4, dtype=torch.bool)
+    names = torch.tensor([0, 1, 3])
+    loss = name_loss(image, torch.tensor([1]), text, names, torch.tensor(5.0), prior, related)
+    assert loss.item() == pytest.approx(-math.log(0.3), rel=1e-5)
+    related[1, 3] = related[3, 1] = True  # what does not exclude the truth is no wrong answer
+    loss = name_loss(image, torch.tensor([1]), text, names, torch.tensor(5.0), prior, related)
+    assert loss.item() == pytest.approx(-math.log(0.3 / 0.4), rel=1e-5)
+
+
+def test_a_rotation_between_two_sets_of_vectors_is_found():
+    turn = torch.linalg.qr(torch.randn(16, 16, generator=torch.Generator().manual_seed(2)))[0]
+    vectors = unit(200, 16)
+    found = rotation(vectors, vectors @ turn + 0.01 * unit(200, 16, seed=3))
+    torch.testing.assert_close(found @ found.T, torch.eye(16), atol=1e-5, rtol=0)
+    torch.testing.assert_close(found, turn, atol=0.02, rtol=0)
 
 
 def test_distillation_has_nothing_to_say_to_a_perfect_student():
@@ -239,6 +264,17 @@ def test_the_head_starts_as_conse_with_a_rectifier():
     assert sum(int(word) in five for word, five in zip(said, top.tolist())) >= 3
 
 
+def test_a_clip_s_head_is_taken_out_of_it_for_its_own_backbone_only(assembled, loaded, parts):
+    taken = head_of(loaded[0], LITE0)
+    for name, value in parts[1].state_dict().items():
+        torch.testing.assert_close(taken.state_dict()[name], value, atol=1e-3, rtol=1e-3)
+    assert text_tower_of(str(assembled)).text_projection.shape == (128, EMBED_DIM)
+    with pytest.raises(ClipUnavailable, match="not lite2"):
+        head_of(loaded[0], backbone("lite2"))
+    with pytest.raises(ClipUnavailable, match="no such file or folder"):
+        text_tower_of("/nowhere/at/all")
+
+
 def test_two_branches_are_one_mlp():
     two = TwoBranchHead(unit(1000, EMBED_DIM), LITE0.classifier()).eval()
     features = torch.rand(5, 1280, generator=torch.Generator().manual_seed(0))
@@ -271,7 +307,23 @@ def test_the_whole_chain_runs_on_a_few_photographs(monkeypatch, tmp_path, parts)
     assert data.caption_images.tolist() == list(range(36))
     nodes = len(data.sets.member)
     owner = torch.arange(nodes).repeat_interleave(2)
-    head, scale = train_head(data, unit(36, EMBED_DIM), unit(2 * nodes, EMBED_DIM, seed=1), owner, steps=3, batch=8)
+    names, name_owner = class_prompts(data.classes, data.sets.names)
+    texts_of_nodes = Texts(unit(2 * nodes, EMBED_DIM, seed=1), owner, nodes)
+    texts_of_names = Texts(unit(len(names), EMBED_DIM, seed=2), name_owner, len(data.classes.names))
+    head, scale = train_head(
+        data,
+        unit(36, EMBED_DIM),
+        texts_of_nodes,
+        texts_of_names,
+        HeadRecipe(steps=3, batch=8),
+    )
+    tuned, tuned_scale = train_head(
+        data, unit(36, EMBED_DIM), texts_of_nodes, texts_of_names, HeadRecipe(steps=3, batch=8), (head, scale)
+    )
+    assert 0 < (tuned.fc1.weight - head.fc1.weight).abs().max() < 0.01
+    assert tuned_scale == pytest.approx(scale.item(), rel=0.01)
+    half = blended(head, copy.deepcopy(tuned), 0.5)
+    torch.testing.assert_close(half.fc1.weight, (head.fc1.weight + tuned.fc1.weight) / 2)
     before = head.fc2.weight.clone()
     model = new_model(tmp_path / "model")
     torch.manual_seed(0)
@@ -281,7 +333,16 @@ def test_the_whole_chain_runs_on_a_few_photographs(monkeypatch, tmp_path, parts)
     prompts = [f"thing {i} {k}" for i in range(nodes) for k in range(2)]
     target = torch.from_numpy(corpus.vectors)
     scale = tune_jointly(
-        model, head, scale.log(), data, prompts, owner, tokenize(corpus.texts), target, 1e-6, set_size=20, batch=8
+        model,
+        head,
+        scale.log(),
+        data,
+        Prompts(prompts, owner, nodes),
+        Prompts(names, name_owner, len(data.classes.names)),
+        tokenize(corpus.texts),
+        target,
+        JointRecipe(minutes=1e-6, set_size=20, batch=8),
+        tmp_path / "joint.pt",
     )
     assert 1 < scale <= 100
     assert not torch.equal(head.fc2.weight, before)
