@@ -1,7 +1,8 @@
-"""The demo's photographs: those inside the scikit-image wheel (nothing is downloaded), and some of a local test set."""
+"""The demo's photographs: its own, those inside the scikit-image wheel, and some of a local test set."""
 
 from __future__ import annotations
 
+import csv
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +25,13 @@ WHEEL_PHOTOS = {
 }
 """File in skimage/data → what anyone would say it shows. Its other files are diagrams or microscopy."""
 
+OWN_FOLDER = Path(__file__).resolve().parents[1] / "demo" / "photographs"
+"""In the public domain or under CC0; `sources.csv` names the maker of each."""
+
 DISTRACTORS = ("dog", "bicycle", "car", "airplane", "boat", "house", "tree", "pizza")
 """Labels of the demo that are on no photograph."""
+
+OWN_DISTRACTORS = ("cat", "bicycle", "car", "airplane", "boat", "house", "tree", "pizza")
 
 LABELS = (*WHEEL_PHOTOS.values(), *DISTRACTORS)
 LOCAL_SET = Path(__file__).resolve().parents[3] / "shared" / "data" / "eval-imagenette.tar"
@@ -40,6 +46,20 @@ class Photo:
     label: str
 
 
+def own_photos() -> list[Photo]:
+    """The photographs of the checkout, with what each shows. They were chosen before any CLIP had answered them."""
+    with open(OWN_FOLDER / "sources.csv", encoding="utf-8", newline="") as table:
+        return [
+            Photo(row["file"], (OWN_FOLDER / row["file"]).read_bytes(), row["label"]) for row in csv.DictReader(table)
+        ]
+
+
+def own_labels() -> tuple[str, ...]:
+    """Labels of `own_photos`, and those that are on no photograph."""
+    labels = [photo.label for photo in own_photos()]
+    return (*labels, *(label for label in OWN_DISTRACTORS if label not in labels))
+
+
 def wheel_photos() -> list[Photo]:
     """The photographs of the installed scikit-image. Raises `DataError` when it or one of them is missing."""
     spec = importlib.util.find_spec("skimage")  # without importing it: that alone takes a second
@@ -50,6 +70,11 @@ def wheel_photos() -> list[Photo]:
     if missing:
         raise DataError(f"{folder}: lacks {', '.join(missing)}: install scikit-image 0.24 to 0.26 from its wheel")
     return [Photo(name, (folder / name).read_bytes(), label) for name, label in WHEEL_PHOTOS.items()]
+
+
+def wheel_is_installed() -> bool:
+    """Whether scikit-image is there at all."""
+    return importlib.util.find_spec("skimage") is not None
 
 
 def local_photos(count: int, seed: int, path: Path = LOCAL_SET) -> tuple[list[Photo], tuple[str, ...]]:

@@ -33,16 +33,21 @@ HEADS = ("packet B", "edge ms", "cloud ms", "round trip ms")
 @dataclass(frozen=True)
 class Shown:
     """One row: a photograph, its view uint8 (H, W, 3), what the cloud's CLIP was shown (None where that is no picture),
-    and the answer."""
+    the answer to that, and the same CLIP's answer to the uncompressed view."""
 
     photo: Photo
     view: np.ndarray
     seen: np.ndarray | None
     result: Result
+    uncompressed: Result
 
     @property
     def right(self) -> bool:
         return self.result.predictions[0].label == self.photo.label
+
+    @property
+    def right_uncompressed(self) -> bool:
+        return self.uncompressed.predictions[0].label == self.photo.label
 
 
 def write_report(
@@ -57,19 +62,25 @@ def write_report(
     for title, labels, rows in groups:
         head = "".join(f"<th class=n>{name}" for name in HEADS)
         parts.append(f"<h2>{escape(title)}</h2><p><small>Labels: {escape(', '.join(labels))}</small></p>")
-        parts.append(f"<table><tr><th>the device's view<th>what the cloud saw<th>file<th>top 3{head}</tr>")
+        columns = "<th>the device's view<th>what the cloud saw<th>file<th>uncompressed<th>through the wire"
+        parts.append(f"<table><tr>{columns}{head}</tr>")
         parts.extend(_row(row) for row in rows)
         parts.append("</table>")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(parts) + "\n", encoding="utf-8")
 
 
-def _row(row: Shown) -> str:
-    mark = "right" if row.right else "wrong"
-    best = "<br>".join(
+def _answers(result: Result, right: bool) -> str:
+    """The first three answers, the first one marked."""
+    mark = "right" if right else "wrong"
+    return "<br>".join(
         f"<span class={mark if place == 0 else 'other'}>{escape(p.label)}</span> {100 * p.probability:.1f}%"
-        for place, p in enumerate(row.result.predictions[:3])
+        for place, p in enumerate(result.predictions[:3])
     )
+
+
+def _row(row: Shown) -> str:
+    answers = f"<td>{_answers(row.uncompressed, row.right_uncompressed)}<td>{_answers(row.result, row.right)}"
     numbers = (
         f"{row.result.packet_bytes:,}",
         f"{row.result.edge_ms:.1f}",
@@ -82,7 +93,7 @@ def _row(row: Shown) -> str:
     if row.seen is not None:
         seen = f"<img alt='{escape(row.photo.label)}, decoded' src='{_thumbnail(row.seen)}'>"
     view = f"<img alt='{escape(row.photo.label)}' src='{_thumbnail(row.view)}'>"
-    return f"<tr><td>{view}<td>{seen}<td>{name}<td>{best}{cells}</tr>"
+    return f"<tr><td>{view}<td>{seen}<td>{name}{answers}{cells}</tr>"
 
 
 def _thumbnail(view: np.ndarray) -> str:

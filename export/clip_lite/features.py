@@ -60,7 +60,7 @@ def crop_views(images: torch.Tensor, view: View, generator: torch.Generator, siz
 
 
 class Pooled:
-    """float 0..255 (B, 3, S, S) → pooled features (B, F) float32; in ONNX Runtime, twice as fast as torch on a CPU."""
+    """float 0..255 (B, 3, S, S) → pooled features (B, F) float32, in ONNX Runtime."""
 
     def __init__(self, backbone: Backbone) -> None:
         import onnxruntime

@@ -96,9 +96,9 @@ def build(recipe: Recipe, out: Path) -> Path:
     features = train_features(photographs, recipe.views, backbone)
     data = load_training_set(photographs, features, backbone, recipe.held_out)
     if recipe.tune or recipe.text_tower:
-        start = (head_of(model, backbone), model.logit_scale.exp()) if recipe.tune else None
+        start = (head_of(model, backbone), model.logit_scale.detach().exp()) if recipe.tune else None
         head, scale = fit_head(recipe, data, model, backbone, start)
-        return finish(out, model, head, scale, data, backbone)
+        return finish(out, model, head, scale, data, backbone, start[0] if start else None)
     if recipe.text_start:
         anchor = anchor_of(model, photographs, data)
     else:
@@ -190,26 +190,45 @@ def anchored(corpus: Corpus, basis: torch.Tensor, data: TrainingSet) -> Anchor:
 
 
 def finish(
-    out: Path, model: nn.Module, head: ImageHead, scale: torch.Tensor, data: TrainingSet, backbone: Backbone
+    out: Path,
+    model: nn.Module,
+    head: ImageHead,
+    scale: torch.Tensor,
+    data: TrainingSet,
+    backbone: Backbone,
+    before: ImageHead | None = None,
 ) -> Path:
     """Writes the folder, with the temperature that held-out names deserve.
 
-    Says on stderr how held-out names and captions are answered: one line of JSON.
+    Says on stderr how held-out names and captions are answered, and what was gained over the head `before`: one line of
+    JSON.
     """
-    said: dict[str, dict[str, float]] = {}
-    with torch.inference_mode():
-        image = torch.cat([F.normalize(head(part.float()), dim=1) for part in data.features[0].split(4096)])
+    said: dict[str, object] = {}
+    views = {"sharp": 0, "32 pixels": 1}
+    embedded = {view: images_of(head, data, row) for view, row in views.items() if row < len(data.features)}
     if bool(data.classes.held.any()):
         names = [template.format(name) for name in data.classes.names for template in PROMPT_SETS["7"]]
         text = encode_texts(model, names, "class names").reshape(len(data.classes.names), -1, EMBED_DIM).mean(1)
         text = F.normalize(text, dim=1)
-        first = unseen.report(image, text, data.classes, float(scale))
+        first = unseen.report(embedded["sharp"], text, data.classes, float(scale))
         scale = torch.tensor(first["unseen"].best_scale)
-        found = unseen.report(image, text, data.classes, float(scale))
-        said |= {title: each.as_json() for title, each in found.items()}
+        for view, image in embedded.items():
+            found = unseen.report(image, text, data.classes, float(scale))
+            said[view] = {title: each.as_json() for title, each in found.items()}
+            if before is not None:
+                said[f"{view}, gain"] = unseen.gains(images_of(before, data, views[view]), image, text, data.classes)
     if data.spare_texts:
         images, owner = data.spare_images.unique(return_inverse=True)
-        said["captions"] = unseen.retrieval(image[images], encode_texts(model, data.spare_texts, "captions"), owner)
+        captions = encode_texts(model, data.spare_texts, "captions")
+        said["captions"] = unseen.retrieval(embedded["sharp"][images], captions, owner)
+        if before is not None:
+            said["captions, before"] = unseen.retrieval(images_of(before, data, 0)[images], captions, owner)
     if said:
         print(json.dumps(said), file=sys.stderr)
     return assemble(out, model.state_dict(), head, scale, backbone)
+
+
+@torch.inference_mode()
+def images_of(head: ImageHead, data: TrainingSet, view: int) -> torch.Tensor:
+    """Unit vectors (N, 384) of all photographs in one view."""
+    return torch.cat([F.normalize(head(part.float()), dim=1) for part in data.features[view].split(4096)])

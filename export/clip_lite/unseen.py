@@ -121,21 +121,38 @@ def measure(cosine: torch.Tensor, truth: torch.Tensor, scale: float) -> Unseen:
     )
 
 
-def report(image: torch.Tensor, text: torch.Tensor, classes: Classes, scale: float) -> dict[str, Unseen]:
-    """Of held-out names among themselves and among all names, and of spare photographs of trained names.
-
-    image (N, D): of all photographs; text (C, D): of all names. Empty where nothing is held out.
-    """
+def questions(classes: Classes) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Photographs (B,) and names (K,) that they are asked with: held-out names among themselves and among all, and
+    spare photographs of trained names. Empty where nothing is held out."""
     held, every = torch.nonzero(classes.held).flatten(), torch.arange(len(classes.names))
-    unseen = torch.nonzero((classes.of_image >= 0) & classes.held[classes.of_image.clamp_min(0)]).flatten()
-    spare = torch.nonzero(
-        classes.spare & (classes.of_image >= 0) & ~classes.held[classes.of_image.clamp_min(0)]
-    ).flatten()
+    of_held = (classes.of_image >= 0) & classes.held[classes.of_image.clamp_min(0)]
+    unseen, spare = torch.nonzero(of_held).flatten(), torch.nonzero(classes.spare & ~of_held).flatten()
+    asked = {"unseen": (unseen, held), "unseen among all": (unseen, every), "spare": (spare, every)}
+    return {title: (which, names) for title, (which, names) in asked.items() if len(which) and len(names) > 1}
+
+
+def report(image: torch.Tensor, text: torch.Tensor, classes: Classes, scale: float) -> dict[str, Unseen]:
+    """Of each of `questions`. image (N, D): of all photographs; text (C, D): of all names."""
     found = {}
-    for title, which, names in (("unseen", unseen, held), ("unseen among all", unseen, every), ("spare", spare, every)):
-        if len(which) and len(names) > 1:
+    for title, (which, names) in questions(classes).items():
+        cosine, truth = candidates(image[which], text, classes, classes.of_image[which], names)
+        found[title] = measure(cosine, truth, scale)
+    return found
+
+
+def gains(
+    before: torch.Tensor, after: torch.Tensor, text: torch.Tensor, classes: Classes
+) -> dict[str, tuple[float, float, float]]:
+    """Points of top-1 that `after` (N, D) has over `before` in each of `questions`: mean over names, 95 % interval."""
+    found = {}
+    for title, (which, names) in questions(classes).items():
+        hits = []
+        for image in (before, after):
             cosine, truth = candidates(image[which], text, classes, classes.of_image[which], names)
-            found[title] = measure(cosine, truth, scale)
+            by_name = hits_by_name(cosine, truth)
+            hits.append(np.array([by_name[name] for name in sorted(by_name)]))
+        gain = hits[1] - hits[0]
+        found[title] = tuple(round(100 * value, 1) for value in (float(gain.mean()), *interval(gain)))
     return found
 
 

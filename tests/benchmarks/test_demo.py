@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -10,7 +11,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from benchmarks.data.photos import Photo
+from benchmarks.data.photos import OWN_FOLDER, Photo, own_labels, own_photos
 from benchmarks.demo.page import Shown, write_report
 from benchmarks.demo.rivals import Rival, equal_rival, pictures
 from benchmarks.demo.run import _against
@@ -47,15 +48,31 @@ def test_the_rival_is_the_smallest_rung_that_names_as_many():
     assert "not measured" in _against(None, 1)
 
 
+def test_the_demos_own_photographs_are_many_free_and_unlike():
+    """Anybody may pass them on; labels are unlike each other and fit what the demo asks with."""
+    photos, labels = own_photos(), own_labels()
+    assert len(photos) >= 30
+    assert len({photo.label for photo in photos}) == len(photos)
+    assert len(labels) == len(set(labels)) > len(photos)
+    assert all(photo.label in labels for photo in photos)
+    for photo in photos:
+        size = open_image(photo.data, photo.name).size
+        assert min(size) >= 170, photo.name
+    with open(OWN_FOLDER / "sources.csv", encoding="utf-8", newline="") as table:
+        rows = list(csv.DictReader(table))
+    assert {row["file"] for row in rows} == {path.name for path in OWN_FOLDER.glob("*.webp")}
+    assert all(row["licence"] in ("CC0 1.0", "public domain") and row["author"] for row in rows)
+    assert all(row["source"].startswith("https://") for row in rows)
+
+
 def test_the_page_shows_what_the_cloud_saw_beside_the_view(tmp_path, tiny_bundle_with_decoder):
     bundle = tiny_bundle_with_decoder
     (view,) = synthetic_views(1, 64, seed=5)
     packet = Encoder(bundle).encode(view, "mid").packet.to_bytes()
     (seen,) = pictures(bundle, [packet])
     assert (seen.shape, seen.dtype) == (view.shape, np.uint8)
-    best = SimpleNamespace(label="cat", probability=0.7)
     result = SimpleNamespace(
-        predictions=[best],
+        predictions=[SimpleNamespace(label="cat", probability=0.7)],
         packet_bytes=len(packet),
         edge_ms=1.0,
         server=SimpleNamespace(total_ms=2.0),
@@ -63,10 +80,13 @@ def test_the_page_shows_what_the_cloud_saw_beside_the_view(tmp_path, tiny_bundle
     )
     photo = Photo("a.png", b"", "cat")
     path = tmp_path / "page.html"
-    write_report(
-        path, ["fact"], [("title", ["cat"], [Shown(photo, view, seen, result), Shown(photo, view, None, result)])]
-    )
+    fooled = SimpleNamespace(predictions=[SimpleNamespace(label="pizza", probability=0.4)])
+    rows = [Shown(photo, view, seen, result, fooled), Shown(photo, view, None, result, result)]
+    assert [(row.right, row.right_uncompressed) for row in rows] == [(True, False), (True, True)]
+    write_report(path, ["fact"], [("title", ["cat"], rows)])
     page = path.read_text()
+    assert "<span class=wrong>pizza</span> 40.0%" in page
+    assert page.count("<span class=right>cat</span> 70.0%") == 3
     assert page.count("<img") == 3
     assert "what the cloud saw" in page
     assert "it was sent a vector" in page

@@ -10,7 +10,7 @@ import torch
 
 from export.clip_lite.classes import Classes, class_prompts, endings, hold_out, related_names, singulars
 from export.clip_lite.texts import object_captions, plural_of, spelled, spelling_pairs
-from export.clip_lite.unseen import best_scale, calibration_error, candidates, hits_by_name, interval, report
+from export.clip_lite.unseen import best_scale, calibration_error, candidates, gains, hits_by_name, interval, report
 from export.clip_lite.wordnet import Synset
 
 
@@ -86,6 +86,10 @@ def test_report_by_hand(classes):
     assert found["unseen among all"].top1 == 50.0
     assert (found["spare"].photographs, found["spare"].top1) == (1, 100.0)
     assert report(image, text, classes, 30.0) == found
+    better = image.clone()
+    better[7] = torch.eye(4)[3]
+    assert gains(image, better, text, classes)["unseen among all"][0] == 25.0
+    assert gains(image, image, text, classes)["spare"] == (0.0, 0.0, 0.0)
     related = classes.related.clone()
     related[2, 3] = related[3, 2] = True
     cosine, truth = candidates(
