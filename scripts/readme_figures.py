@@ -43,8 +43,11 @@ def demo() -> str:
     )
 
 
-def judged() -> str:
-    """Each data set's codecs before the serving CLIP and before strangers, and what the best bare peer takes."""
+def judged(codecs: Iterable[str] = ("still", "layered", "av1")) -> str:
+    """Each data set's codecs before the serving CLIP and before strangers, and what the best bare peer takes.
+
+    codecs: whose rows are shown; none: all. The best bare peer is the best of all that were run.
+    """
     tables = []
     for pack in JUDGED:
         run = read(f"judged-{pack}")
@@ -53,6 +56,8 @@ def judged() -> str:
         rows = []
         for row in run["points"]:
             if row["kind"] == "reference" or (row["kind"] == "peer" and not row["hull"]):
+                continue
+            if codecs and row["codec"] not in codecs:
                 continue
             low, high = row["top1_relative_ci95"]
             told = [row["judges"].get(name) for name in names]
@@ -75,12 +80,12 @@ def judged() -> str:
             "best bare peer at that top-1, bytes",
             "foreign judges agree, mean",
             "best bare peer at that agreement, bytes",
-            *names,
+            *(name.rpartition("/")[2] for name in names),
         ]
         saved = [
             f"{each['codec']} takes {against_peer(each)}"
             for each in run["transfer"]
-            if each["judge"] in ("serving CLIP", "foreign judges, mean")
+            if each["judge"] in ("serving CLIP", "foreign judges, mean") and (not codecs or each["codec"] in codecs)
         ]
         tables.append(
             f"{table(header, rows)}\n\nBytes against the best bare peer at equal answers: {'; '.join(saved)}."
@@ -259,6 +264,7 @@ def target(value: float, side: str | None, bound: float | None, spec: str) -> st
 FIGURES = {
     "demo": demo,
     "judged": judged,
+    "judged-all": lambda: judged(()),
     "codec": codec,
     "clip-lite": clip_lite,
     "edge-size": edge_size,
