@@ -93,6 +93,26 @@ def judged(codecs: Iterable[str] = ("still", "layered", "av1")) -> str:
     return "\n\n".join(tables)
 
 
+def runtimes() -> str:
+    """A cloud in ONNX Runtime alone beside one that imports torch: one run of both, and their vectors on four packs."""
+    run, parity = read("runtimes"), read("runtimes-parity")["parity"].values()
+    onnx, torch = (run["servers"][name] for name in ("onnx", "torch"))
+    images = sum(each["images"] for each in parity)
+    same = sum(round(each["onnx"]["same_top1"] * each["images"]) for each in parity)
+    worst = min(each["onnx"]["cosine_min"] for each in parity)
+    rows = [
+        ["start to serving, s", f"{onnx['start_s']:.1f}", f"{torch['start_s']:.1f}"],
+        ["served images/s, 16 in flight", f"{onnx['images_per_s']:.1f}", f"{torch['images_per_s']:.1f}"],
+        ["resident memory after the load, MB", f"{onnx['rss_mb']:,.0f}", f"{torch['rss_mb']:,.0f}"],
+        [f"worst cosine to torch's vectors, {images:,} images of four sets", f"{worst:.7f}", ""],
+        ["same best label on those", f"{same:,} of {images:,}", ""],
+    ]
+    header = [f"{run['clip']}, `{run['bundle']}`, CPU", "`--runtime onnx`", "`--runtime torch`"]
+    command, load = run["command"].partition(" --json")[0], run["load_average"][0]
+    parity_command = "thinwire-bench runtimes --starts 0 --rounds 0 --data EVAL-PACKS --limit 300"
+    return f"{table(header, rows)}\n\n`{command}` (load average {load:.1f}) and `{parity_command}`."
+
+
 def peer_bytes(found: dict | None, size: float) -> str:
     """What the best peer takes for the same answers as a family's rate of `size` bytes."""
     rate = next((each for each in (found or {}).get("rates", ()) if abs(each["bytes_mean"] - size) < 1), None)
@@ -263,6 +283,7 @@ def target(value: float, side: str | None, bound: float | None, spec: str) -> st
 
 FIGURES = {
     "demo": demo,
+    "runtimes": runtimes,
     "judged": judged,
     "judged-all": lambda: judged(()),
     "codec": codec,
