@@ -422,6 +422,8 @@ def run_graph(args: argparse.Namespace) -> None:
     from thinwire.bundle import load_bundle
 
     if not (Path(args.folder) / CARD).is_file():
+        if args.bundle:
+            raise SystemExit(f"thinwire-export graph: {args.folder} is no tuned decoder: leave --bundle out")
         print(write_bundle_graph(load_bundle(args.folder)))
         return
     variant = load_variant(args.folder)

@@ -45,6 +45,26 @@ def place(tmp_path, monkeypatch) -> Path:
 
 
 EXPORT = {
+    "student": [
+        ["--out", "out", "--clip", "no-such-clip"],
+        ["--out", "out", "--clip", "empty"],
+        ["--out", "out", "--backbone", "no-such-net"],
+        ["--out", "out", "--images", "missing"],
+        ["--out", "out", "--images", "bad.tar"],
+        ["--out", "out", "--size", "0"],
+        ["--out", "out", "--minutes", "nan"],
+    ],
+    "clip-onnx": [
+        ["--out", "out", "--clip", "no-such-clip"],
+        ["--out", "out", "--clip", "empty"],
+        ["--out", "file", "--clip", "clip-lite"],
+    ],
+    "graph": [
+        ["missing"],
+        ["empty"],
+        ["file"],
+        ["layered", "--bundle", "still"],
+    ],
     "train": [
         ["conv"],
         ["no-such-family"],

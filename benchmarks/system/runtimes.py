@@ -19,12 +19,15 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from benchmarks.system.service_load import EXEC, Load, make_packets, resident_bytes
 from edge.defaults import DEFAULT_BUNDLE
+
+if TYPE_CHECKING:
+    from benchmarks.data.sets import Dataset
 
 IN_FLIGHT = 16
 ANSWERS = 1000
@@ -59,16 +62,18 @@ def add_commands(commands) -> None:
 
 
 def _document(args: argparse.Namespace, words: Sequence[str]) -> dict[str, Any]:
+    from benchmarks.data.sets import load_dataset
     from benchmarks.results.testbed import describe
     from thinwire.bundle import resolve_bundle
 
     path, names = resolve_bundle(args.bundle), args.runtimes.split(",")
+    sets = {Path(each).name: load_dataset(Path(each), args.limit) for each in args.data}  # before minutes of servers
     document: dict[str, Any] = {"benchmark": "runtimes", "load_average": os.getloadavg()}
     if args.starts or args.rounds:
         servers = {name: _words(name, args.clip, path) for name in names}
         document["servers"] = asyncio.run(_measure(servers, make_packets(path), args))
-    if args.data:
-        document["parity"] = {Path(each).name: _parity(each, args.clip, names, args.limit) for each in args.data}
+    if sets:
+        document["parity"] = {name: _parity(data, args.clip, names) for name, data in sets.items()}
     return document | {
         "command": shlex.join(["thinwire-bench", *words]),
         "clip": args.clip,
@@ -138,11 +143,10 @@ def _median(values: Sequence[float]) -> float | None:
     return round(statistics.median(values), 3) if values else None
 
 
-def _parity(data: str, clip: str, names: Sequence[str], limit: int | None) -> dict[str, Any]:
+def _parity(items: Dataset, clip: str, names: Sequence[str]) -> dict[str, Any]:
     """{form: figures} of every form but torch's own, against that."""
     import torch
 
-    from benchmarks.data.sets import load_dataset
     from cloud.engine.text_heads import HeadCache
     from cloud.networks.clip import load_clip
     from cloud.networks.onnx.clip import load_onnx_clip
@@ -151,7 +155,7 @@ def _parity(data: str, clip: str, names: Sequence[str], limit: int | None) -> di
     from thinwire.imaging import canonical_view, open_image
     from thinwire.prompts import PROMPT_SETS
 
-    original, items = load_clip(clip), load_dataset(Path(data), limit)
+    original = load_clip(clip)
     forms = {}
     for name in names:
         runtime, _, precision = name.partition(":")

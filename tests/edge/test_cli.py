@@ -35,6 +35,7 @@ ANSWER_KEYS = {
     "bundle",
     "model_id",
     "notes",
+    "opinions",
     "clip",
     "decode_image_ms",
     "preprocess_ms",
