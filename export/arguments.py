@@ -84,7 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
     card = commands.add_parser(
         "card", help="write the figures of `thinwire-bench eval --json FILE` into a bundle's card"
     )
-    card.add_argument("bundle", type=Path)
+    card.add_argument("bundle", metavar="NAME|PATH")
     card.add_argument("results", type=Path, nargs="+", metavar="FILE")
 
     embedding = commands.add_parser("embedding", help="write the bundle of a CLIP's own image tower: no training")

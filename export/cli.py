@@ -137,14 +137,15 @@ def run_tune(args: argparse.Namespace) -> None:
 
 def run_card(args: argparse.Namespace) -> None:
     from export.bundles import record_metrics
+    from thinwire.bundle import resolve_bundle
 
-    documents = []
+    folder, documents = resolve_bundle(args.bundle), []
     for path in args.results:
         try:
             documents.append(json.loads(path.read_text()))
         except ValueError as error:
             raise RunError(f"{path}: is not JSON ({error}); `thinwire-bench eval --json FILE` writes it") from error
-    record_metrics(args.bundle, documents)
+    record_metrics(folder, documents)
 
 
 def run_clip_lite(args: argparse.Namespace) -> None:
