@@ -36,7 +36,7 @@ def demo() -> str:
     reached = "that names as many of them right" if rival["right"] >= first["right"] else "that names most right"
     return (
         f"{run['images']} photographs: {run['right_uncompressed']} named right uncompressed, {run['right']} through "
-        f"the wire at {run['mean_packet_bytes']:.0f} bytes each, by the CLIP that `{run['bundle']}` was trained on. Of "
+        f"the wire at {run['mean_packet_bytes']:.0f} bytes each (`{run['bundle']}`, {run['clip']}). Of "
         f"{first['images']} well-known things among {first['labels']} labels {first['right_uncompressed']} "
         f"uncompressed, {first['right']} at {first['mean_packet_bytes']:.0f} bytes; the smallest bare AV1 still "
         f"{reached} ({rival['right']}) takes {rival['mean_bytes']:.0f}."

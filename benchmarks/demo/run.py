@@ -18,6 +18,7 @@ from benchmarks.demo.page import Shown, write_report
 from benchmarks.demo.rivals import Rival, equal_rival, pictures
 from benchmarks.results.testbed import cpu_model
 from benchmarks.rig.server_process import running_service
+from edge.defaults import DEFAULT_BUNDLE
 from edge.line.client import Client
 from edge.line.result import Result
 from thinwire.bundle import load_bundle, resolve_bundle
@@ -26,7 +27,6 @@ from thinwire.imaging import open_image
 
 REPORT = Path("reports/demo/report.html")
 LOCAL_COUNT = 20
-BUNDLE = "layered"  # the codec for the CLIP that ships, which the demo serves; a stranger's CLIP takes `still`
 SEED = 0
 TOP = 3  # answers of each kind that are shown
 
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the demo; returns the exit code: 0 all photographs answered, 1 failed."""
     parser = argparse.ArgumentParser(prog="benchmarks.demo.run", description="thinwire on this machine, in one minute.")
     parser.add_argument("--clip", default="clip-lite", help="CLIP of the server")
-    parser.add_argument("--bundle", default=BUNDLE, help="codec: name or folder")
+    parser.add_argument("--bundle", default=DEFAULT_BUNDLE, help="codec: name or folder")
     parser.add_argument("--rate", default="mid", help="rate of the packets")
     parser.add_argument("--report", type=Path, default=REPORT, help="where the page goes")
     args = parser.parse_args(argv)
