@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime
+import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -70,6 +71,9 @@ def document(args: argparse.Namespace, words: Sequence[str]) -> dict[str, object
     from cloud.networks.clip import load_clip
     from cloud.networks.torch_runtime import served_runner
 
+    if not 0 < args.confidence < 1:
+        raise DataError(f"--confidence {args.confidence}: a number between 0 and 1")
+    packs = [load_dataset(place, args.limit, args.seed) for place in args.data]  # before minutes of fitting
     rungs, clip = Rungs.parse(args.ladder), load_clip(args.clip)
     rivals = [load_bundle(name) for name in args.rivals]
     bundles = {bundle.model_id: bundle for bundle in (rungs.first, rungs.second, *rivals)}
@@ -80,19 +84,14 @@ def document(args: argparse.Namespace, words: Sequence[str]) -> dict[str, object
     fusion = read_fusion(rungs.first, clip.id)
     if fusion is None:
         raise DataError(f"{rungs.first.path / FILE}: holds no calibration for {clip.id}: add --fit and --images SOURCE")
-    if not 0 < args.confidence < 1:
-        raise DataError(f"--confidence {args.confidence}: a number between 0 and 1")
-    sets = {}
-    for place in args.data:
-        data = load_dataset(place, args.limit, args.seed)
-        sets[data.name] = _measure(args, data, rungs, rivals, clip, runner, heads, fusion)
+    sets = {data.name: _measure(args, data, rungs, rivals, clip, runner, heads, fusion) for data in packs}
     return {
         "benchmark": "cascade",
         "sets": sets,
         "confidence": args.confidence,
         "ladder": [f"{rungs.first.name}:{rungs.first_rate}", f"{rungs.second.name}:{rungs.second_rate}"],
         "clip": clip.id,
-        "command": " ".join(["thinwire-bench", *words]),
+        "command": shlex.join(["thinwire-bench", *words]),
         "testbed": describe(),
         "wall_s": round(time.monotonic() - started, 1),
     }
@@ -180,7 +179,7 @@ def _measure(args, data: Dataset, rungs: Rungs, rivals, clip: Clip, runner, head
             "confidence": confidence,
             **_row(took.answers, reference),
             "needed_pixels": round(float(took.asked.mean()), 4),
-            "against": _against(took.answers, alone, rungs),
+            "against": _against(took.answers, alone),
         }
     found: dict[str, object] = {
         "n": len(targets),
@@ -212,16 +211,16 @@ def _row(answers: Answers, reference: np.ndarray) -> dict[str, object]:
     }
 
 
-def _against(took: Answers, alone: dict[str, Answers], rungs: Rungs) -> dict[str, object]:
+def _against(took: Answers, alone: dict[str, Answers]) -> dict[str, object]:
     """Top-1 of the cascade minus that of each single codec at equal mean bytes, with 95 % paired bootstrap intervals.
 
     Between two points of a codec, each image goes one or the other way in the shares that give that mean: its top-1 is
     the weighted mean of both. A codec with no point of as few bytes is left out.
     """
     found = {}
-    for codec in dict.fromkeys(_codec_of(name, rungs) for name in alone):
+    for codec in dict.fromkeys(_codec_of(name) for name in alone):
         points = sorted(
-            (each for name, each in alone.items() if _codec_of(name, rungs) == codec), key=lambda each: each.mean_bytes
+            (each for name, each in alone.items() if _codec_of(name) == codec), key=lambda each: each.mean_bytes
         )
         mixed = _at_bytes(points, took.mean_bytes)
         if mixed is not None:
@@ -229,7 +228,7 @@ def _against(took: Answers, alone: dict[str, Answers], rungs: Rungs) -> dict[str
     return found
 
 
-def _codec_of(name: str, rungs: Rungs) -> str:
+def _codec_of(name: str) -> str:
     return "bare AV1" if name.startswith("bare ") else name.rpartition(" ")[0]
 
 

@@ -8,6 +8,7 @@ are CPU time of the thread, so that other work on the machine counts little; fra
 from __future__ import annotations
 
 import argparse
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -62,7 +63,7 @@ def measure(args: argparse.Namespace, words: Sequence[str]) -> dict[str, Any]:
     }
     return {
         "benchmark": "coder",
-        "command": " ".join(["thinwire-bench", *words]),
+        "command": shlex.join(["thinwire-bench", *words]),
         "testbed": describe(),
         "bundle": bundle.name,
         "rate": args.rate,
