@@ -44,7 +44,8 @@ def run_examples(study: Study) -> tuple[int, int]:
     store = study.store(NAME)
     photos = wheel_photos()[:PHOTOS]
     judges = {clip: study.judge(clip) for clip in study.clips}
-    families = [bundle for bundle in study.families if any(bundle in study.families_of(clip) for clip in judges)]
+    servable = {clip: study.families_of(clip) for clip in judges}
+    families = [bundle for bundle in study.families if any(bundle in served for served in servable.values())]
     names = codec_names(families)
     grid = [point.parameters for bundle, name in zip(families, names) for point in family_points(bundle, name)]
     coders: list[_Coder] | None = None
