@@ -19,7 +19,7 @@ from cloud.errors import BadConfiguration
 from cloud.search import client_commands
 from cloud.watch.logs import set_up_logs
 from thinwire.files import told
-from thinwire.platforms import ON_WINDOWS, is_windows, missing_module
+from thinwire.platforms import ON_WINDOWS, is_windows, missing_module, usable_cores
 from thinwire.text import safe_streams
 
 _WHERE = (
@@ -169,7 +169,7 @@ def _open(config: Config):
         decode_threads=config["decode_threads"],
     )
     model_bytes = config["model_mb"] << 20 if config["model_mb"] else None
-    threads = config["threads"] or _cores()
+    threads = config["threads"] or usable_cores()
     return open_engine(
         config["clip"],
         config["bundle"],
@@ -300,10 +300,6 @@ def _check_port(config: Config) -> None:
         fix = "is the port taken? Stop what listens there, or name another with --port"
         fix = fix if error.errno == errno.EADDRINUSE else "check --host and --port"
         raise BadConfiguration(f"{host}:{port}: cannot be listened on ({error.strerror}): {fix}") from None
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class _Say:

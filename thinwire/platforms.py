@@ -15,5 +15,10 @@ def missing_module(error: ModuleNotFoundError, command: str, extra: str) -> str:
     return f"{error}: install it with `pip install 'thinwire[{extra}]'`"
 
 
+def usable_cores() -> int:
+    """CPU cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def is_windows() -> bool:
     return os.name == "nt"

@@ -6,6 +6,8 @@ import importlib.metadata
 import os
 import platform
 
+from thinwire.platforms import usable_cores
+
 PACKAGES = (
     "thinwire",
     "numpy",
@@ -22,7 +24,7 @@ def describe() -> dict[str, object]:
     """CPU model, usable cores, Python, system and the versions of the packages that do the work."""
     return {
         "cpu": cpu_model(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": usable_cores(),
         "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",

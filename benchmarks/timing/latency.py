@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -38,6 +37,7 @@ from edge.line.client import Client, PreparedRequest, Question
 from edge.line.result import Result
 from thinwire.errors import ThinwireError
 from thinwire.imaging import open_image
+from thinwire.platforms import usable_cores
 
 CLOSED, OPEN = "closed", "open"
 EDGE_STAGES = ("decode_image", "preprocess", "encode", "code")
@@ -273,7 +273,7 @@ def summarise(run: Run, targets: Sequence[str], loop: str) -> dict[str, Any]:
         "client_cpu_share": _rounded(cpu),
         "client_busy_share": _rounded(busy),
         # A closed loop's device is busy by design whenever the link is fast: its time is a stage, not a limit
-        "client_limited": bool(loop == OPEN and max(busy, cpu / _cores()) > LIMITED_SHARE),
+        "client_limited": bool(loop == OPEN and max(busy, cpu / usable_cores()) > LIMITED_SHARE),
         # Answers come much later than a link without a queue would have brought the last one
         "overloaded": bool(loop == OPEN and run.wall_s > (run.last_due_s + min(latencies) / 1000) / LIMITED_SHARE),
         "connections_lost": run.resets,
@@ -304,7 +304,3 @@ def distribution(values: Sequence[float]) -> dict[str, float | None]:
 
 def _rounded(value: float, digits: int = 3) -> float:
     return round(float(value), digits)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

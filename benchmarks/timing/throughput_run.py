@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +13,7 @@ from benchmarks.timing.routes import NOWHERE, Way
 from benchmarks.timing.run import TimingRun
 from benchmarks.timing.throughput import Rounds, Service, measure
 from edge.line.client import Client, Question
+from thinwire.platforms import usable_cores
 
 NAME = "throughput"
 ROW_NAMES = ("kind", "codec", "rate", "parameters")
@@ -30,7 +30,7 @@ class ThroughputRun(TimingRun):
     def run(self, ways: Sequence[Way]) -> list[dict[str, Any]]:
         """Rows of all points. The bar counts rounds."""
         rows = []
-        threads = self.threads or len(os.sched_getaffinity(0))
+        threads = self.threads or usable_cores()
         self.progress.planned(len(ways) * self.rounds.count)
         for way in ways:
             key = self._key(way, device=self.device, threads=threads, rounds=vars(self.rounds))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -16,6 +15,7 @@ from cloud.networks.onnx.session import Place, open_graph, pick_place
 from cloud.networks.runtime import check_clip, run_canary
 from synthesis.clip_artefact import artefact_folder, read_artefact
 from thinwire.errors import AdapterError
+from thinwire.platforms import usable_cores
 
 if TYPE_CHECKING:
     from cloud.networks.onnx.decoders import Decoder
@@ -32,7 +32,7 @@ class OnnxRuntime:
     def __init__(self, device: str = "auto", threads: int | None = None, precision: str = "auto") -> None:
         """device: as for `pick_place`; threads: of each network on a CPU (None: all cores); precision: of the image
         tower, as for `load_onnx_clip`. Raises `DeviceUnavailable`."""
-        self.threads = threads or _cores()
+        self.threads = threads or usable_cores()
         self.place: Place = pick_place(device, self.threads)
         self.device = self.place.name
         self._precision = precision
@@ -92,7 +92,3 @@ def why_not(clips: Sequence[str], bundles: Sequence[Bundle], variants: Sequence[
         if (reason := decoders.why_not_variant(variant, by_id[variant.model_id])) is not None:
             return reason
     return None
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
