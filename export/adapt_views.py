@@ -1,7 +1,7 @@
 """Photographs as a codec leaves them, with what the frozen tower says of the originals: what an adapter learns from.
 
-The codec is frozen, so each view is coded once and kept in the export cache: real integer symbols of the bundle's own
-encoder, cut to a rate's layers, through its decoder. In chunks, so that an interrupted run goes on with the next one.
+The codec is frozen, so each view is coded once and kept in the export cache: what a packet of the bundle holds at a
+rate (`export.content`), through its decoder. In chunks, so that an interrupted run goes on with the next one.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 import synthesis
 from export.augment import crops
+from export.content import content_of
 from export.families.front import IMAGE_MEAN, IMAGE_STD, normalise
-from export.onnx_export import encode_views
 from export.photographs.collection import Photographs
 from export.teachers import cache_root
 from export.towers import Tower
@@ -70,11 +70,7 @@ class ViewMaker:
             variant_net(variant, tower.net.visual, tower.height, tower.width) if variant else synthesis.load(bundle)
         )
         self._decoder = variant.digest if variant else decoder_hash(bundle)
-        self._encoder = bundle.encoder_path()
-        counts = np.zeros(bundle.latent_shape[0], np.int64)  # (C,): layers that must be sent for each channel to arrive
-        for number, layer in enumerate(bundle.card.wire["layers"], 1):
-            counts[slice(*layer["channels"])] = number
-        self._layer_of = counts
+        self._content = content_of(bundle)
         self.identity = photographs.identity
         self.images, self.unseen = photographs.split(HELD_OUT)  # as the codec's training does
 
@@ -107,8 +103,9 @@ class ViewMaker:
 
     def _folder(self) -> Path:
         """Named by all that the views depend on."""
-        encoder = self.bundle.card.edge["files"][self._encoder.name]["sha256"]
-        said = [VERSION, encoder, self._decoder, self.tower.id, self.layers, self.seed, self.identity]
+        encoder = sorted(entry["sha256"] for entry in self.bundle.card.edge["files"].values())
+        said = [VERSION, self.bundle.model_id.hex(), encoder, self._decoder, self.tower.id, self.layers, self.seed]
+        said.append(self.identity)
         digest = hashlib.sha256(json.dumps([*said, PER_VIEW, HELD_OUT]).encode()).hexdigest()
         folder = cache_root() / "adapt-views" / f"{self.bundle.name}-{digest[:16]}"
         folder.mkdir(parents=True, exist_ok=True)
@@ -124,7 +121,6 @@ class ViewMaker:
             pixels = crops(images, self.bundle.input_size[0], batch, generator, "cpu") * IMAGE_STD + IMAGE_MEAN
             views.append(pixels.round().clamp(0, 255).to(torch.uint8))
         views = torch.cat(views)  # (N, 3, H, W)
-        symbols = encode_views(self._encoder, views.permute(0, 2, 3, 1).numpy())  # (N, C, h, w)
         decoded, layers, wanted = [], [], []
         for start in range(0, originals, BATCH):
             part = slice(start, start + BATCH)
@@ -133,7 +129,7 @@ class ViewMaker:
             order = torch.stack([torch.randperm(len(self.layers), generator=generator) for _ in vectors])
             for place in range(per_view):
                 sent = np.array(self.layers)[order[:, place].numpy()]  # (B,)
-                decoded.append(self._decode(symbols[part], sent))
+                decoded.append(self._decode(views[part].permute(0, 2, 3, 1).numpy(), sent))
                 layers.append(sent)
                 wanted.append(vectors)
                 tick(len(vectors))
@@ -144,12 +140,12 @@ class ViewMaker:
         np.savez(partial, layers=np.concatenate(layers), wanted=np.concatenate(wanted))
         partial.rename(target.with_suffix(".npz"))  # last: it says that the chunk is whole
 
-    def _decode(self, symbols: np.ndarray, sent: np.ndarray) -> np.ndarray:
-        """int (B, C, h, w) and layer counts (B,) → uint8 (B, H, W, 3)."""
-        arrived = symbols * (self._layer_of[None] <= sent[:, None])[:, :, None, None]
-        arrived = torch.from_numpy(arrived).float().contiguous(memory_format=torch.channels_last)
+    def _decode(self, views: np.ndarray, sent: np.ndarray) -> np.ndarray:
+        """uint8 (B, H, W, 3) and layer counts (B,) → the same as the cloud decodes them."""
+        layers = torch.from_numpy(sent)
+        shown = self._content.shown(torch.from_numpy(self._content.of(views, sent)), layers)
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-            image = self._net(arrived, torch.from_numpy(sent)).float()  # (B, 3, H, W) in [0, 1]
+            image = self._net(shown, layers).float()  # (B, 3, H, W) in [0, 1]
         return image.mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
 
 

@@ -26,7 +26,7 @@ from export.teacher import load_teachers
 from export.towers import load_tower
 from export.train import HELD_OUT
 from export.training_loop import load_checkpoint, look_at_unseen, restore_state, run_to_end, state_of
-from export.tune.content import content_of
+from export.content import content_of
 from export.tune.views import CodedViews, ViewCoder
 from synthesis.memory import keep_freed_memory
 from synthesis.still import restore_spec

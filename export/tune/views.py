@@ -20,7 +20,7 @@ from export.families.front import IMAGE_MEAN, IMAGE_STD, normalise
 from export.photographs.collection import Photographs
 from export.teacher import Teacher
 from export.teachers import cache_root
-from export.tune.content import Content
+from export.content import Content
 from synthesis.neck import Entry
 from thinwire.bundle import Bundle
 
