@@ -8,7 +8,6 @@ vectors less what all vectors share, and by the answers to random texts. Resumab
 from __future__ import annotations
 
 import datetime
-import json
 import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,9 +23,8 @@ from export.depthwise import fast_backward
 from export.photographs.options import PhotographOptions
 from export.towers import load_tower
 from export.train import HELD_OUT
-from export.training_loop import load_checkpoint, look_at_unseen, run_to_end
+from export.training_loop import looks_at_unseen, train_in
 from synthesis.adapter import Adapter, write_adapter
-from synthesis.memory import keep_freed_memory
 from synthesis.variant import DecoderVariant, load_variant
 from thinwire.bundle import load_bundle
 from thinwire.errors import AdapterError
@@ -174,20 +172,8 @@ def adapt(settings: AdaptSettings, folder: Path) -> Adapter:
     Beside it `checkpoint.pt` (every minute), `log.jsonl`, `held_out.jsonl` (four times a run, and before its first
     step) and `settings.json`.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(settings.threads)
-    keep_freed_memory()
-    run = Adapting(settings)
-    checkpoint = folder / "checkpoint.pt"
-    if checkpoint.exists():
-        run.restore(load_checkpoint(checkpoint, "cpu"))
-    (folder / "settings.json").write_text(json.dumps(asdict(settings), indent=2))
-    if run.progress == 0.0:
-        look_at_unseen(run, folder)
-    title, look_from = f"adapt {settings.clip}", run.progress + 0.25
-    run_to_end(run, settings, folder, title, look_from=look_from, look_every=0.25, save_every_s=60)
-    run.photographs.report()
-    told = [json.loads(line) for line in (folder / "held_out.jsonl").read_text().splitlines()]
+    run = train_in(folder, settings, lambda: Adapting(settings), f"adapt {settings.clip}", looks=4)
+    told = looks_at_unseen(folder)
     about = {
         "training": {
             "data": f"{run.photographs.described()}, {len(run.views)} decoded views",

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import nn
 from tqdm import tqdm
 
 from export.distributed import ALONE, Group
+from synthesis.memory import keep_freed_memory
 from thinwire.errors import ThinwireError
 
 LOG_EVERY_STEPS = 25
@@ -36,6 +39,21 @@ class Budget(Protocol):
     minutes: float
     steps: int | None
     batch: int
+
+
+class Resumable(Run, Protocol):
+    photographs: Any  # `export.photographs.collection.Photographs`
+
+    def restore(self, state: dict) -> None: ...
+
+
+class Settings(Budget, Protocol):
+    """A dataclass. threads: of torch on a CPU."""
+
+    threads: int
+
+
+R = TypeVar("R", bound=Resumable)
 
 
 class OneNet(Protocol):
@@ -152,3 +170,43 @@ def run_to_end(
                 if group.first:
                     save(run, folder / "checkpoint.pt")
                 saved = now
+
+
+def train_in(
+    folder: Path,
+    settings: Settings,
+    make: Callable[[], R],
+    title: str,
+    *,
+    looks: int,
+    device: str = "cpu",
+    begin: Callable[[R], None] = lambda run: None,
+) -> R:
+    """Makes a run in `folder`, or goes on with the one that is there, and steps it to its end.
+
+    begin: what a new run does before its first step. Writes what `run_to_end` writes (`held_out.jsonl` before the first
+    step too, and `looks` times a run; `checkpoint.pt` every minute) and `settings.json`; at the end names the
+    photographs that could not be read. Raises what `make` raises, and `CheckpointError`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(settings.threads)
+    torch.set_flush_denormal(True)
+    keep_freed_memory()
+    run = make()
+    checkpoint = folder / "checkpoint.pt"
+    if checkpoint.exists():
+        run.restore(load_checkpoint(checkpoint, device))
+    else:
+        begin(run)
+    (folder / "settings.json").write_text(json.dumps(asdict(settings), indent=2))
+    if run.progress == 0.0:
+        look_at_unseen(run, folder)
+    every = 1 / looks
+    run_to_end(run, settings, folder, title, look_from=run.progress + every, look_every=every, save_every_s=60)
+    run.photographs.report()
+    return run
+
+
+def looks_at_unseen(folder: Path) -> list[dict[str, float]]:
+    """The lines of `folder`/held_out.jsonl, oldest first."""
+    return [json.loads(line) for line in (folder / "held_out.jsonl").read_text().splitlines()]

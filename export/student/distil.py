@@ -7,9 +7,8 @@ directions that no text asks about, and the answers say which ones count.
 
 from __future__ import annotations
 
-import json
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -23,8 +22,7 @@ from export.photographs.options import PhotographOptions
 from export.student.network import StudentError, StudentNet, load_student
 from export.student.targets import Targets
 from export.towers import load_tower
-from export.training_loop import load_checkpoint, look_at_unseen, restore_state, run_to_end, state_of
-from synthesis.memory import keep_freed_memory
+from export.training_loop import restore_state, state_of, train_in
 
 UNSEEN = 256  # about so many photographs that no step sees
 FITTED = 2000  # photographs of the ridge regression
@@ -170,20 +168,5 @@ def distil(settings: StudentSettings, folder: Path) -> Distilling:
     Writes `checkpoint.pt` (every minute), `log.jsonl`, `held_out.jsonl` (before the first step and ten times a run) and
     `settings.json` into `folder`. Raises `StudentError`, `ClipUnavailable`, `PhotographsError`.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(settings.threads)
-    torch.set_flush_denormal(True)
-    keep_freed_memory()
-    run = Distilling(settings)
-    checkpoint = folder / "checkpoint.pt"
-    if checkpoint.exists():
-        run.restore(load_checkpoint(checkpoint, "cpu"))
-    else:
-        run.start()
-    (folder / "settings.json").write_text(json.dumps(asdict(settings), indent=2))
-    if run.progress == 0.0:
-        look_at_unseen(run, folder)
     title = f"student {settings.backbone} of {settings.clip}"
-    run_to_end(run, settings, folder, title, look_from=run.progress + 0.1, look_every=0.1, save_every_s=60)
-    run.photographs.report()
-    return run
+    return train_in(folder, settings, lambda: Distilling(settings), title, looks=10, begin=Distilling.start)

@@ -7,7 +7,6 @@ features, its vector and its answers to random texts. Resumable, seeded; one dia
 from __future__ import annotations
 
 import datetime
-import json
 import math
 import sys
 from dataclasses import asdict, dataclass, field
@@ -17,6 +16,7 @@ import torch
 from torch import nn
 
 import synthesis
+from export.content import content_of
 from export.depthwise import fast_backward
 from export.families.front import IMAGE_MEAN, IMAGE_STD
 from export.objective import TowerFeatures, feature_distance
@@ -25,10 +25,8 @@ from export.taps import find_entry
 from export.teacher import load_teachers
 from export.towers import load_tower
 from export.train import HELD_OUT
-from export.training_loop import load_checkpoint, look_at_unseen, restore_state, run_to_end, state_of
-from export.content import content_of
+from export.training_loop import looks_at_unseen, restore_state, state_of, train_in
 from export.tune.views import CodedViews, ViewCoder
-from synthesis.memory import keep_freed_memory
 from synthesis.still import restore_spec
 from synthesis.variant import INTO, DecoderVariant, write_variant
 from thinwire.bundle import load_bundle
@@ -297,21 +295,9 @@ def tune(settings: TuneSettings, folder: Path) -> DecoderVariant:
     """
     if settings.into not in INTO:
         raise DecoderError(f"--into {settings.into!r}: choose {' or '.join(INTO)}")
-    folder.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(settings.threads)
-    torch.set_flush_denormal(True)
-    keep_freed_memory()
-    run = Tuning(settings)
-    checkpoint = folder / "checkpoint.pt"
-    if checkpoint.exists():
-        run.restore(load_checkpoint(checkpoint, settings.device))
-    (folder / "settings.json").write_text(json.dumps(asdict(settings), indent=2))
-    if run.progress == 0.0:
-        look_at_unseen(run, folder)
-    title, look_from = f"tune {run.bundle.name} for {settings.clip}", run.progress + 0.25
-    run_to_end(run, settings, folder, title, look_from=look_from, look_every=0.25, save_every_s=60)
-    run.photographs.report()
-    told = [json.loads(line) for line in (folder / "held_out.jsonl").read_text().splitlines()]
+    title = f"tune {Path(settings.bundle).name} for {settings.clip}"
+    run = train_in(folder, settings, lambda: Tuning(settings), title, looks=4, device=settings.device)
+    told = looks_at_unseen(folder)
     before, after = (mean_answer(record) for record in (told[0], told[-1]))
     if after >= before:
         print(

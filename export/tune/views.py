@@ -16,11 +16,11 @@ import torch
 from tqdm import tqdm
 
 from export.augment import crops
+from export.content import Content
 from export.families.front import IMAGE_MEAN, IMAGE_STD, normalise
 from export.photographs.collection import Photographs
 from export.teacher import Teacher
 from export.teachers import cache_root
-from export.content import Content
 from synthesis.neck import Entry
 from thinwire.bundle import Bundle
 

@@ -141,8 +141,22 @@ def test_views_are_the_codecs_and_kept(asked, monkeypatch):
     def not_again(*args, **kwargs):
         raise AssertionError("views were coded a second time")
 
-    monkeypatch.setattr("export.adapt_views.encode_views", not_again)
+    monkeypatch.setattr("export.content.SymbolContent.of", not_again)
     np.testing.assert_array_equal(Adapting(asked).views.wanted, views.wanted)
+
+
+def test_stills_have_adapters_too(vit, tmp_path):
+    """Their rates are pictures of their own, made by no encoder of ours."""
+    settings = AdaptSettings("still", str(vit), ("low", "high"), steps=2, count=4, batch=2, rank=2)
+    run = Adapting(settings)
+    still, views = load_bundle("still"), run.unseen
+    assert set(views.layers) == set(run.rates.values()) == {still.n_layers("low"), still.n_layers("high")}
+    pictures = views.pictures(np.arange(len(views))).astype(int)
+    low, high = (pictures[views.layers == layers] for layers in run.rates.values())
+    assert np.abs(low - high).mean() > 1  # the same views, at two rates
+    adapter = adapt(settings, tmp_path)
+    assert adapter.rates == run.rates
+    adapter.check_bundle(still)
 
 
 def test_a_bundle_of_vectors_and_an_unknown_rate_are_refused(asked, tmp_path, capsys):

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from export.cli import main
+from export.content import content_of
 from export.towers import load_tower
 from export.training_loop import CheckpointError
-from export.content import content_of
 from export.tune.tuning import TuneSettings, Tuning, tune
 from synthesis.merging import variant_net
 from synthesis.variant import load_variant
