@@ -208,7 +208,7 @@ def _serve(config: Config) -> int:
     for decoder in engine.models.decoders:
         _say(f"decoder {decoder.name}: packets of {decoder.bundle} for {decoder.clip}, into {decoder.into}")
     for adapter in engine.models.adapters:
-        _say(f"adapter {adapter.name}: for {adapter.bundle} at {', '.join(adapter.rates)}")
+        _say(f"adapter {adapter.name}: for {adapter.bundle} at {', '.join(adapter.rates)} and {adapter.clip}")
     if config["allow_plaintext"] and not security.tls:
         _say(f"WARNING: listening on {config['host']} without TLS: anyone on the network can read images and tokens")
     unix = config["host"].startswith("unix:")

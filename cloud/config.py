@@ -141,7 +141,7 @@ SETTINGS = (
         words,
         None,
         "a shipped adapter, or a folder that `thinwire-export adapt` wrote, repeatable: packets of its bundle and "
-        "rates are embedded by the first CLIP's image tower with the adapter in it (default: none)",
+        "rates are embedded by the adapter's CLIP with the adapter in its image tower (default: none)",
         "NAME|PATH",
     ),
     Setting(

@@ -58,9 +58,13 @@ class Adapter:
         """Layer counts of the packets that it is for."""
         return frozenset(self.rates.values())
 
+    def is_for(self, clip_id: str) -> bool:
+        """Whether `clip_id` (NAME#fingerprint) has the very weights that this was trained on."""
+        return clip_id.rpartition("#")[2] == self.clip.rpartition("#")[2]
+
     def check_clip(self, clip_id: str) -> None:
-        """Raises `AdapterError` unless `clip_id` (NAME#fingerprint) has the very weights that this was trained on."""
-        if clip_id.rpartition("#")[2] != self.clip.rpartition("#")[2]:
+        """Raises `AdapterError` for another CLIP."""
+        if not self.is_for(clip_id):
             raise AdapterError(
                 f"adapter {self.path} was trained on CLIP {self.clip}, this is {clip_id}: serve it with --clip "
                 f"{self.clip.partition('#')[0]}, or train another with `thinwire-export adapt --clip ...`"

@@ -25,15 +25,17 @@ def load_adapters(
     """Every adapter in `folders`, checked against the bundles that are served and the decoders tuned for them.
 
     Raises `AdapterError` where a folder holds none, its bundle is not served or has another decoder, or two adapters
-    are for one bundle and rate.
+    are for one bundle, rate and CLIP.
     """
     adapters = [load_adapter(folder) for folder in folders]
-    taken: dict[tuple[bytes, int], Adapter] = {}
+    taken: dict[tuple[bytes, int, str], Adapter] = {}
     for adapter in adapters:
         bundle = bundle_for(adapter, "adapter", bundles, AdapterError)
         adapter.check_bundle(bundle, decoders)
         for rate, layers in adapter.rates.items():
-            other = taken.setdefault((adapter.model_id, layers), adapter)
+            other = taken.setdefault((adapter.model_id, layers, adapter.clip.rpartition("#")[2]), adapter)
             if other is not adapter:
-                raise AdapterError(f"adapters {other.path} and {adapter.path} are both for {bundle.name} at {rate}")
+                raise AdapterError(
+                    f"adapters {other.path} and {adapter.path} are both for {bundle.name} at {rate} and {adapter.clip}"
+                )
     return adapters

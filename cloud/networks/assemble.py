@@ -55,8 +55,8 @@ def open_engine(
     `bundles` are names of shipped bundles or folders, None for all shipped; `device` as `--device` has it; `threads`
     are the networks' CPU threads; `limits.batch` None takes one that suits the device; `cache_dir` keeps text heads
     (default: `default_cache_dir()`); `model_bytes` bounds the weights in memory: beyond it the least recently used
-    leave; `precision` of the image tower as the runtime has it; `adapters` are folders of adapters of the default
-    CLIP's image tower, each for one bundle at some rates; `decoders` are folders of decoders tuned for one bundle and
+    leave; `precision` of the image tower as the runtime has it; `adapters` are folders of adapters, each of one
+    CLIP's image tower for one bundle at some rates; `decoders` are folders of decoders tuned for one bundle and
     one CLIP each; `synthesis_backend` and `clip_backend` as for `cloud.networks.torch_runtime.TorchRuntime`; `runtime`
     as for `open_runtime`.
     A bundle named here that needs another CLIP than the default is an error; one that merely ships is refused packet by

@@ -33,14 +33,14 @@ class LoadedModels:
     clips: as for `load_clip`; the first is the default.
     bundles: codecs to serve.
     cache_dir: folder of text heads.
-    adapters: of the default CLIP's image tower. Packets of an adapter's bundle and rates get the adapted tower, which
-        the first such packet loads.
+    adapters: of the image tower of one of the CLIPs, whichever it is. Where that CLIP answers, packets of the adapter's
+        bundle and rates get the adapted tower, which the first such packet loads.
     decoders: tuned for one bundle and one of the CLIPs, whichever it is. Where that CLIP answers, the decoder decodes
         the bundle's packets in the place of the bundle's own.
     strict: a bundle made for another CLIP's embedding space is an error at start; else its packets are refused.
 
-    The constructor raises what loading the default CLIP raises, what each bundle's canary run raises, `AdapterError`
-    for an adapter of another CLIP, and `DecoderError` for a decoder that was tuned for none of the CLIPs.
+    The constructor raises what loading the default CLIP raises, what each bundle's canary run raises, and
+    `AdapterError` or `DecoderError` for an adapter or a decoder of none of the CLIPs.
     """
 
     def __init__(
@@ -62,12 +62,8 @@ class LoadedModels:
         self._by_clip_id: dict[str, tuple[Intake, dict[bytes, Calibration], dict[bytes, Fusion]]] = {}  # by CLIP id
         self.default = next(iter(self._specs))
         self._first = self._make_clip(self.default)
-        self.adapters = tuple(adapters)
-        for adapter in adapters:
-            adapter.check_clip(self._first.heads.clip.id)
-        self.decoders = tuple(decoders)
-        self._check_decoders()
-        self._adapter_of = {(each.model_id, layers): each for each in adapters for layers in each.layers}
+        self.adapters, self.decoders = tuple(adapters), tuple(decoders)
+        self._refuse_strangers()
         self.intake = self._first.intake
         if strict and self.intake.refused:
             error = next(iter(self.intake.refused.values()))
@@ -97,7 +93,7 @@ class LoadedModels:
             return replace(item, clip=clip)
         net = self._model_cache.find(self._net_key(self._bundles[item.model_id], clip))
         adapter = self._adapter(item, clip)
-        tower = clip if adapter is None else self._model_cache.find(self._tower_key(adapter))
+        tower = clip if adapter is None else self._model_cache.find(self._tower_key(adapter, self._name_of_clip(clip)))
         return None if net is None or tower is None else replace(item, net=net, clip=tower)
 
     def load_and_attach(self, loaded_clip: LoadedClip, item: Prepared) -> Prepared:
@@ -105,7 +101,7 @@ class LoadedModels:
         clip = loaded_clip.heads.clip
         net = self._net(self._bundles[item.model_id], clip)
         adapter = self._adapter(item, clip)
-        return replace(item, net=net, clip=clip if adapter is None else self._tower(adapter))
+        return replace(item, net=net, clip=clip if adapter is None else self._tower(adapter, self._name_of_clip(clip)))
 
     def net_is_loaded(self, bundle: Bundle) -> bool:
         return self._model_cache.find(self._net_key(bundle, self._first.heads.clip)) is not None
@@ -114,7 +110,7 @@ class LoadedModels:
         """Removes from the cache what only earlier sets use."""
         clips = set(map(self._clip_key, self._specs))
         decoders = {_decoder_key(bundle) for bundle in self._bundles.values()}
-        towers = set(map(self._tower_key, self.adapters))
+        towers = {self._tower_key(adapter, name) for adapter in self.adapters for name in self._specs}
         tuned = {None, *(each.digest for each in self.decoders)}
         self._model_cache.keep_only(
             lambda key: key in clips | towers or (key[0] == "net" and key[1] in decoders and key[3] in tuned)
@@ -131,16 +127,16 @@ class LoadedModels:
         return self._loaded_clip(self._model_cache.load(self._clip_key(name), make))
 
     def _adapter(self, item: Prepared, clip: ServedClip) -> Adapter | None:
-        adapter = self._adapter_of.get((item.model_id, item.n_layers))
-        return adapter if adapter is not None and clip.matches(adapter.clip) else None
+        of_packet = (each for each in self.adapters if each.model_id == item.model_id and item.n_layers in each.layers)
+        return next((each for each in of_packet if each.is_for(clip.id)), None)
 
-    def _tower_key(self, adapter: Adapter) -> Hashable:
-        return ("tower", adapter.digest, adapter.scale, self._clip_key(self.default))
+    def _tower_key(self, adapter: Adapter, name: str) -> Hashable:
+        return ("tower", adapter.digest, adapter.scale, self._clip_key(name))
 
-    def _tower(self, adapter: Adapter) -> ServedClip:
-        """The default CLIP with the adapter added to its image tower."""
-        spec = self._specs[self.default]
-        return self._model_cache.load(self._tower_key(adapter), lambda: self._runtime.load_adapted(spec, adapter))
+    def _tower(self, adapter: Adapter, name: str) -> ServedClip:
+        """The CLIP `name` with the adapter added to its image tower."""
+        spec = self._specs[name]
+        return self._model_cache.load(self._tower_key(adapter, name), lambda: self._runtime.load_adapted(spec, adapter))
 
     def _loaded_clip(self, heads: HeadCache) -> LoadedClip:
         clip = heads.clip
@@ -172,17 +168,17 @@ class LoadedModels:
     def _name_of_clip(self, clip: ServedClip) -> str:
         return clip.name if clip.name in self._specs else self.default
 
-    def _check_decoders(self) -> None:
-        """Refuses a decoder that none of the CLIPs could use. Others than the default are loaded when they are first
-        asked for, so that of those the name is looked at."""
+    def _refuse_strangers(self) -> None:
+        """Refuses an adapter or a decoder that none of the CLIPs could use. Others than the default are loaded when
+        they are first asked for, so that of those the name is looked at."""
         own = self._first.heads.clip
-        for variant in self.decoders:
-            if not variant.is_for(own.id) and not any(self._may_be_of(variant, name) for name in list(self._specs)[1:]):
-                variant.check_clip(own.id)
+        for made in (*self.adapters, *self.decoders):
+            if not made.is_for(own.id) and not any(self._may_be_of(made, name) for name in list(self._specs)[1:]):
+                made.check_clip(own.id)
 
-    def _may_be_of(self, variant: DecoderVariant, name: str) -> bool:
+    def _may_be_of(self, made: Adapter | DecoderVariant, name: str) -> bool:
         known = self._runtime.id_of(self._specs[name])
-        return variant.clip.partition("#")[0] == name if known is None else variant.is_for(known)
+        return made.clip.partition("#")[0] == name if known is None else made.is_for(known)
 
 
 def _by_name(specs: Sequence[str]) -> dict[str, str]:

@@ -138,6 +138,23 @@ def test_another_clip_beside_the_first_keeps_its_own_tower(tiny_clip_dir, tiny_c
     np.testing.assert_allclose(got, wanted, atol=1e-5)
 
 
+def test_the_second_clip_may_have_an_adapter_too(tiny_clip, tiny_clip_dir, tiny_codec, adapter, make_packet, tmp_path):
+    other = write_tiny_clip(tmp_path / "other", seed=4)
+    of_other = write_random_adapter(tmp_path / "adapter", load_clip(str(other), "cpu"), tiny_codec, seed=1)
+    asked = {"packet": make_packet(0, 1), "clip": "other"}
+    with opened(other, tiny_codec, (of_other,), cache_dir=tmp_path) as engine:
+        wanted = engine.submit(packet=asked["packet"]).result(20).embedding
+    with opened([tiny_clip_dir, other], tiny_codec, cache_dir=tmp_path) as engine:
+        plain = engine.submit(**asked).result(20).embedding
+    with opened([tiny_clip_dir, other], tiny_codec, (adapter, of_other), cache_dir=tmp_path) as engine:
+        np.testing.assert_allclose(engine.submit(**asked).result(20).embedding, wanted, atol=1e-5)
+        held = engine.model_cache.held_bytes
+        engine.reload()
+        np.testing.assert_allclose(engine.submit(**asked).result(20).embedding, wanted, atol=1e-5)
+        assert engine.model_cache.held_bytes == held  # neither loaded twice nor let go
+    assert np.abs(wanted - plain).max() > 1e-3
+
+
 def test_a_wrong_clip_bundle_or_decoder_is_refused_at_start(tiny_clip_dir, tiny_codec, adapter, tmp_path):
     other = write_tiny_clip(tmp_path / "other", seed=4)
     with pytest.raises(AdapterError, match=r"was trained on CLIP tiny-random-clip#.*, this is other#"):
