@@ -47,6 +47,7 @@ class AdaptSettings:
     answer_weight: float = 0.2  # as in `export.train`
     seed: int = 0
     threads: int = 1
+    device: str = "cpu"
     photographs: PhotographOptions = field(default_factory=PhotographOptions)
     decoder: str | None = None  # folder of a decoder tuned for this CLIP, whose pictures are to be read
 
@@ -69,7 +70,8 @@ class Adapting:
         if not self.tower.has_text:
             raise AdapterError(f"{settings.clip} has no text tower: an adapter is of a CLIP")
         self.answers = AnswerDivergence.of(settings.clip, self.tower.id, self.photographs.captioned())
-        self.tower.net.to(memory_format=torch.channels_last)
+        self.answers.to(settings.device)
+        self.tower.net.to(settings.device, memory_format=torch.channels_last)
         maker = ViewMaker(
             self.bundle, self.tower, sorted(self.rates.values()), settings.seed, self.photographs, self.variant
         )
@@ -82,9 +84,9 @@ class Adapting:
             )
         torch.manual_seed(settings.seed)  # not before: making views, or finding them, takes random numbers or none
         self.tower.net.visual = add_lora(self.tower.net.visual, targets, settings.rank, settings.scale)  # the student
-        fast_backward(self.tower.net)
+        fast_backward(self.tower.net).to(settings.device)
         self.learned = [each for each in self.tower.net.parameters() if each.requires_grad]
-        self.mean = torch.from_numpy(self.views.wanted.mean(0))  # (D,): what all photographs share says little
+        self.mean = torch.from_numpy(self.views.wanted.mean(0)).to(settings.device)  # (D,): all photographs share it
         self.optimiser = torch.optim.AdamW(self.learned, lr=settings.learning_rate, weight_decay=0.0)
         self.generator = torch.Generator().manual_seed(settings.seed)
         self.progress, self.steps = 0.0, 0
@@ -143,7 +145,8 @@ class Adapting:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Student against teacher: cosine less the shared mean (B,), KL divergence of the answers (B,) in nats."""
         pictures = torch.from_numpy(views.pictures(index)).permute(0, 3, 1, 2)
-        got, wanted = tower_vectors(self.tower.net, self.tower, pictures), torch.from_numpy(views.wanted[index])
+        got = tower_vectors(self.tower.net, self.tower, pictures)
+        wanted = torch.from_numpy(views.wanted[index]).to(got.device)
         cosine = F.cosine_similarity(got - self.mean, wanted - self.mean, dim=1)
         return cosine, self.answers(got, wanted, generator)
 
@@ -157,7 +160,7 @@ class Adapting:
             cosine, answer = self.distances(self.unseen, index, generator)
             cosines.append(cosine)
             answers.append(answer)
-        cosine, answer = torch.cat(cosines).numpy(), torch.cat(answers).numpy()
+        cosine, answer = torch.cat(cosines).cpu().numpy(), torch.cat(answers).cpu().numpy()
         figures = {}
         for rate, layers in self.rates.items():
             of_rate = self.unseen.layers == layers
@@ -172,7 +175,8 @@ def adapt(settings: AdaptSettings, folder: Path) -> Adapter:
     Beside it `checkpoint.pt` (every minute), `log.jsonl`, `held_out.jsonl` (four times a run, and before its first
     step) and `settings.json`.
     """
-    run = train_in(folder, settings, lambda: Adapting(settings), f"adapt {settings.clip}", looks=4)
+    title = f"adapt {settings.clip}"
+    run = train_in(folder, settings, lambda: Adapting(settings), title, looks=4, device=settings.device)
     told = looks_at_unseen(folder)
     about = {
         "training": {

@@ -67,7 +67,9 @@ class ViewMaker:
     ) -> None:
         self.bundle, self.tower, self.layers, self.seed = bundle, tower, list(layers), seed
         self._net = (
-            variant_net(variant, tower.net.visual, tower.height, tower.width) if variant else synthesis.load(bundle)
+            variant_net(variant, tower.net.visual, tower.height, tower.width)
+            if variant
+            else synthesis.load(bundle, device_of(tower.net))
         )
         self._decoder = variant.digest if variant else decoder_hash(bundle)
         self._content = content_of(bundle)
@@ -125,7 +127,7 @@ class ViewMaker:
         for start in range(0, originals, BATCH):
             part = slice(start, start + BATCH)
             with torch.inference_mode():
-                vectors = tower_vectors(self.tower.net, self.tower, views[part]).numpy()
+                vectors = tower_vectors(self.tower.net, self.tower, views[part]).cpu().numpy()
             order = torch.stack([torch.randperm(len(self.layers), generator=generator) for _ in vectors])
             for place in range(per_view):
                 sent = np.array(self.layers)[order[:, place].numpy()]  # (B,)
@@ -142,19 +144,28 @@ class ViewMaker:
 
     def _decode(self, views: np.ndarray, sent: np.ndarray) -> np.ndarray:
         """uint8 (B, H, W, 3) and layer counts (B,) → the same as the cloud decodes them."""
-        layers = torch.from_numpy(sent)
-        shown = self._content.shown(torch.from_numpy(self._content.of(views, sent)), layers)
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        device = device_of(self.tower.net)
+        layers = torch.from_numpy(sent).to(device)
+        shown = self._content.shown(torch.from_numpy(self._content.of(views, sent)).to(device), layers)
+        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16):
             image = self._net(shown, layers).float()  # (B, 3, H, W) in [0, 1]
-        return image.mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+        return image.mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
 
 def tower_vectors(net: torch.nn.Module, tower: Tower, views: torch.Tensor) -> torch.Tensor:
-    """uint8 (B, 3, H, W) → unit vectors float32 (B, D) of `net`, which takes what `tower` takes. Gradients as asked."""
-    x = views.float()
+    """uint8 (B, 3, H, W) → unit vectors float32 (B, D) of `net`, which takes what `tower` takes, on its device.
+
+    Gradients as asked.
+    """
+    device = device_of(net)
+    x = views.to(device).float()
     if x.shape[-2:] != (tower.height, tower.width):
         x = F.interpolate(x, (tower.height, tower.width), mode="bicubic", antialias=True).clamp(0, 255)
     x = normalise(x).contiguous(memory_format=torch.channels_last)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(device.type, torch.bfloat16):
         vectors = net(x).float()
     return F.normalize(vectors, dim=-1)  # some towers normalise in half precision under autocast
+
+
+def device_of(net: torch.nn.Module) -> torch.device:
+    return next(net.parameters()).device

@@ -152,8 +152,11 @@ def build_parser() -> argparse.ArgumentParser:
         "--count", type=positive(int), default=5000, help="decoded views to learn from, kept in the cache"
     )
     adapt.add_argument("--rank", type=positive(int), default=8)
+    adapt.add_argument("--batch", type=positive(int), default=16)
+    adapt.add_argument("--learning-rate", type=positive(float), default=3e-4)
     adapt.add_argument("--seed", type=int, default=0)
     adapt.add_argument("--threads", type=positive(int), default=1)
+    adapt.add_argument("--device", default="auto", help="auto, cpu or cuda[:N]")
     adapt.add_argument("--out", type=Path, help="run folder (default runs/adapt-BUNDLE); resumable; gets OUT/adapter")
 
     tune = commands.add_parser(
@@ -170,6 +173,11 @@ def build_parser() -> argparse.ArgumentParser:
         "--count", type=positive(int), help="coded views to learn from, kept in the cache (default: by --minutes)"
     )
     tune.add_argument("--batch", type=positive(int), default=16)
+    tune.add_argument(
+        "--learning-rate",
+        type=positive(float),
+        help="default 3e-4 into pixels, 1e-3 into the tower; less for a decoder that this CLIP taught already",
+    )
     tune.add_argument("--seed", type=int, default=0)
     tune.add_argument("--threads", type=positive(int), default=2)
     tune.add_argument("--device", default="auto", help="auto, cpu or cuda[:N]")

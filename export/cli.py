@@ -110,10 +110,15 @@ def run_restore(args: argparse.Namespace) -> None:
 
 def run_adapt(args: argparse.Namespace) -> None:
     from export.adapt import AdaptSettings, adapt
+    from export.devices import pick_device
 
-    fields = ("bundle", "clip", "decoder", "minutes", "steps", "count", "rank", "seed", "threads")
+    fields = ("bundle", "clip", "decoder", "minutes", "steps", "count", "rank", "batch", "seed", "threads")
     settings = AdaptSettings(
-        **{name: getattr(args, name) for name in fields}, rates=tuple(args.rates), photographs=photograph_options(args)
+        **{name: getattr(args, name) for name in fields},
+        rates=tuple(args.rates),
+        learning_rate=args.learning_rate,
+        device=pick_device(args.device),
+        photographs=photograph_options(args),
     )
     adapter = adapt(settings, args.out or Path("runs") / f"adapt-{Path(args.bundle).name}")
     for file in sorted(adapter.path.iterdir()):
@@ -125,7 +130,7 @@ def run_tune(args: argparse.Namespace) -> None:
     from export.devices import pick_device
     from export.tune.tuning import TuneSettings, tune
 
-    fields = ("bundle", "clip", "into", "minutes", "steps", "count", "batch", "seed", "threads")
+    fields = ("bundle", "clip", "into", "minutes", "steps", "count", "batch", "learning_rate", "seed", "threads")
     settings = TuneSettings(
         **{name: getattr(args, name) for name in fields},
         device=pick_device(args.device),
