@@ -190,7 +190,7 @@ def test_a_server_of_another_release_is_told_and_still_used(address, bundle, run
 def test_an_expired_certificate_keeps_frames_until_it_is_renewed(lasting, run, tmp_path):
     old, old_key = self_signed(tmp_path / "old", days=(-9, -1))
     with background_server(lasting, security=Security(certificate=old, key=old_key)) as address:
-        code, lines, facts, err = run(address, "--tls-ca", old, "--drain", 8, "--timeout", 2)
+        code, lines, facts, err = run(address, "--tls-ca", old, "--drain", 8, "--timeout", 4)
     assert (code, lines, facts["waiting"], facts["sent_frames"]) == (1, [], PHOTOS, 0)
     assert "expired" in err
     assert "clock" in err
@@ -201,7 +201,7 @@ def test_an_expired_certificate_keeps_frames_until_it_is_renewed(lasting, run, t
 
 
 def test_a_spent_budget_holds_frames_until_there_is_more(address, run):
-    code, lines, facts, err = run(address, "--mb-per-day", 0.0005, "--drain", 1)
+    code, lines, facts, err = run(address, "--mb-per-day", 0.0005, "--drain", 3)
     assert code == 1
     assert 0 < len(lines) < PHOTOS
     assert 0 < facts["sent_bytes"] <= 500

@@ -10,7 +10,7 @@ from collections.abc import Callable
 POLL_S = 0.005
 
 
-def until(condition: Callable[[], object], seconds: float = 20.0, what: str = "") -> None:
+def until(condition: Callable[[], object], seconds: float = 60.0, what: str = "") -> None:
     """Returns once `condition()` is true; fails the test after `seconds`, naming `what` was waited for."""
     end = time.monotonic() + seconds
     while not condition():
@@ -18,7 +18,7 @@ def until(condition: Callable[[], object], seconds: float = 20.0, what: str = ""
         time.sleep(POLL_S)
 
 
-async def until_async(condition: Callable[[], object], seconds: float = 20.0, what: str = "") -> None:
+async def until_async(condition: Callable[[], object], seconds: float = 60.0, what: str = "") -> None:
     """`until` for tests that share their event loop with what they wait for."""
     end = time.monotonic() + seconds
     while not condition():

@@ -139,10 +139,10 @@ def test_resets_end_connections_and_new_ones_can_be_made(echo):
 
 
 def test_a_dead_server_is_a_dead_line():
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
     got = b""
-    with LinkProxy(LINKS["none"], f"127.0.0.1:{port}") as proxy:
+    with socket.socket() as dead, contextlib.ExitStack() as stack:
+        dead.bind(("127.0.0.1", 0))  # bound, never listening
+        proxy = stack.enter_context(LinkProxy(LINKS["none"], f"127.0.0.1:{dead.getsockname()[1]}"))
         try:
             with connect(proxy) as peer:  # the reset may come as early as here
                 peer.sendall(b"x")

@@ -40,7 +40,7 @@ class HeldRunner:
 
     def run(self, batch):
         self.busy.set()
-        self.gate.wait(10)
+        assert self.gate.wait(60), "the test never opened the gate"
         return self.runner.run(batch)
 
     def picture(self, item):
@@ -69,7 +69,7 @@ class Served:
         """(status, body) from the HTTP port; the body parsed where it is JSON."""
         request = urllib.request.Request(f"http://127.0.0.1:{self.watch.web_port}{path}", data, headers)
         try:
-            with urllib.request.urlopen(request, timeout=10) as reply:
+            with urllib.request.urlopen(request, timeout=60) as reply:
                 status, kind, body = reply.status, reply.headers["Content-Type"], reply.read()
         except urllib.error.HTTPError as error:
             status, kind, body = error.code, error.headers["Content-Type"], error.read()
@@ -89,8 +89,8 @@ class Served:
         """Closes the gate and occupies the device with `request`; returns its call."""
         self.runner.gate.clear()
         self.runner.busy.clear()
-        call = self.stub.Classify.future(request, timeout=20)
-        assert self.runner.busy.wait(5)
+        call = self.stub.Classify.future(request, timeout=60)
+        assert self.runner.busy.wait(60)
         return call
 
 

@@ -47,7 +47,7 @@ def opened(clip, codec, adapters=(), **kwargs):
 def similarities(address, packet=None, image_file=b""):
     with grpc.insecure_channel(address) as channel:
         stub = inference_pb2_grpc.InferenceServiceStub(channel)
-        reply = stub.Classify(classify(packet, image_file=image_file, top_k=len(LABELS)), timeout=20)
+        reply = stub.Classify(classify(packet, image_file=image_file, top_k=len(LABELS)), timeout=60)
     return {each.label: each.similarity for each in reply.predictions}
 
 
@@ -67,9 +67,9 @@ def test_a_server_with_it_answers_otherwise_at_its_rate_and_the_same_at_others(
 def test_one_batch_may_hold_both_towers(tiny_clip_dir, tiny_codec, adapter, make_packet, tmp_path):
     packets = [make_packet(seed, 1 + seed % 2) for seed in range(6)]
     with opened(tiny_clip_dir, tiny_codec, (adapter,), cache_dir=tmp_path) as engine:
-        alone = [engine.submit(packet=packet).result(20).embedding for packet in packets]
+        alone = [engine.submit(packet=packet).result(60).embedding for packet in packets]
         futures = [engine.submit(packet=packet) for packet in packets] + [engine.submit(image_file=jpeg())]
-        together = [future.result(20).embedding for future in futures][:-1]
+        together = [future.result(60).embedding for future in futures][:-1]
         np.testing.assert_allclose(together, alone, atol=1e-5)
         prepared = [engine.intake.prepare(packet, None) for packet in packets]
         loaded = engine.models.clip_of(engine.models.default)
@@ -83,15 +83,15 @@ def test_the_tower_is_made_by_the_first_packet_that_needs_it_and_counted(
 ):
     with opened(tiny_clip_dir, tiny_codec, (adapter,), cache_dir=tmp_path) as engine:
         before = engine.model_cache.held_bytes
-        engine.submit(packet=make_packet(0, 2)).result(20)
+        engine.submit(packet=make_packet(0, 2)).result(60)
         assert engine.model_cache.held_bytes == before
-        first = engine.submit(packet=make_packet(0, 1)).result(20).embedding
+        first = engine.submit(packet=make_packet(0, 1)).result(60).embedding
         visual = load_clip(str(tiny_clip_dir)).model.visual
         wanted = sum(each.numel() * each.element_size() for each in visual.parameters())
         assert engine.model_cache.held_bytes - before == wanted
     with opened(tiny_clip_dir, tiny_codec, (adapter,), cache_dir=tmp_path, model_bytes=1) as engine:
         for layers in (1, 2, 1):  # evicted in between, and made again
-            again = engine.submit(packet=make_packet(0, layers)).result(20).embedding
+            again = engine.submit(packet=make_packet(0, layers)).result(60).embedding
         np.testing.assert_allclose(again, first, atol=1e-5)
         assert engine.model_cache.counts["evictions"] >= 1
 
@@ -116,25 +116,25 @@ def test_a_reload_takes_the_new_adapter_and_lets_go_of_the_old(
     shutil.copytree(adapter.path, tmp_path / "mine")
     mine = dataclasses.replace(adapter, path=tmp_path / "mine")
     with opened(tiny_clip_dir, tiny_codec, (mine,), cache_dir=tmp_path) as engine:
-        first = engine.submit(packet=make_packet(0, 1)).result(20).embedding
+        first = engine.submit(packet=make_packet(0, 1)).result(60).embedding
         held = engine.model_cache.held_bytes
         write_random_adapter(tmp_path / "mine", tiny_clip, tiny_codec, seed=5)
         engine.reload()
-        second = engine.submit(packet=make_packet(0, 1)).result(20).embedding
+        second = engine.submit(packet=make_packet(0, 1)).result(60).embedding
         assert not np.allclose(first, second, atol=1e-2)
         assert engine.model_cache.held_bytes == held
         (tmp_path / "mine" / "adapter.safetensors").write_bytes(b"")
         with pytest.raises(AdapterError, match="is not the file"):
             engine.reload()
-        np.testing.assert_allclose(engine.submit(packet=make_packet(0, 1)).result(20).embedding, second, atol=1e-5)
+        np.testing.assert_allclose(engine.submit(packet=make_packet(0, 1)).result(60).embedding, second, atol=1e-5)
 
 
 def test_another_clip_beside_the_first_keeps_its_own_tower(tiny_clip_dir, tiny_codec, adapter, make_packet, tmp_path):
     other = write_tiny_clip(tmp_path / "other", seed=4)
     with opened(other, tiny_codec, cache_dir=tmp_path) as engine:
-        wanted = engine.submit(packet=make_packet(0, 1)).result(20).embedding
+        wanted = engine.submit(packet=make_packet(0, 1)).result(60).embedding
     with opened([tiny_clip_dir, other], tiny_codec, (adapter,), cache_dir=tmp_path) as engine:
-        got = engine.submit(packet=make_packet(0, 1), clip="other").result(20).embedding
+        got = engine.submit(packet=make_packet(0, 1), clip="other").result(60).embedding
     np.testing.assert_allclose(got, wanted, atol=1e-5)
 
 
@@ -213,8 +213,8 @@ def test_a_packet_between_the_rates_keeps_the_plain_tower(tiny_clip_dir, tiny_co
     whole = Packet.from_bytes(make_packet(1, 2))
     prefix = dataclasses.replace(whole, layers=whole.layers[:1]).to_bytes()
     with opened(tiny_clip_dir, tiny_codec, (adapter,), cache_dir=tmp_path) as engine:
-        got = engine.submit(packet=prefix).result(20).embedding
-        wanted = engine.submit(packet=make_packet(1, 1)).result(20).embedding
+        got = engine.submit(packet=prefix).result(60).embedding
+        wanted = engine.submit(packet=make_packet(1, 1)).result(60).embedding
     np.testing.assert_allclose(got, wanted, atol=1e-5)
 
 

@@ -16,7 +16,7 @@ LONG = "a street at night with many lamps and wet stones and cars and people and
 
 
 def ask(served, packet, labels, **fields) -> pb.ClassifyResponse:
-    return served.stub.Classify(classify(packet, labels=labels, **fields), timeout=10)
+    return served.stub.Classify(classify(packet, labels=labels, **fields), timeout=60)
 
 
 def probabilities(reply: pb.ClassifyResponse) -> dict[str, float]:
@@ -61,13 +61,13 @@ def test_a_single_label_is_told_what_it_means(serve, make_packet):
 def test_notes_come_with_the_labels_and_not_with_each_answer_by_handle(serve, make_packet):
     served = serve()
     labels = ["dog", "Dog", "cat"]
-    registered = served.stub.RegisterLabels(pb.RegisterLabelsRequest(labels=labels), timeout=10)
+    registered = served.stub.RegisterLabels(pb.RegisterLabelsRequest(labels=labels), timeout=60)
     assert len(registered.notes) == 1
     by_handle = classify(make_packet(), labels=[], label_set=registered.label_set)
-    assert list(served.stub.Classify(by_handle, timeout=10).notes) == []
+    assert list(served.stub.Classify(by_handle, timeout=60).notes) == []
     frames = [classify(make_packet(1), labels=labels, frame_id=1), classify(make_packet(2), labels=[], frame_id=2)]
     requests = (pb.ClassifyStreamRequest(request=each) for each in frames)
-    answers = {each.frame_id: each.result for each in served.stub.ClassifyStream(requests, timeout=10)}
+    answers = {each.frame_id: each.result for each in served.stub.ClassifyStream(requests, timeout=60)}
     assert [len(answers[frame].notes) for frame in (1, 2)] == [1, 0]
 
 

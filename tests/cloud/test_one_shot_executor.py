@@ -22,25 +22,25 @@ def test_tasks_run_in_order_one_at_a_time_and_the_thread_ends_with_the_last():
 
     with OneShotExecutor("brief-order") as threads:
         futures = [threads.submit(task, number) for number in range(50)]
-        assert [future.result(10) for future in futures] == list(range(50))
+        assert [future.result(60) for future in futures] == list(range(50))
         assert [number for number, _ in done] == list(range(50))
-        done[-1][1].join(10)
+        done[-1][1].join(60)
         assert not named("brief-order")
-        assert threads.submit(task, 50).result(10) == 50  # and another one takes what comes later
+        assert threads.submit(task, 50).result(60) == 50  # and another one takes what comes later
 
 
 def test_what_a_task_raises_is_its_own():
     with OneShotExecutor("brief-raise") as threads:
         bad, good = threads.submit(lambda: 1 // 0), threads.submit(lambda: 2)
-        assert good.result(10) == 2
+        assert good.result(60) == 2
         with pytest.raises(ZeroDivisionError):
-            bad.result(10)
+            bad.result(60)
 
 
 def test_each_thread_is_initialised():
     counts = []
     with OneShotExecutor("brief-init", lambda: counts.append(threading.current_thread())) as threads:
-        assert threads.submit(threading.current_thread).result(10) is counts[0]
+        assert threads.submit(threading.current_thread).result(60) is counts[0]
 
 
 def test_shutdown_cancels_what_has_not_begun_and_takes_nothing_more():
@@ -48,10 +48,10 @@ def test_shutdown_cancels_what_has_not_begun_and_takes_nothing_more():
 
     def first():
         begun.set()
-        return go.wait(10)
+        return go.wait(60)
 
     running, waiting = threads.submit(first), threads.submit(lambda: 1)
-    assert begun.wait(10)
+    assert begun.wait(60)
     threads.shutdown(wait=False, cancel_futures=True)
     assert waiting.cancelled()
     with pytest.raises(RuntimeError, match="shut down"):

@@ -47,7 +47,7 @@ def test_an_engine_answers_the_same(tiny_clip_dir, tiny_codec, make_packet, tmp_
         with open_engine(
             str(tiny_clip_dir), [tiny_codec.path], "cpu", 1, cache_dir=tmp_path, synthesis_backend=backend
         ) as engine:
-            answers.append(engine.submit(packet=make_packet(2), labels=("cat", "dog")).result(20))
+            answers.append(engine.submit(packet=make_packet(2), labels=("cat", "dog")).result(60))
     assert np.dot(answers[0].embedding, answers[1].embedding) > 0.9999
     assert answers[0].predictions[0].label == answers[1].predictions[0].label
 

@@ -47,7 +47,7 @@ class Talk:
 
     def __init__(self, served, metadata=()):
         self._out = queue.SimpleQueue()
-        self._answers = served.stub.ClassifyStream(iter(self._out.get, None), timeout=20, metadata=metadata)
+        self._answers = served.stub.ClassifyStream(iter(self._out.get, None), timeout=60, metadata=metadata)
 
     def __call__(self, **fields):
         self._out.put(pb.ClassifyStreamRequest(**fields))
@@ -85,12 +85,12 @@ def test_an_unsure_answer_asks_for_the_next_layer_and_its_bytes_alone_finish_it(
     assert asked.WhichOneof("outcome") == "need_more"
     assert (asked.frame_id, asked.need_more.layer) == (7, 2)
     so_far = asked.need_more.so_far
-    whole_short = served.stub.Classify(first(packet)["request"], timeout=5)
+    whole_short = served.stub.Classify(first(packet)["request"], timeout=60)
     assert so_far.predictions == whole_short.predictions
     assert 0.2 <= asked.need_more.confidence <= 0.8
     answer = talk(**more(packet))
     assert (answer.WhichOneof("outcome"), answer.frame_id, answer.result.model.layers) == ("result", 7, 2)
-    whole = served.stub.Classify(classify(packet.to_bytes(), labels=LABELS, top_k=1), timeout=5)
+    whole = served.stub.Classify(classify(packet.to_bytes(), labels=LABELS, top_k=1), timeout=60)
     assert answer.result.predictions == whole.predictions
 
 
@@ -141,14 +141,14 @@ def test_a_bundle_without_a_calibration_is_answered_at_once(tiny_clip, tiny_code
         talk = Talk(served)
         assert talk(**first(packet)).WhichOneof("outcome") == "result"
         talk.close()
-        info = served.stub.GetServerInfo(pb.GetServerInfoRequest(), timeout=5)
+        info = served.stub.GetServerInfo(pb.GetServerInfoRequest(), timeout=60)
         assert not info.bundles[0].progressive
     finally:
         served.close()
 
 
 def test_the_server_says_which_bundles_are_progressive(served):
-    assert served.stub.GetServerInfo(pb.GetServerInfoRequest(), timeout=5).bundles[0].progressive
+    assert served.stub.GetServerInfo(pb.GetServerInfoRequest(), timeout=60).bundles[0].progressive
 
 
 # ---------------------------------------------------------------- calibration

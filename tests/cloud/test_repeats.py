@@ -32,14 +32,14 @@ def answer(number=1, labels=3) -> pb.ClassifyResponse:
 
 def test_a_repeat_gets_its_answer_and_costs_nothing(served, make_packet):
     request = classify(make_packet(), frame_id=77, top_k=2)
-    first = served.stub.Classify(request, timeout=10, metadata=MINE)
-    again = served.stub.Classify(request, timeout=10, metadata=MINE)
+    first = served.stub.Classify(request, timeout=60, metadata=MINE)
+    again = served.stub.Classify(request, timeout=60, metadata=MINE)
     assert first.timing.batch_size == 1
     assert again.timing == pb.Timing()  # nothing was computed
     assert (again.predictions, again.model, again.frame_id) == (first.predictions, first.model, 77)
     assert served.engine.counts["accepted"] == 1
     (streamed,) = served.stub.ClassifyStream(
-        iter([pb.ClassifyStreamRequest(request=request)]), timeout=10, metadata=MINE
+        iter([pb.ClassifyStreamRequest(request=request)]), timeout=60, metadata=MINE
     )
     assert streamed.result == again
     assert served.engine.counts["accepted"] == 1
@@ -61,25 +61,25 @@ def test_what_is_no_repeat_is_computed(served, make_packet):
         (classify(packet, frame_id=9), (("thinwire-spool", "x" * 65),)),
     ]
     for request, metadata in asked:
-        assert served.stub.Classify(request, timeout=10, metadata=metadata).timing.batch_size == 1
+        assert served.stub.Classify(request, timeout=60, metadata=metadata).timing.batch_size == 1
     assert served.engine.counts["accepted"] == len(asked)
 
 
 def test_a_handle_and_its_labels_are_one_question(served, make_packet):
     labels = ["cat", "dog", "car"]
-    handle = served.stub.RegisterLabels(pb.RegisterLabelsRequest(labels=labels), timeout=10).label_set
+    handle = served.stub.RegisterLabels(pb.RegisterLabelsRequest(labels=labels), timeout=60).label_set
     before = served.engine.counts["accepted"]
     packet = make_packet()
     whole = classify(packet, labels=labels, frame_id=5)
     short = classify(packet, labels=[], label_set=handle, frame_id=5)
-    first = served.stub.Classify(whole, timeout=10, metadata=MINE)
-    assert served.stub.Classify(short, timeout=10, metadata=MINE).predictions == first.predictions
+    first = served.stub.Classify(whole, timeout=60, metadata=MINE)
+    assert served.stub.Classify(short, timeout=60, metadata=MINE).predictions == first.predictions
     assert served.engine.counts["accepted"] == before + 1
 
 
 def test_errors_are_not_kept(served, make_packet):
     stream = queue.SimpleQueue()
-    answers = served.stub.ClassifyStream(iter(stream.get, None), timeout=10, metadata=MINE)
+    answers = served.stub.ClassifyStream(iter(stream.get, None), timeout=60, metadata=MINE)
     stream.put(pb.ClassifyStreamRequest(request=classify(b"broken", frame_id=5)))
     assert next(answers).error.reason == "BAD_PACKET"
     stream.put(pb.ClassifyStreamRequest(request=classify(make_packet(), frame_id=5)))
@@ -91,11 +91,12 @@ def test_errors_are_not_kept(served, make_packet):
 def test_a_frame_asked_for_again_while_it_is_computed_waits_for_that_answer(served, make_packet):
     request = classify(make_packet(), frame_id=5)
     held = served.hold(classify(make_packet(3)))
-    first = served.stub.Classify.future(request, timeout=10, metadata=MINE)
+    first = served.stub.Classify.future(request, timeout=60, metadata=MINE)
     until(lambda: served.engine.counts["accepted"] == 2)
-    second = served.stub.Classify.future(request, timeout=10, metadata=MINE)
-    third = served.stub.Classify.future(classify(make_packet(4), frame_id=6), timeout=10, metadata=MINE)
+    second = served.stub.Classify.future(request, timeout=60, metadata=MINE)
+    third = served.stub.Classify.future(classify(make_packet(4), frame_id=6), timeout=60, metadata=MINE)
     until(lambda: served.engine.counts["accepted"] == 3)  # the third: the second never reaches the engine
+    until(lambda: len(served.engine._queue) == 2)  # both are decoded, so one batch takes them
     served.runner.gate.set()
     assert first.result().predictions == second.result().predictions
     assert {first.result().timing.batch_size, second.result().timing.batch_size} == {2, 0}
@@ -107,9 +108,9 @@ def test_a_frame_asked_for_again_while_it_is_computed_waits_for_that_answer(serv
 def test_who_waited_for_a_call_that_was_cancelled_gets_an_answer_of_its_own(served, make_packet):
     request = classify(make_packet(), frame_id=5)
     served.hold(classify(make_packet(3)))
-    first = served.stub.Classify.future(request, timeout=10, metadata=MINE)
+    first = served.stub.Classify.future(request, timeout=60, metadata=MINE)
     until(lambda: served.engine.counts["accepted"] == 2)
-    second = served.stub.Classify.future(request, timeout=10, metadata=MINE)
+    second = served.stub.Classify.future(request, timeout=60, metadata=MINE)
     first.cancel()
     until(lambda: served.engine.counts["accepted"] == 3)
     served.runner.gate.set()
@@ -119,16 +120,16 @@ def test_who_waited_for_a_call_that_was_cancelled_gets_an_answer_of_its_own(serv
 def test_a_repeat_is_not_charged_against_the_clients_rate(serve, make_packet):
     served = serve(security=Security(rate_per_s=0.01, burst=1))
     request = classify(make_packet(), frame_id=5)
-    first = served.stub.Classify(request, timeout=10, metadata=MINE)
+    first = served.stub.Classify(request, timeout=60, metadata=MINE)
     for _ in range(3):
-        assert served.stub.Classify(request, timeout=10, metadata=MINE).predictions == first.predictions
+        assert served.stub.Classify(request, timeout=60, metadata=MINE).predictions == first.predictions
 
 
 def test_nothing_is_kept_where_the_configuration_says_so(serve, make_packet):
     served = serve(options=ServerOptions(repeat_bytes=0))
     request = classify(make_packet(), frame_id=5)
     for count in (1, 2):
-        served.stub.Classify(request, timeout=10, metadata=MINE)
+        served.stub.Classify(request, timeout=60, metadata=MINE)
         assert served.engine.counts["accepted"] == count
 
 

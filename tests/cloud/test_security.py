@@ -42,7 +42,7 @@ def connect(address, files, pair=None, trusting="ca"):
 
 def info(channel, **kwargs):
     stub = inference_pb2_grpc.InferenceServiceStub(channel)
-    return stub.GetServerInfo(pb.GetServerInfoRequest(), timeout=5, **kwargs)
+    return stub.GetServerInfo(pb.GetServerInfoRequest(), timeout=60, **kwargs)
 
 
 def cannot_connect(channel):
@@ -117,12 +117,12 @@ def test_calls_need_a_token_of_the_file_and_health_needs_none(serve, tmp_path, m
             assert (code, reason) == (grpc.StatusCode.UNAUTHENTICATED, "UNAUTHENTICATED")
             assert wrong not in error.details()
         frames = iter([pb.ClassifyStreamRequest(request=classify(make_packet()))])
-        stream = served.stub.ClassifyStream(frames, timeout=5)
+        stream = served.stub.ClassifyStream(frames, timeout=60)
         assert refused(lambda: list(stream))[1] == "UNAUTHENTICATED"
         frames = iter([pb.ClassifyStreamRequest(request=classify(make_packet()))])
-        (answer,) = served.stub.ClassifyStream(frames, timeout=5, **bearer(TOKEN))
+        (answer,) = served.stub.ClassifyStream(frames, timeout=60, **bearer(TOKEN))
         assert answer.result.predictions
-        probe = health_pb2_grpc.HealthStub(served.channel).Check(health_pb2.HealthCheckRequest(), timeout=5)
+        probe = health_pb2_grpc.HealthStub(served.channel).Check(health_pb2.HealthCheckRequest(), timeout=60)
         assert probe.status == health_pb2.HealthCheckResponse.SERVING
     assert not any(secret in caplog.text for secret in (TOKEN, OTHER, wrong))
 
@@ -178,21 +178,21 @@ def test_half_a_tls_configuration_is_refused_by_name(files, tmp_path):
 
 
 def test_a_client_that_sends_too_much_is_told_when_to_come_back(serve, make_packet):
-    served = serve(security=Security(rate_per_s=0.5, burst=2))
+    served = serve(security=Security(rate_per_s=0.01, burst=2))  # so slow that a busy machine earns no third
     request = classify(make_packet())
     for _ in range(2):
-        assert served.stub.Classify(request, timeout=5).predictions
-    code, reason, error = refused(lambda: served.stub.Classify(request, timeout=5))
+        assert served.stub.Classify(request, timeout=60).predictions
+    code, reason, error = refused(lambda: served.stub.Classify(request, timeout=60))
     assert (code, reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "RATE_LIMITED")
     retry = error_details_pb2.RetryInfo()
     assert rpc_status.from_call(error).details[1].Unpack(retry)
-    assert 0 < retry.retry_delay.ToMilliseconds() <= 2001
+    assert 0 < retry.retry_delay.ToMilliseconds() <= 100_001
     frames = iter([pb.ClassifyStreamRequest(request=classify(make_packet(), frame_id=3))])
-    (answer,) = served.stub.ClassifyStream(frames, timeout=5)
+    (answer,) = served.stub.ClassifyStream(frames, timeout=60)
     assert (answer.error.reason, answer.frame_id) == ("RATE_LIMITED", 3)
     assert answer.error.retry_after_ms > 0
     # A token that nobody checks makes no other client
-    assert refused(lambda: served.stub.Classify(request, timeout=5, **bearer(OTHER)))[1] == "RATE_LIMITED"
+    assert refused(lambda: served.stub.Classify(request, timeout=60, **bearer(OTHER)))[1] == "RATE_LIMITED"
     assert info(served.channel)
 
 
@@ -201,9 +201,9 @@ def test_each_token_has_its_own_share(serve, make_packet, tmp_path):
     served = serve(security=Security(token_file=tmp_path / "tokens", rate_per_s=0.01, burst=1))
     request = classify(make_packet())
     for token in (TOKEN, OTHER):
-        assert served.stub.Classify(request, timeout=5, **bearer(token)).predictions
+        assert served.stub.Classify(request, timeout=60, **bearer(token)).predictions
         assert (
-            refused(lambda token=token: served.stub.Classify(request, timeout=5, **bearer(token)))[1] == "RATE_LIMITED"
+            refused(lambda token=token: served.stub.Classify(request, timeout=60, **bearer(token)))[1] == "RATE_LIMITED"
         )
 
 

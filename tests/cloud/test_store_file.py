@@ -189,15 +189,15 @@ def test_a_server_starts_on_a_damaged_store_and_counts_what_a_read_only_disk_cos
     path = tmp_path / "frames.db"
     no_database(path)
     served = serve(watch=WatchOptions(store=path))
-    served.stub.Classify(classify(make_packet()), timeout=10)
+    served.stub.Classify(classify(make_packet()), timeout=60)
 
     def info():
-        return served.search.GetStoreInfo(search_pb2.GetStoreInfoRequest(), timeout=10)
+        return served.search.GetStoreInfo(search_pb2.GetStoreInfoRequest(), timeout=60)
 
     assert (info().frames, info().dropped) == (1, 0)
     store = served.watch.searcher.archive.store
     store._db.execute("PRAGMA query_only=ON")
     for _ in range(3):
-        served.stub.Classify(classify(make_packet()), timeout=10)
+        served.stub.Classify(classify(make_packet()), timeout=60)
     until(lambda: info().dropped == 3)  # the count can be asked for while the disk takes nothing
     assert info().frames == 1

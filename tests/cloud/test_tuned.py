@@ -84,17 +84,17 @@ def test_its_clip_gets_other_answers_and_every_other_clip_the_same(
     plain, tuned = told
     assert max(abs(plain[label] - tuned[label]) for label in plain) > 1e-3
     with opened([tiny_clip_dir], tiny_codec, cache_dir=tmp_path) as engine:
-        wanted = engine.submit(packet=packet).result(20).embedding
+        wanted = engine.submit(packet=packet).result(60).embedding
     with opened([clip_folder, tiny_clip_dir], tiny_codec, (variant,), cache_dir=tmp_path) as engine:
-        got = engine.submit(packet=packet, clip=tiny_clip_dir.name).result(20).embedding
+        got = engine.submit(packet=packet, clip=tiny_clip_dir.name).result(60).embedding
     np.testing.assert_allclose(got, wanted, atol=1e-5)
 
 
 def test_it_serves_a_clip_that_is_not_the_first(clip_folder, tiny_clip_dir, tiny_codec, variant, make_packet, tmp_path):
     with opened([clip_folder], tiny_codec, (variant,), cache_dir=tmp_path) as engine:
-        wanted = engine.submit(packet=make_packet(3, 2)).result(20).embedding
+        wanted = engine.submit(packet=make_packet(3, 2)).result(60).embedding
     with opened([tiny_clip_dir, clip_folder], tiny_codec, (variant,), cache_dir=tmp_path) as engine:
-        got = engine.submit(packet=make_packet(3, 2), clip=clip_folder.name).result(20).embedding
+        got = engine.submit(packet=make_packet(3, 2), clip=clip_folder.name).result(60).embedding
     np.testing.assert_allclose(got, wanted, atol=1e-5)
 
 
@@ -116,17 +116,17 @@ def test_a_neck_answers_as_the_tower_does_with_what_it_gives_the_entry(clip, tin
 def test_a_reload_takes_the_new_weights_and_refuses_altered_ones(clip_folder, clip, tiny_codec, make_packet, tmp_path):
     mine = random_variant(tmp_path / "mine", tiny_codec, clip, "pixels")
     with opened([clip_folder], tiny_codec, (mine,), cache_dir=tmp_path) as engine:
-        first = engine.submit(packet=make_packet(0, 1)).result(20).embedding
+        first = engine.submit(packet=make_packet(0, 1)).result(60).embedding
         held = engine.model_cache.held_bytes
         random_variant(tmp_path / "mine", tiny_codec, clip, "pixels", seed=9)
         engine.reload()
-        second = engine.submit(packet=make_packet(0, 1)).result(20).embedding
+        second = engine.submit(packet=make_packet(0, 1)).result(60).embedding
         assert not np.allclose(first, second, atol=1e-3)
         assert engine.model_cache.held_bytes == held
         (tmp_path / "mine" / WEIGHTS).write_bytes(b"")
         with pytest.raises(DecoderError, match="is not the file"):
             engine.reload()
-        np.testing.assert_allclose(engine.submit(packet=make_packet(0, 1)).result(20).embedding, second, atol=1e-5)
+        np.testing.assert_allclose(engine.submit(packet=make_packet(0, 1)).result(60).embedding, second, atol=1e-5)
 
 
 def test_what_does_not_fit_is_refused_at_start(clip_folder, tiny_clip_dir, tiny_codec, variant, tmp_path):

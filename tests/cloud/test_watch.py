@@ -40,10 +40,10 @@ def test_metrics_count_what_happened(serve, make_packet):
     served = serve(watch=WEB)
     packet = make_packet()
     for _ in range(3):
-        served.stub.Classify(classify(packet), timeout=10)
-    served.stub.Classify(classify(image_file=jpeg()), timeout=10)
-    refused(lambda: served.stub.Classify(classify(b"TWxx not a packet"), timeout=10))
-    refused(lambda: served.stub.Classify(classify(packet, labels=[]), timeout=10))
+        served.stub.Classify(classify(packet), timeout=60)
+    served.stub.Classify(classify(image_file=jpeg()), timeout=60)
+    refused(lambda: served.stub.Classify(classify(b"TWxx not a packet"), timeout=60))
+    refused(lambda: served.stub.Classify(classify(packet, labels=[]), timeout=60))
     found = samples(served)
     assert found["thinwire_requests_total", "image", "answered", ""] == 4
     assert found["thinwire_requests_total", "image", "failed", "BAD_PACKET"] == 1
@@ -65,26 +65,26 @@ def test_metrics_count_what_happened(serve, make_packet):
 def test_metrics_show_a_queue_and_refusals(serve, make_packet):
     served = serve(watch=WEB, limits=EngineLimits(queue_items=2, batch=BatchLimits(1)))
     request = classify(make_packet())
-    held = [served.hold(request), served.stub.Classify.future(request, timeout=20)]
+    held = [served.hold(request), served.stub.Classify.future(request, timeout=60)]
     until(lambda: served.engine.load[0] == 2)
-    assert refused(lambda: served.stub.Classify(request, timeout=10))[1] == "QUEUE_FULL"
+    assert refused(lambda: served.stub.Classify(request, timeout=60))[1] == "QUEUE_FULL"
     found = samples(served)
     assert found[("thinwire_queue_depth",)] == 2
     assert found[("thinwire_queue_limit",)] == 2
     assert found["thinwire_requests_total", "", "rejected", "QUEUE_FULL"] == 1
     served.runner.gate.set()
     for call in held:
-        call.result(10)
+        call.result(60)
 
 
 def test_calls_without_a_token_and_unknown_methods_are_counted(serve, tmp_path):
     tokens = tmp_path / "tokens"
     tokens.write_text("0123456789abcdef\n")
     served = serve(watch=WEB, security=Security(token_file=tokens))
-    refused(lambda: served.stub.GetServerInfo(pb.GetServerInfoRequest(), timeout=10))
+    refused(lambda: served.stub.GetServerInfo(pb.GetServerInfoRequest(), timeout=60))
     for name in ("/made.up/One", "/made.up/Two"):
         with pytest.raises(Exception, match="UNIMPLEMENTED"):
-            served.channel.unary_unary(name)(b"", timeout=10)
+            served.channel.unary_unary(name)(b"", timeout=60)
     found = samples(served)
     assert found["thinwire_rpcs_total", "UNAUTHENTICATED", "InferenceService/GetServerInfo"] == 1
     assert found["thinwire_rpcs_total", "UNIMPLEMENTED", "unknown"] == 2
@@ -100,7 +100,7 @@ def test_a_broken_observer_harms_nobody(serve, make_packet, caplog):
     served = serve(watch=WEB)
     served.engine.observers.add(Broken())
     for _ in range(3):
-        assert served.stub.Classify(classify(make_packet()), timeout=10).predictions
+        assert served.stub.Classify(classify(make_packet()), timeout=60).predictions
     assert sum("Broken" in record.message for record in caplog.records) == 3  # once for each moment
     assert samples(served)["thinwire_requests_total", "image", "answered", ""] == 3
 
@@ -108,8 +108,8 @@ def test_a_broken_observer_harms_nobody(serve, make_packet, caplog):
 def test_frames_of_streams_are_seen_with_the_device_that_sent_them(serve, make_packet):
     served = serve(watch=WEB)
     frames = [pb.ClassifyStreamRequest(request=classify(make_packet(n), frame_id=n)) for n in range(3)]
-    assert len(list(served.stub.ClassifyStream(iter(frames), timeout=10, metadata=[("thinwire-device", "cam-3")]))) == 3
-    served.stub.Classify(classify(image_file=jpeg()), timeout=10, metadata=[("thinwire-device", "<b>no name</b>")])
+    assert len(list(served.stub.ClassifyStream(iter(frames), timeout=60, metadata=[("thinwire-device", "cam-3")]))) == 3
+    served.stub.Classify(classify(image_file=jpeg()), timeout=60, metadata=[("thinwire-device", "<b>no name</b>")])
     status, live = served.get("/api/live")
     assert status == 200
     assert [row["device"] for row in live["latest"]] == ["ipv4:127.0.0.1", "cam-3", "cam-3", "cam-3"]
@@ -177,8 +177,8 @@ def test_logs_for_machines(serve, make_packet, restore_logging):
     assert set_up_logs("json", out) == "json"
     logging.getLogger("cloud.requests").setLevel(logging.INFO)
     served = serve(watch=WatchOptions(request_log=True))
-    served.stub.Classify(classify(make_packet()), timeout=10)
-    refused(lambda: served.stub.Classify(classify(b"TWxx not a packet"), timeout=10))
+    served.stub.Classify(classify(make_packet()), timeout=60)
+    refused(lambda: served.stub.Classify(classify(b"TWxx not a packet"), timeout=60))
     until(lambda: out.getvalue().count("\n") >= 2)
     rows = [json.loads(line) for line in out.getvalue().splitlines()]
     answered, failed = (row for row in rows if row["logger"] == "cloud.requests")
@@ -218,10 +218,10 @@ def test_traces_continue_the_callers_and_show_stages(serve, make_packet):
         traces.Traces = real
     trace_id = "0af7651916cd43dd8448eb211c80319c"
     metadata = [("traceparent", f"00-{trace_id}-b7ad6b7169203331-01"), ("thinwire-device", "cam-1")]
-    served.stub.Classify(classify(make_packet()), timeout=10, metadata=metadata)
-    refused(lambda: served.stub.Classify(classify(b"TWxx"), timeout=10))
+    served.stub.Classify(classify(make_packet()), timeout=60, metadata=metadata)
+    refused(lambda: served.stub.Classify(classify(b"TWxx"), timeout=60))
     frames = [pb.ClassifyStreamRequest(request=classify(make_packet()))]
-    assert len(list(served.stub.ClassifyStream(iter(frames), timeout=10))) == 1
+    assert len(list(served.stub.ClassifyStream(iter(frames), timeout=60))) == 1
     made[0]._provider.force_flush()
     found = spans.get_finished_spans()
     ours = [span for span in found if f"{span.context.trace_id:032x}" == trace_id]

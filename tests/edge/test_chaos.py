@@ -108,10 +108,10 @@ def test_everything_at_once(folder, canned, tiny_bundle, tmp_path):
                 [*command, url, "--fps", "2", *words], env=env, stderr=stderr, stdout=subprocess.PIPE
             )
             until(files_done, 90)
-            until(lambda: any("snap" in line["source"] for line in lines_of(sure)), 30)
-            until(lambda: full.name in log.read_text() and hook.address in log.read_text(), 30)
+            until(lambda: any("snap" in line["source"] for line in lines_of(sure)))
+            until(lambda: full.name in log.read_text() and hook.address in log.read_text())
             camera.close()  # it vanishes, while the disk is freed and the receiver returns
-            until(lambda: "opening it again" in log.read_text(), 30)
+            until(lambda: "opening it again" in log.read_text())
             ballast.unlink()
             hook.answer = ok
             run.send_signal(signal.SIGTERM)

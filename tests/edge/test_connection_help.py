@@ -51,9 +51,9 @@ def listener(greeting: bytes) -> Iterator[str]:
 def test_nothing_listens():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    assert START in failure(address)
-    assert START in failure(address, tls=True)
+        address = f"127.0.0.1:{free.getsockname()[1]}"  # bound, never listening
+        assert START in failure(address)
+        assert START in failure(address, tls=True)
 
 
 def test_a_server_with_tls_and_one_without(tmp_path, tiny_bundle):

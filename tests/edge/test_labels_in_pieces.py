@@ -130,17 +130,17 @@ async def test_the_async_client_does_the_same_and_copes_with_an_older_server(tak
 
 
 def test_a_connection_with_progress_is_not_taken_for_dead(words, canned, tmp_path):
-    """Frames that together take many timeouts, but are answered one by one: one connection."""
+    """Frames that together take longer than the timeout, but are answered one by one: one connection."""
     import time
 
     def slowly(request, context):
-        time.sleep(0.4)
+        time.sleep(0.6)
         yield from answer_frame(request, context)
 
     for number in range(3, 8):
         photo(tmp_path / "in", f"{number}.jpg", seed=number)
     canned.frame_usual = slowly
-    assert main([*words, "--labels", "a,b", "--server", canned.address, "--timeout", "1.2", "--in-flight", "8"]) == 0
+    assert main([*words, "--labels", "a,b", "--server", canned.address, "--timeout", "3", "--in-flight", "8"]) == 0
     assert canned.streams == 1
 
 

@@ -194,7 +194,7 @@ def test_a_silent_line_is_left_for_a_new_connection(photos, words, canned, out):
         yield from answer_frame(request, context)
 
     canned.frame_usual = noting
-    assert run(photos, *words, "--timeout", 0.5, "--in-flight", 2) == 0
+    assert run(photos, *words, "--timeout", 2, "--in-flight", 2) == 0
     assert len(out()) == 8
     assert len(peers) == 2
 
@@ -214,9 +214,10 @@ def test_few_frames_are_on_their_way_at_a_time(photos, words, canned):
 def test_a_server_that_comes_later_and_dies_between_gets_every_frame(photos, tiny_bundle, tmp_path, out, words):
     import socket
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    reserved = socket.socket()  # bound, never listening: nobody else gets the port, and connections are refused
+    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    reserved.bind(("127.0.0.1", 0))
+    address = f"127.0.0.1:{reserved.getsockname()[1]}"
     client = started(photos, *words, "--server", address)
 
     def server(behaviour) -> grpc.Server:
@@ -224,7 +225,7 @@ def test_a_server_that_comes_later_and_dies_between_gets_every_frame(photos, tin
 
         servicer = Canned([tiny_bundle])
         servicer.frame_usual = behaviour
-        server = grpc.server(ThreadPoolExecutor(4), options=[("grpc.so_reuseport", 0)])
+        server = grpc.server(ThreadPoolExecutor(4), options=[("grpc.so_reuseport", 1)])
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(servicer, server)
         server.add_insecure_port(address)
         server.start()
@@ -238,8 +239,9 @@ def test_a_server_that_comes_later_and_dies_between_gets_every_frame(photos, tin
     until(lambda: first.servicer.frames)
     first.stop(0).wait()
     second = server(answer_frame)
-    _, err = client.communicate(timeout=30)
+    _, err = client.communicate(timeout=60)
     second.stop(0).wait()
+    reserved.close()
     assert client.returncode == 0, err
     assert "answers again" in err
     assert len(out()) == 8
@@ -273,12 +275,12 @@ def test_a_server_of_another_release_or_without_our_bundle_is_told_and_frames_wa
     photos, words, canned, tmp_path, capsys, out
 ):
     with serve(None) as address:
-        assert run(photos, *words, "--server", address, "--drain", 1) == 1
+        assert run(photos, *words, "--server", address, "--drain", 3) == 1
     err = capsys.readouterr().err
     assert "no thinwire server of this release" in err
     assert err.count("frames wait in the spool") == 1
     other = make_tiny_bundle(tmp_path / "other", size=32, name="other")
-    assert run(photos, *words, "--bundle", other.path, "--spool", tmp_path / "o.db", "--drain", 1) == 1
+    assert run(photos, *words, "--bundle", other.path, "--spool", tmp_path / "o.db", "--drain", 3) == 1
     assert "it holds: tiny (" in capsys.readouterr().err
     assert out() == []
     assert run(photos, *words) == 0
@@ -302,7 +304,7 @@ def test_a_server_that_is_not_there_costs_no_budget(photos, words, dead_address,
 
 
 def test_a_spent_budget_holds_frames_also_after_a_restart(photos, words, canned, capsys, out):
-    budget = ["--mb-per-day", "0.0005", "--drain", "1"]
+    budget = ["--mb-per-day", "0.0005", "--drain", "3"]
     assert run(photos, *words, *budget) == 1
     said = capsys.readouterr()
     facts = json.loads(said.out)
@@ -382,7 +384,7 @@ def test_a_watched_folder_gives_what_is_added(photos, words, canned, out, tmp_pa
     os.replace(tmp_path / "late.jpg", photos / "late.jpg")
     until(lambda: len(out_safe(out)) == 9)
     client.send_signal(signal.SIGTERM)
-    text, err = client.communicate(timeout=20)
+    text, err = client.communicate(timeout=60)
     assert client.returncode == 0, err
     assert json.loads(text)["answered"] == 9
 
@@ -450,7 +452,7 @@ def test_a_camera_that_is_unplugged_is_opened_again(words, tmp_path, out):
     serve_once(cut_short=True)
     serve_once(cut_short=False)
     client.send_signal(signal.SIGTERM)
-    client.communicate(timeout=20)
+    client.communicate(timeout=60)
     held.close()
     assert "opening it again" in log.read_text()
 

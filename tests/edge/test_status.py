@@ -30,7 +30,7 @@ def doctor(canned, tiny_bundle, capsys):
     """Runs the doctor and gives its exit code and its checks by name."""
 
     def run(*args: object, server: str = canned.address) -> tuple[int, dict[str, dict]]:
-        words = ["doctor", "--server", server, "--bundle", str(tiny_bundle.path), "--timeout", "3", "--json"]
+        words = ["doctor", "--server", server, "--bundle", str(tiny_bundle.path), "--timeout", "20", "--json"]
         code = main([*words, *map(str, args)])
         report = json.loads(capsys.readouterr().out)
         assert report["healthy"] == (code == 0)

@@ -138,8 +138,9 @@ def hub(request, pictures, tmp_path) -> Iterator[Hub]:
 
 @pytest.fixture
 def dead_address() -> str:
-    with socket.create_server(("127.0.0.1", 0)) as held:
-        return f"127.0.0.1:{held.getsockname()[1]}"
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))  # bound, never listening
+        yield f"127.0.0.1:{held.getsockname()[1]}"
 
 
 def read(place: str, tmp_path: Path, endpoint: str, *caption: str) -> tuple[object, str]:
