@@ -15,8 +15,6 @@ items.
 
 from __future__ import annotations
 
-import contextlib
-import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -24,8 +22,8 @@ from typing import Self
 
 import numpy as np
 
-from cloud.engine.answers import answers_of
-from cloud.engine.batching import BatchLimits, DeadlineQueue
+from cloud.engine.batching import DeadlineQueue
+from cloud.engine.device_thread import DeviceThread
 from cloud.engine.events import Observers
 from cloud.engine.fusion import Earlier
 from cloud.engine.head_builds import HeadBuilds
@@ -34,7 +32,7 @@ from cloud.engine.items import Answer, EngineLimits, Item, Kind
 from cloud.engine.ledger import Ledger
 from cloud.engine.models import Models
 from cloud.engine.one_shot_executor import OneShotExecutor
-from cloud.engine.prepared import Embedded, Runner
+from cloud.engine.prepared import Runner
 from cloud.engine.text_heads import Head, HeadCache
 from cloud.errors import InvalidRequest, ShuttingDown
 from thinwire.errors import LabelError
@@ -72,19 +70,24 @@ class Engine:
         self.observers = Observers()
         self._models = models
         self._runner = runner
-        self._batch = self.limits.batch or BatchLimits()
         self._ledger = Ledger(self.limits, self.observers, log_errors=log_errors)
         self._queue: DeadlineQueue[Item] = DeadlineQueue(self._claim)
         # One at least: image files are always decoded here, packets on the device thread where the limit is 0
         self._decoders = ThreadPoolExecutor(self.limits.decode_threads or 1, "thinwire-decode")
-        self._prepare_thread = prepare_thread
         self._texts = OneShotExecutor("thinwire-text", prepare_thread)
         self._loader = OneShotExecutor("thinwire-load", prepare_thread)
-        self._finisher = ThreadPoolExecutor(1, "thinwire-finish")
         self._swept = 0.0
         self._builds = HeadBuilds(self._ledger, self._texts, self.limits.pending_head_builds, self._enqueue)
-        self._device = threading.Thread(target=self._device_loop, name="thinwire-device", daemon=True)
-        self._device.start()
+        self._device = DeviceThread(
+            runner,
+            self._queue,
+            self._ledger,
+            self.observers,
+            self.limits,
+            is_ready=self._is_ready,
+            enqueue=self._enqueue,
+            prepare=prepare_thread,
+        )
 
     # ---------------------------------------------------------------- the caller's side
 
@@ -172,7 +175,7 @@ class Engine:
         self._loader.shutdown(wait=drained, cancel_futures=True)
         if drained:
             self._device.join()
-        self._finisher.shutdown(wait=drained)
+        self._device.close(wait=drained)
         return drained
 
     def __enter__(self) -> Self:
@@ -340,88 +343,9 @@ class Engine:
         self._ledger.resolve(item, self._runner.picture(item.prepared))
 
     def _enqueue(self, item: Item) -> None:
-        self._note_ready(item)
+        item.note_ready()
         self._queue.put(item, item.due, item.prepared.array.nbytes)
-
-    @staticmethod
-    def _note_ready(item: Item) -> None:
-        now = time.monotonic()
-        item.head_s, item.ready = now - item.ready, now
 
     def _claim(self, item: Item) -> bool:
         """Whether the device thread is to work on it. Until it is prepared it can still be cancelled."""
         return self._ledger.wanted(item) if item.prepared is None else self._ledger.claim(item)
-
-    def _device_loop(self) -> None:
-        self._prepare_thread()
-        while (batch := self._queue.take(self._batch)) is not None:  # None: closed and empty
-            start = time.monotonic()
-            # 1. Decode what came straight here (see the module); the rest is prepared already
-            ready = [item for item in batch if item.prepared is not None]
-            ready += self._decode([item for item in batch if item.prepared is None])
-            # 2. One run of the networks for each CLIP in the batch
-            for group in _by_clip(ready):
-                now = time.monotonic()
-                for item in group:
-                    item.queue_s += now - item.ready
-                self._run(group)
-            # 3. The time an item takes: what the bound on the queueing delay and retry hints are made from
-            if ready:
-                self._ledger.took(time.monotonic() - start, len(ready))
-
-    def _decode(self, raw: list[Item]) -> list[Item]:
-        """Decodes packets on this thread; returns those that the device may start on."""
-        ready, room_bytes = [], self._batch.bytes
-        for item in raw:
-            if not self._ledger.guard(self._is_ready, item):
-                continue
-            if ready and item.prepared.array.nbytes > room_bytes:
-                self._enqueue(item)  # too large for this batch, which only decoding could tell: back into the queue
-            elif self._ledger.claim(item):
-                room_bytes -= item.prepared.array.nbytes
-                self._note_ready(item)
-                ready.append(item)
-        return ready
-
-    def _run(self, batch: list[Item]) -> None:
-        """Runs `batch`; when that fails, its halves, down to the one item at fault."""
-        try:
-            result = self._runner.run([item.prepared for item in batch])
-            if len(result.embeddings) != len(batch):
-                raise RuntimeError(f"{len(batch)} inputs gave {len(result.embeddings)} vectors")
-        except Exception as error:
-            result = None
-            if len(batch) == 1:
-                self._ledger.fail(batch[0], error)
-        if result is None:  # outside the handler: the exception holds the failed batch's tensors
-            if len(batch) > 1:
-                self._run(batch[: len(batch) // 2])
-                self._run(batch[len(batch) // 2 :])
-            return
-        self._ledger.ran(len(batch))
-        self.observers.ran(len(batch), result)
-        # Heads and top-k overlap with the next batch where there is one and a core for them
-        if self.limits.decode_threads == 0 or not len(self._queue):
-            self._finish(batch, result)
-            return
-        with contextlib.suppress(RuntimeError):  # `close` gave up on this batch and has failed its items already
-            self._finisher.submit(self._finish, batch, result)
-
-    def _finish(self, batch: list[Item], result: Embedded) -> None:
-        try:
-            for item, outcome in answers_of(batch, result):
-                if isinstance(outcome, Answer):
-                    self._ledger.resolve(item, outcome)
-                else:
-                    self._ledger.fail(item, outcome)
-        except Exception as error:  # a defect here must not end the thread, nor leave a future unresolved
-            for item in batch:
-                self._ledger.fail(item, error)
-
-
-def _by_clip(batch: list[Item]) -> list[list[Item]]:
-    """The batch in as many parts as it has CLIPs (by generation): a device run serves one."""
-    groups: dict[int, list[Item]] = {}
-    for item in batch:
-        groups.setdefault(id(item.loaded_clip.heads), []).append(item)
-    return list(groups.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -131,6 +132,11 @@ class Item:
     queue_s: float = 0.0
     decode_s: float = 0.0
     head_s: float = 0.0
+
+    def note_ready(self) -> None:
+        """It has all that the device needs: from here on it waits for that."""
+        now = time.monotonic()
+        self.head_s, self.ready = now - self.ready, now
 
 
 def top_predictions(

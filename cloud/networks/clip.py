@@ -96,14 +96,6 @@ class Clip:
         """Tokens of a text that the text tower reads; None where the tokenizer does not tell."""
         return getattr(self.tokenize, "context_length", None)
 
-    def matches(self, wanted: str) -> bool:
-        """Whether a bundle card's `cloud.clip` means this model: by its `#fingerprint` where it has one, else by name.
-
-        Names are what people call folders: the same weights may lie elsewhere, other weights under the same name.
-        """
-        name, hash_sign, fingerprint = wanted.partition("#")
-        return fingerprint == self.id.rpartition("#")[2] if hash_sign else name == self.name
-
     def with_visual(self, visual: torch.nn.Module, **changes: object) -> Clip:
         """A twin with another image tower, and with `changes` of its fields. Both share the text tower."""
         model = copy.copy(self.model)

@@ -12,6 +12,7 @@ import numpy as np
 
 from cloud.engine.prepared import Embedded, Prepared
 from cloud.errors import CannotDecode
+from cloud.networks.batch_rows import by_decoder, by_tower
 from cloud.networks.clip import Clip
 from cloud.networks.runtime import check_clip, run_canary
 
@@ -88,15 +89,10 @@ class TorchRunner:
         clip = batch[0].clip or self.clip
         with self._lock, torch.inference_mode():
             clock = _Clock(clip.device)
-            groups: dict[object, list[int]] = {}
-            for index, item in enumerate(batch):
-                groups.setdefault((id(item.net), item.model_id) if item.model_id else item.array.shape, []).append(
-                    index
-                )
             images: dict[int, tuple[Clip, list, list[int]]] = {}  # by image tower: its pictures and their rows
             vectors, vector_rows = [], []
             # 1. Symbols to pictures (or embeddings), one call per bundle; image files are pictures already
-            for rows in groups.values():
+            for rows in by_decoder(batch):
                 items = [batch[row] for row in rows]
                 if not items[0].model_id:
                     pixels = _upload([item.array for item in items], torch.uint8, clip.device)  # (n, H, W, 3)
@@ -109,9 +105,7 @@ class TorchRunner:
                     vector_rows += rows
                     continue
                 out = clip.fit(out)
-                towers = [item.clip or self.clip for item in items]
-                for tower in dict.fromkeys(towers):  # Clip compares by identity
-                    places = [place for place, each in enumerate(towers) if each is tower]
+                for tower, places in by_tower([item.clip or self.clip for item in items]):
                     _, parts, tower_rows = images.setdefault(id(tower), (tower, [], []))
                     parts.append(out if len(places) == len(rows) else out[places])
                     tower_rows += [rows[place] for place in places]

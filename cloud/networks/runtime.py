@@ -32,8 +32,6 @@ class ServedClip(Protocol):
     embed_dim: int
     logit_scale: float
 
-    def matches(self, wanted: str) -> bool: ...
-
 
 class Net(Protocol):
     """A bundle's decoder on the device. gives_vectors: it decodes to CLIP's vectors, not to pixels."""
@@ -73,14 +71,26 @@ class Runtime(Protocol):
         ...
 
 
+def is_clip(clip: ServedClip, wanted: str) -> bool:
+    """Whether `wanted`, of a card, means this CLIP: by its `#fingerprint` where it has one, else by name.
+
+    Names are what people call folders: the same weights may lie elsewhere, other weights under the same name. A folder
+    of an ONNX form has one name, and the CLIP in it another, which its id begins with: either is right.
+    """
+    _, hash_sign, fingerprint = wanted.rpartition("#")
+    own_name, _, own_fingerprint = clip.id.rpartition("#")
+    return fingerprint == own_fingerprint if hash_sign else wanted in (clip.name, own_name)
+
+
 def check_clip(bundle: Bundle, clip: ServedClip) -> None:
     """Raises `ClipMismatch` when `bundle` decodes into the embedding space of another CLIP.
 
     A bundle that decodes to pixels works with any CLIP: the one named on its card is the one it was trained with.
     """
     wanted = bundle.card.cloud.get("clip")
-    if bundle.card.cloud["output"] == "embedding" and wanted and not clip.matches(wanted):
-        name, hash_sign, _ = wanted.partition("#")
+    if bundle.card.cloud["output"] == "embedding" and wanted and not is_clip(clip, wanted):
+        hash_sign = "#" in wanted
+        name = wanted.rpartition("#")[0] or wanted
         fix = f"serve it with --clip {name}"
         if hash_sign and name == clip.name:
             fix = f"the name is the same, the weights are not: make the bundle again from this {name}"

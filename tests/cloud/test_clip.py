@@ -12,6 +12,7 @@ from PIL import Image
 
 from cloud.errors import ClipUnavailable, DeviceUnavailable
 from cloud.networks.clip import load_clip, pick_device
+from cloud.networks.runtime import is_clip
 from tests.cloud.tiny_clip import write_tiny_clip
 
 
@@ -19,9 +20,10 @@ def test_a_local_folder_loads_with_its_own_preprocessing(tiny_clip):
     assert (tiny_clip.image_height, tiny_clip.image_width) == (64, 64)
     assert tiny_clip.mean.flatten().tolist() == pytest.approx([0.5, 0.4, 0.3])
     assert tiny_clip.embed_dim == 32
-    assert tiny_clip.matches(tiny_clip.name)
-    assert tiny_clip.matches(tiny_clip.id)
-    assert not tiny_clip.matches(f"{tiny_clip.name}#0000")
+    assert is_clip(tiny_clip, tiny_clip.name)
+    assert is_clip(tiny_clip, tiny_clip.id)
+    assert not is_clip(tiny_clip, f"{tiny_clip.name}#0000")
+    assert not is_clip(tiny_clip, "another")
 
 
 def test_images_give_the_vectors_of_open_clips_own_preprocessing(tiny_clip, tiny_clip_dir):

@@ -28,6 +28,7 @@ from cloud.networks.onnx.runner import OnnxRunner
 from cloud.networks.onnx.runtime import why_not
 from cloud.networks.onnx.session import Place, pick_place
 from cloud.networks.precision import check_images
+from cloud.networks.runtime import is_clip
 from export.clip_onnx.artefact import write_artefact
 from export.clip_onnx.tokenizer import odd_texts
 from export.graphs import write_bundle_graph, write_variant_graph
@@ -84,7 +85,7 @@ def opened(clip, codec, cache, **kwargs):
 def answer_of(engine, codec, layers=2, seed=0):
     symbols = np.random.default_rng(seed).integers(-3, 4, codec.latent_shape).astype(np.int32)
     data = Packet(codec.model_id, tuple(codec.coder.encode(symbols, layers))).to_bytes()
-    return engine.submit(packet=data, labels=("cat", "dog")).result(20)
+    return engine.submit(packet=data, labels=("cat", "dog")).result(60)
 
 
 # The same CLIP
@@ -99,8 +100,10 @@ def test_the_form_is_the_same_clip_by_fingerprint(clips):
         wanted.context_length,
     )
     assert got.name == "deep-onnx"  # what requests call it
-    assert got.matches(wanted.id)
-    assert got.matches("deep")
+    fingerprint = wanted.id.rpartition("#")[2]
+    for clip, names in ((wanted, {"deep"}), (got, {"deep", "deep-onnx"})):
+        assert all(is_clip(clip, name) for name in (*names, wanted.id, f"elsewhere#{fingerprint}"))
+        assert not any(is_clip(clip, name) for name in ("", "deep#0000", "deep-onnx#0000", "other"))
 
 
 @pytest.mark.parametrize("size", [(64, 64), (96, 80), (50, 120)])

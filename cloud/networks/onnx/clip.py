@@ -75,12 +75,6 @@ class OnnxClip:
     def nbytes(self) -> int:
         return self.image_tower.nbytes + self.text_tower.nbytes
 
-    def matches(self, wanted: str) -> bool:
-        """As `cloud.networks.clip.Clip.matches`."""
-        name, hash_sign, fingerprint = wanted.partition("#")
-        own_name, _, own = self.id.partition("#")
-        return fingerprint == own if hash_sign else name in (self.name, own_name)
-
     def fit(self, images: np.ndarray) -> np.ndarray:
         """RGB float32 (B, 3, H, W) in [0, 1] of any size → (B, 3, image_height, image_width), antialiased."""
         height, width = images.shape[-2:]

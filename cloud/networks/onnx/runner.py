@@ -10,6 +10,7 @@ import numpy as np
 
 from cloud.engine.prepared import Embedded, Prepared
 from cloud.errors import CannotDecode
+from cloud.networks.batch_rows import by_decoder, by_tower
 from cloud.networks.onnx.clip import OnnxClip
 from cloud.networks.onnx.decoders import Decoder
 from cloud.networks.onnx.session import Place
@@ -39,25 +40,25 @@ class OnnxRunner:
         One decoder call per bundle, then one call per image tower (plain or adapted). Items of a bundle that decodes
         to embeddings skip the tower. On a GPU pictures go from decoder to tower in its memory.
         """
-        groups: dict[object, list[int]] = {}
-        for index, item in enumerate(batch):
-            source = (id(item.net), item.model_id) if item.model_id else item.array.shape
-            groups.setdefault((source, id(item.clip)), []).append(index)
         embeddings = np.empty((len(batch), batch[0].clip.embed_dim), np.float32)
         with self._lock:
             start = time.perf_counter()
-            pictures: dict[int, list[tuple[list[int], object]]] = {}  # by image tower
-            for rows in groups.values():
+            pictures: dict[int, tuple[OnnxClip, list[tuple[list[int], object]]]] = {}  # by image tower
+            for rows in by_decoder(batch):
                 items = [batch[row] for row in rows]
                 decoder: Decoder | None = items[0].net if items[0].model_id else None
                 if decoder is not None and decoder.gives_vectors:
                     vectors = decoder(*_stacked(items))
                     embeddings[rows] = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
                     continue
-                pictures.setdefault(id(items[0].clip), []).append((rows, self._pictures(items, decoder)))
+                images, towers = self._pictures(items, decoder), by_tower([item.clip for item in items])
+                if len(towers) > 1 and not isinstance(images, np.ndarray):
+                    images = images.numpy()  # what lies in the device's memory cannot be taken apart there
+                for tower, places in towers:
+                    part = images if len(places) == len(rows) else images[places]
+                    pictures.setdefault(id(tower), (tower, []))[1].append(([rows[place] for place in places], part))
             decoded = time.perf_counter()
-            for parts in pictures.values():
-                clip: OnnxClip = batch[parts[0][0][0]].clip
+            for clip, parts in pictures.values():
                 for rows, images in _joined(parts):
                     there = not isinstance(images, np.ndarray)
                     embeddings[rows] = clip.encode_images_there(images) if there else clip.encode_images(images)
