@@ -73,11 +73,11 @@ def _every_bundle(clip: str) -> list[Path]:
         try:
             paths.append(_made_embedding(clip))
         except BundleError as error:
-            lacking["embedding"] = f"{error}: `thinwire-export embedding --clip {clip} --out runs/embedding/bundle`"
+            lacking["embedding"] = str(error)
     for family in sorted(_trainable() - present - set(lacking)):
         lacking[family] = f"has no bundle: `thinwire-export train {family} --preset cpu --minutes 10` makes one"
     for name, reason in lacking.items():
-        print(f"--families all, without {name}: {reason}", file=sys.stderr)
+        print(f"all bundles, without {name}: {reason}", file=sys.stderr)
     return paths
 
 
@@ -91,12 +91,21 @@ def _trainable() -> set[str]:
 
 
 def _made_embedding(clip: str) -> Path:
+    made = f"`thinwire-export embedding --clip {clip} --images SOURCE --out runs/embedding/bundle` makes one"
     try:
         from export.embedding_bundle import cached_embedding_bundle
-
+        from export.photographs.errors import PhotographsError
+        from export.photos import default_source
+    except ModuleNotFoundError as error:
+        raise MissingFile(f"family embedding of {clip}: {error}: `pip install 'thinwire[export]'`") from error
+    try:
         return cached_embedding_bundle(clip)
+    except PhotographsError as error:  # its own text names options of commands that train
+        raise MissingFile(
+            f"family embedding of {clip} is made from photographs, and no {default_source()} is here: {made}"
+        ) from error
     except (ValueError, RuntimeError, OSError, ModuleNotFoundError) as error:  # of open_clip too: absent models
-        raise MissingFile(f"family embedding of {clip}: {error}") from error
+        raise MissingFile(f"family embedding of {clip}: {error}: {made}") from error
 
 
 def parse_peers(text: str) -> list[Peer]:

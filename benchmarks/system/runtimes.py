@@ -19,12 +19,13 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from benchmarks.system.service_load import EXEC, Load, make_packets, resident_bytes
 from edge.defaults import DEFAULT_BUNDLE
+from thinwire.errors import ThinwireError
 
 if TYPE_CHECKING:
     from benchmarks.data.sets import Dataset
@@ -33,6 +34,12 @@ IN_FLIGHT = 16
 ANSWERS = 1000
 ALONE = "torch-alone"
 BATCH = 16
+
+
+class UnknownForm(ThinwireError):
+    """A name in --runtimes that is no runtime, or has a precision that it does not offer."""
+
+    reason: ClassVar[str] = "UNKNOWN_RUNTIME"
 
 
 def add_commands(commands) -> None:
@@ -66,7 +73,7 @@ def _document(args: argparse.Namespace, words: Sequence[str]) -> dict[str, Any]:
     from benchmarks.results.testbed import describe
     from thinwire.bundle import resolve_bundle
 
-    path, names = resolve_bundle(args.bundle), args.runtimes.split(",")
+    path, names = resolve_bundle(args.bundle), _names(args.runtimes)
     sets = {Path(each).name: load_dataset(Path(each), args.limit) for each in args.data}  # before minutes of servers
     document: dict[str, Any] = {"benchmark": "runtimes", "load_average": os.getloadavg()}
     if args.starts or args.rounds:
@@ -80,6 +87,20 @@ def _document(args: argparse.Namespace, words: Sequence[str]) -> dict[str, Any]:
         "bundle": path.name,
         "testbed": describe(),
     }
+
+
+def _names(text: str) -> list[str]:
+    """What --runtimes names. Raises `UnknownForm`."""
+    from cloud.networks.onnx.clip import PRECISIONS as OF_ONNX
+    from cloud.networks.precision import PRECISIONS as OF_TORCH
+
+    offered = {"onnx": ("", *OF_ONNX), "torch": ("", *OF_TORCH), ALONE: ("",)}
+    names = text.split(",")
+    for name in names:
+        runtime, _, precision = name.partition(":")
+        if precision not in offered.get(runtime, ()):
+            raise UnknownForm(f"--runtimes: {name!r} is unknown: use onnx, torch or {ALONE}, or a precision: onnx:int8")
+    return names
 
 
 def _words(name: str, clip: str, bundle: Path) -> list[str]:

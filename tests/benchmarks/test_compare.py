@@ -142,7 +142,7 @@ def test_all_names_an_embedding_that_cannot_be_made(monkeypatch, capsys, tmp_pat
     monkeypatch.setattr(contestants, "_made_embedding", missing)
     monkeypatch.setattr(contestants, "local_bundles", lambda: [])
     assert contestants.parse_families("all")
-    assert "thinwire-export embedding --clip clip-lite" in capsys.readouterr().err
+    assert "all bundles, without embedding: photos-train.tar is not there\n" in capsys.readouterr().err
 
 
 def test_bundles_bound_to_another_clip_are_left_out_of_all(monkeypatch, capsys, tmp_path):
