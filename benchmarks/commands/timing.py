@@ -55,7 +55,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     throughput.add_argument("--rates", default="mid", metavar="A,B", help="rates of the packets, or all")
     throughput.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     throughput.add_argument(
-        "--server-threads", type=int, default=0, metavar="N", help="CPU threads CPU threads of torch; 0: all cores"
+        "--server-threads", type=int, default=0, metavar="N", help="CPU threads of the networks; 0: all cores"
     )
     throughput.add_argument("--in-flight", type=int, metavar="N", help="unanswered requests (default: three batches)")
     throughput.add_argument(
@@ -70,7 +70,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         "Edge: image file to request. Cloud: request to answer through the engine, one at a time, without transport.",
     )
     _add_ways(energy)
-    energy.add_argument("--device", default="auto", help="device device of the cloud side: auto, cpu, cuda or cuda:N")
+    energy.add_argument("--device", default="auto", help="device of the cloud side: auto, cpu, cuda or cuda:N")
 
 
 def _command(

@@ -11,9 +11,9 @@ from benchmarks.report.section import Section, html_table, markdown_table, numbe
 from benchmarks.results.store import read_points
 
 THROUGHPUT_NOTE = (
-    "Images per second of the networks alone in full batches (bare), of the engine with range decoding, queue and "
-    "heads, and of the server through gRPC, measured in turns in one process; ratios are medians of the rounds'. "
-    "Batches: runs of the device by how many images they held."
+    "Images per second of decoding, networks and head in full batches, one call after the other (bare), of the engine "
+    "with its queue, and of the server through gRPC, measured in turns and in one runtime; ratios are medians of the "
+    "rounds'. Batches: runs of the device by how many images they held."
 )
 ENERGY_NOTE = (
     "Edge: image file to request, or to the labels where all is on the edge. Cloud: request to answer through the "
@@ -24,13 +24,16 @@ ENERGY_NOTE = (
 
 def throughput_section(out: Path) -> Section | None:
     """None where nothing was measured."""
-    header = ["codec", "rate", "CLIP", "bare /s", "engine /s", "served /s", "served ÷ bare", "batches", "failed"]
+    rates = ["bare /s", "engine /s", "served /s", "served ÷ bare"]
+    header = ["codec", "rate", "CLIP", "runtime", *rates, "batches", "failed"]
 
     def line(row: Mapping[str, Any], point: Mapping[str, Any]) -> list[str]:
+        runtime = row.get("runtime", "not told")  # in points of 2026-11-28 and before
         batches = ", ".join(f"{count} of {size}" for size, count in row["batch_histogram"].items())
         rates = [number(row[f"{name}_images_per_s"], ".1f") for name in ("bare", "engine", "served")]
         ratio = number(row["served_over_bare_ratio"], ".3f")
-        return [codec_title(row["codec"]), row["rate"], _clip(point), *rates, ratio, batches, str(row["failed"])]
+        point_is = [codec_title(row["codec"]), row["rate"], _clip(point), runtime]
+        return [*point_is, *rates, ratio, batches, str(row["failed"])]
 
     return _section(out, "throughput", "The service, saturated", THROUGHPUT_NOTE, header, line)
 

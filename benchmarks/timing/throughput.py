@@ -2,10 +2,13 @@
 
 On one machine and in one run, because two machines, or one machine at two moments, cannot be compared:
 
-    networks TorchRunner.run on full batches of decoded symbols, in a process of its own: synthesis, CLIP, nothing else
+    networks the runner alone on full batches of decoded symbols, in a process of its own: synthesis, CLIP, nothing else
     bare     packets → answers in full batches, one call after the other in that process: decoding, networks, head
     engine   the same packets through Engine.submit: with threads, queue, batching
     served   the same through the gRPC server on loopback, from load generators in a process of their own
+
+All four run the networks in one runtime, ONNX Runtime or PyTorch: the one that the server chose (`runtime` in the
+result). Otherwise a ratio would compare two runtimes, not a service with its networks.
 
 Engine and server are one process, which keeps its OpenMP threads for the device thread (see
 `cloud.engine.one_shot_executor`); a bare model there would be slower than it is alone. The four take turns, round after
@@ -24,18 +27,18 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from cloud.engine.engine import Engine
 from cloud.engine.intake import Intake
 from cloud.engine.items import EngineLimits, top_predictions
+from cloud.engine.prepared import Prepared
 from cloud.engine.text_heads import HeadCache, default_cache_dir
 from cloud.front.process_tuning import settle_process
 from cloud.front.server import background_server
-from cloud.networks.assemble import open_engine
-from cloud.networks.clip import load_clip, pick_device
-from cloud.networks.torch_runtime import served_runner
+from cloud.networks.assemble import ReloadableEngine, open_engine
+from cloud.networks.choice import Asked, open_runtime
 from edge.defaults import DEFAULT_TOP_K
 from thinwire.bundle import Bundle, load_bundle
 from thinwire.errors import ThinwireError
@@ -70,7 +73,7 @@ class Service:
 
     clip: str
     device: str
-    engine: Engine
+    engine: ReloadableEngine
     threads: int
 
     @property
@@ -79,12 +82,11 @@ class Service:
 
     @classmethod
     def load(cls, clip: str, bundle: Bundle, device: str, threads: int, in_flight: int | None) -> Service:
-        """As `thinwire-cloud serve` has them. `threads`: of torch. The queue is made long enough for `in_flight`."""
+        """As `thinwire-cloud serve` has them. `threads`: of the networks. The queue is long enough for `in_flight`."""
         settle_process()
-        device = pick_device(device)
         limits = EngineLimits(queue_items=max(EngineLimits.queue_items, 2 * (in_flight or 0)))
         engine = open_engine(clip, [bundle.path], device, threads, limits, precision=PRECISION)
-        return cls(clip, device, engine, threads)
+        return cls(clip, engine.heads.clip.device, engine, threads)
 
 
 def measure(
@@ -102,7 +104,7 @@ def measure(
     rates: dict[str, list[float]] = {"networks": [], "bare": [], "engine": [], "served": []}
     sizes: collections.Counter[int] = collections.Counter()
     client_cpu: list[float] = []
-    model = (service.clip, str(bundle.path), service.device, service.threads)
+    model = (service.engine.runtime, service.clip, str(bundle.path), service.device, service.threads)
     asked = (packets, labels, prompt_set)
     with (
         background_server(service.engine) as address,
@@ -138,6 +140,7 @@ def measure(
         "client_cpu_share": round(statistics.median(client_cpu), 3),
         "rounds": {name: [round(value, 3) for value in values] for name, values in rates.items()},
         "device": service.device,
+        "runtime": service.engine.runtime,
     }
 
 
@@ -199,6 +202,7 @@ class _Process:
 
 def _bare(
     pipe: Connection,
+    runtime: str,
     clip: str,
     bundle_path: str,
     device: str,
@@ -209,23 +213,27 @@ def _bare(
     batch: int,
 ) -> None:
     """In the bare model's process: for each number of seconds that comes, a round of networks and one of answers."""
-    import torch
-
-    torch.set_num_threads(threads)
     settle_process()
     bundle = load_bundle(bundle_path)
-    runner = served_runner(load_clip(clip, pick_device(device)), [bundle], PRECISION)
-    intake = Intake([bundle], runner.clip.image_height, runner.clip.image_width)
-    head = HeadCache(runner.clip, default_cache_dir()).load(tuple(labels), resolve_templates(prompt_set))
-    decoded = itertools.cycle([intake.prepare(packet, None) for packet in packets])
+    opened = open_runtime(runtime, Asked(device, threads, PRECISION), [clip], [bundle], [])
+    opened.prepare_thread()
+    loaded, _ = opened.load_clip(clip)
+    net, _ = opened.load_net(bundle, loaded, None, clip)
+    intake = Intake([bundle], loaded.image_height, loaded.image_width)
+    head = HeadCache(loaded, default_cache_dir()).load(tuple(labels), resolve_templates(prompt_set))
+
+    def prepared(packet: bytes) -> Prepared:
+        return replace(intake.prepare(packet, None), net=net, clip=loaded)
+
+    decoded = itertools.cycle(list(map(prepared, packets)))
     source = itertools.cycle(packets)
 
     def networks() -> None:
-        runner.run(list(itertools.islice(decoded, batch)))
+        opened.runner.run(list(itertools.islice(decoded, batch)))
 
     def answers() -> None:
-        inputs = [intake.prepare(packet, None) for packet in itertools.islice(source, batch)]
-        top_predictions(head, runner.run(inputs).embeddings, [DEFAULT_TOP_K] * batch)
+        inputs = [prepared(packet) for packet in itertools.islice(source, batch)]
+        top_predictions(head, opened.runner.run(inputs).embeddings, [DEFAULT_TOP_K] * batch)
 
     while (seconds := _asked(pipe)) is not None:
         rates = [batch * _per_s(work, seconds) for work in (networks, answers)]

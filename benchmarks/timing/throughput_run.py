@@ -21,7 +21,7 @@ ROW_NAMES = ("kind", "codec", "rate", "parameters")
 
 @dataclass
 class ThroughputRun(TimingRun):
-    """One run. device: of the service. threads: torch's CPU threads; 0: one for each core."""
+    """One run. device: of the service. threads: CPU threads of the networks; 0: one for each core."""
 
     rounds: Rounds = field(default_factory=Rounds)
     device: str = "auto"
@@ -33,7 +33,9 @@ class ThroughputRun(TimingRun):
         threads = self.threads or usable_cores()
         self.progress.planned(len(ways) * self.rounds.count)
         for way in ways:
-            key = self._key(way, device=self.device, threads=threads, rounds=vars(self.rounds))
+            # Points of 2026-11-28 and before compared a server in ONNX Runtime with networks in torch
+            settings = {"device": self.device, "threads": threads, "rounds": vars(self.rounds), "runtimes": "one"}
+            key = self._key(way, **settings)
             rows.append(self._row(key, ROW_NAMES, self.rounds.count, functools.partial(self._measure, way, threads)))
         return rows
 

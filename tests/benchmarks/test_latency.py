@@ -291,12 +291,51 @@ def test_commands_end_to_end_and_again(capsys, tmp_path, pack, clip, tiny_bundle
         if name == "throughput":
             (row,) = document["points"]
             assert row["served_over_bare_ratio"] > 0
+            assert row["runtime"] == "torch"  # the tiny CLIP has no ONNX form
             assert sum(int(size) * count for size, count in row["batch_histogram"].items()) == pytest.approx(
                 row["images_answered"], rel=0.2
             )
             assert max(map(int, row["batch_histogram"])) <= row["batch_limit"]
     code, anew, _ = run_cli(capsys, *words, "--no-skip-existing")
     assert (code, anew["points_measured"]) == (0, points["energy"])
+
+
+@pytest.mark.parametrize("runtime", ["onnx", "torch"])
+def test_the_networks_alone_run_in_the_servers_runtime(runtime, monkeypatch):
+    """What the server is compared with: not PyTorch's networks where the server runs ONNX Runtime's."""
+    import queue
+
+    from benchmarks.timing.throughput import _bare
+    from cloud.networks.onnx.runner import OnnxRunner
+    from cloud.networks.runner import TorchRunner
+    from thinwire.bundle import load_bundle, shipped_bundles
+    from thinwire.packet import Packet
+
+    ran = []
+    for kind, name in ((OnnxRunner, "onnx"), (TorchRunner, "torch")):
+        usual = kind.run
+        monkeypatch.setattr(kind, "run", lambda *args, usual=usual, name=name: ran.append(name) or usual(*args))
+
+    class Pipe(queue.SimpleQueue):
+        sent = None
+
+        def recv(self):
+            try:
+                return self.get_nowait()
+            except queue.Empty:
+                raise EOFError from None
+
+        def send(self, result):
+            self.sent = result
+
+    bundle = load_bundle(shipped_bundles()["layered"])
+    symbols = np.zeros(bundle.latent_shape, np.int32)
+    packet = Packet(bundle.model_id, tuple(bundle.coder.encode(symbols))).to_bytes()
+    pipe = Pipe()
+    pipe.put(0.01)
+    _bare(pipe, runtime, "clip-lite", str(bundle.path), "cpu", 1, [packet], ["cat", "dog"], "1", 1)
+    assert set(ran) == {runtime}
+    assert min(pipe.sent.values()) > 0
 
 
 @pytest.mark.parametrize(
