@@ -20,6 +20,7 @@ import numpy as np
 
 from export.photographs.decode import decode
 from export.photographs.index import Index
+from thinwire.platforms import usable_cores
 
 log = logging.getLogger(__name__)
 
@@ -192,4 +193,4 @@ class Views:
 
 
 def _spare_cores() -> int:
-    return max(1, min(16, (os.cpu_count() or 2) - 1))
+    return max(1, min(16, usable_cores() - 1))

@@ -111,6 +111,15 @@ def test_views_are_decoded_once_and_kept(folder, monkeypatch):
     np.testing.assert_array_equal(again.take(again.all_ids()), wanted)
 
 
+def test_workers_are_as_many_as_the_cores_of_this_process_but_one(folder, monkeypatch):
+    """In a container of two cores on a machine of ninety-six, not ninety-five."""
+    for cores, workers in ((1, 1), (2, 1), (5, 4), (96, 16)):
+        monkeypatch.setattr("thinwire.platforms.os.sched_getaffinity", lambda _, n=cores: set(range(n)), raising=False)
+        found = open_photographs([str(folder)], side=SIDE)
+        assert [each.workers for each in found._views] == [workers]
+        found.close()
+
+
 def test_worker_processes_give_the_same_views(folder, monkeypatch):
     monkeypatch.setattr(views, "POOL_FROM", 1)
     wanted = all_pixels([folder], cache_gb=0)

@@ -127,6 +127,27 @@ def test_exif_rotation(orientation):
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("JPEG", {"dpi": (300, 75)}),
+        ("JPEG", {"dpi": (72, 288)}),
+        ("PNG", {"dpi": (75, 300)}),  # pHYs
+        ("TIFF", {"dpi": (204, 98)}),  # a fax
+        ("TIFF", {"x_resolution": 98, "y_resolution": 204}),
+        ("TIFF", {"x_resolution": 0, "y_resolution": 0}),
+        ("BMP", {"dpi": (300, 100)}),
+    ],
+)
+def test_resolutions_that_differ_leave_pixels_square(kind, options):
+    """As browsers, Pillow and the loaders that CLIP was trained by have it: pixels count, not how large they print."""
+    picture = quarters().resize((48, 32))
+    plain = open_image(file_of(picture, kind))
+    told = open_image(file_of(picture, kind, **options))
+    assert told.size == plain.size == (48, 32)
+    np.testing.assert_array_equal(canonical_view(told, 24, 24), canonical_view(plain, 24, 24))
+
+
 def test_damaged_exif_does_not_cost_the_pixels():
     assert near(corners(open_image(file_of(quarters(), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff"))), UPRIGHT)
 
