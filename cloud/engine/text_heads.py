@@ -168,8 +168,10 @@ class HeadCache:
         return self.lookup(labels, templates) or (yield from self._build_steps(labels, templates))
 
     def progress(self, labels: Sequence[str], templates: Sequence[str]) -> tuple[int, int]:
-        """(texts whose vectors are made, texts in all) of a head that is being built; (0, all) where it waits."""
-        return self._progress.get(self.key(labels, templates), 0), len(labels) * len(templates)
+        """(texts whose vectors are made, texts in all) of a head that waits, is being built or is held."""
+        key, texts = self.key(labels, templates), len(labels) * len(templates)
+        made = self._progress.get(key)  # first: a head that is built is held before it leaves here
+        return (texts if key in self._heads else 0) if made is None else made, texts
 
     def _build_steps(self, labels: tuple[str, ...], templates: tuple[str, ...]) -> Generator[None, None, Head]:
         key = self.key(labels, templates)
@@ -181,13 +183,13 @@ class HeadCache:
                 np.add.at(sums, np.arange(start, start + len(vectors)) // len(templates), vectors)
                 self._progress[key] = start + len(vectors)
                 yield
+            norms = np.linalg.norm(sums, axis=1, keepdims=True)
+            classes = sums / np.maximum(norms, np.finfo(np.float32).tiny)
+            self.counts["builds"] += 1
+            self._write(key, classes)
+            return self._keep(key, labels, classes)
         finally:
             self._progress.pop(key, None)
-        norms = np.linalg.norm(sums, axis=1, keepdims=True)
-        classes = sums / np.maximum(norms, np.finfo(np.float32).tiny)
-        self.counts["builds"] += 1
-        self._write(key, classes)
-        return self._keep(key, labels, classes)
 
     def _keep(self, key: str, labels: tuple[str, ...], classes: np.ndarray) -> Head:
         classes.setflags(write=False)

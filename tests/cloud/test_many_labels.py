@@ -102,6 +102,7 @@ def test_heads_in_steps_are_those_at_once(tiny_clip, small_steps):
             head = end.value
             break
     assert seen == [(128, 600), (256, 600), (384, 600), (512, 600), (600, 600)]
+    assert cache.progress(TEXTS[:300], ("a {}.", "the {}")) == (600, 600)  # not 0 again, for who asks a moment later
     np.testing.assert_array_equal(head.classes, HeadCache(tiny_clip).load(TEXTS[:300], ("a {}.", "the {}")).classes)
 
 
