@@ -7,7 +7,7 @@ the loss curve of one process at the same total batch. A checkpoint holds nothin
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -37,6 +37,15 @@ class Group:
         """This process' part of a batch of all."""
         own = batch // self.world
         return slice(self.rank * own, (self.rank + 1) * own)
+
+    def noise(self, draw: Callable[[torch.Tensor], torch.Tensor], like: torch.Tensor) -> torch.Tensor:
+        """This process' part (B, ...) of what `draw`, such as `torch.rand_like`, gives for the batch of all.
+
+        Each process has the same generator: without this, all would add the same noise to their images.
+        """
+        if self.world == 1:
+            return draw(like)
+        return draw(torch.cat([like.detach()] * self.world))[self.part(self.world * len(like))]
 
     def average_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         """In place, in one message."""

@@ -2,7 +2,8 @@
 
 Only estimates that give gradients; the coded size is measured with the integer tables counted after training. Every
 model offers `shown` (what the decoder sees), its call (bits in the objective) and `coded` (bits that the controller
-steers by); `steered` says whether bits can be bought at all.
+steers by); `steered` says whether bits can be bought at all. `group`: the processes that train together, each of which
+draws its own part of a batch's noise.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import math
 
 import torch
 from torch import nn
+
+from export.distributed import ALONE
 
 
 def round_through(latents: torch.Tensor, low: int, high: int) -> torch.Tensor:
@@ -23,6 +26,7 @@ class FactorisedRate(nn.Module):
     simpler density). Latents enter with uniform noise in place of rounding."""
 
     steered = True
+    group = ALONE
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -31,7 +35,7 @@ class FactorisedRate(nn.Module):
 
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
         """latents (B, C, h, w) real → bits (B, C), the sum over positions of -log2 P[x - 1/2, x + 1/2]."""
-        noisy = latents + torch.rand_like(latents) - 0.5
+        noisy = latents + self.group.noise(torch.rand_like, latents) - 0.5
         centred = (noisy - self.mean[:, None, None]).abs()
         inverse = (-self.log_scale.clamp(-4, 4)).exp()[:, None, None]
         upper = torch.sigmoid((0.5 - centred) * inverse)
@@ -73,6 +77,7 @@ class PosteriorRate(nn.Module):
     """
 
     steered = True
+    group = ALONE
     LOG_WIDTH = -0.5 * math.log(12)
 
     def __init__(self, channels: int) -> None:
@@ -92,7 +97,7 @@ class PosteriorRate(nn.Module):
         """Latents (B, C, h, w) as the decoder sees them: samples of the posterior, or rounded means."""
         if not sampled:
             return round_through(latents, low, high)
-        return latents + self.log_width(latents).exp() * torch.randn_like(latents)
+        return latents + self.log_width(latents).exp() * self.group.noise(torch.randn_like, latents)
 
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
         """Means (B, C, h, w) → KL in bits (B, C), the sum over positions."""

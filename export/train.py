@@ -113,6 +113,7 @@ class Trainer:
             family.start_synthesis(self.synthesis, self.analysis, load_tower(settings.clips[0]).net.visual)
         self.synthesis.to(device, memory_format=torch.channels_last)
         self.rate = family.rate_model(family.channels).to(device)
+        self.rate.group = group
         area = (settings.crop / 224) ** 2
         spans = family.layers
         self.controller = RateController([8 * size * area for size in family.layer_bytes])

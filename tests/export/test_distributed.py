@@ -27,6 +27,18 @@ def test_a_batch_is_shared_out_in_equal_parts(monkeypatch):
         join_group("cpu", 16)
 
 
+@pytest.mark.parametrize("draw", [torch.rand_like, torch.randn_like])
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+def test_each_process_draws_its_own_part_of_the_noise_of_one(draw, memory):
+    latents = torch.zeros(6, 3, 4, 5).contiguous(memory_format=memory)
+    torch.manual_seed(3)
+    whole = Group().noise(draw, latents)
+    for rank in range(3):
+        group = Group(rank, 3)
+        torch.manual_seed(3)
+        assert torch.equal(group.noise(draw, latents[group.part(6)]), whole[group.part(6)])
+
+
 class Half(Group):
     """One of two processes as far as its part of the batch goes, alone."""
 
@@ -75,10 +87,24 @@ def test_gradients_figures_and_weights_are_shared_by_gloo(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+IN_FLOAT32 = """
+import contextlib, sys, torch
+from export import teacher, train
+from export.cli import main
+teacher._quick = lambda net, tower: (net, torch.float32)
+train.Trainer.autocast = lambda self: contextlib.nullcontext()
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
+"""
+
+
 def trained(out: Path, pack: Path, processes: int, steps: int) -> dict:
+    """The last line of a run's log. `thinwire-export train`, but without half precision in teacher and nets."""
+    (out.parent / "in_float32.py").write_text(IN_FLOAT32)
     words = ["train", "conv", "--images", str(pack), "--steps", str(steps), "--batch", "4", "--threads", "1"]
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m", "export.cli"]
-    command = [sys.executable, *(launcher if processes > 1 else ["-m", "export.cli"]), *words, "--out", str(out)]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    command = [sys.executable, *(launcher if processes > 1 else []), str(out.parent / "in_float32.py"), *words]
+    command += ["--out", str(out)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -88,13 +114,16 @@ def trained(out: Path, pack: Path, processes: int, steps: int) -> dict:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_two_processes_follow_the_loss_of_one_and_either_goes_on_with_the_run(tmp_path):
-    """Five steps run through a whole schedule at full learning rate, where half precision soon leads apart: 10 %."""
+    """Three steps, the whole of a short schedule, in float32: only the order of sums is another.
+
+    Later a latent that lies between two symbols may be rounded to the other one, and the runs part: 0.5 % after four.
+    """
     pack = write_pack(tmp_path / "pack.tar")
-    one, two = (trained(tmp_path / f"of-{count}", pack, count, 5) for count in (1, 2))
-    for figure in ("loss", "feature", "answer"):
-        assert two[figure] == pytest.approx(one[figure], rel=0.1)
+    one, two = (trained(tmp_path / f"of-{count}", pack, count, 3) for count in (1, 2))
+    for figure in ("loss", "feature", "answer", "bytes_1", "bytes_2", "bytes_3"):
+        assert two[figure] == pytest.approx(one[figure], rel=1e-3)
     state = torch.load(tmp_path / "of-2" / "checkpoint.pt", weights_only=True)
     torch.save({**state, "progress": 0.6}, tmp_path / "of-2" / "checkpoint.pt")
-    record = trained(tmp_path / "of-2", pack, 1, 5)  # what two began, one finishes
+    record = trained(tmp_path / "of-2", pack, 1, 3)  # what two began, one finishes
     assert record["progress"] == 1.0
     assert (tmp_path / "of-2" / "bundle" / "card.json").exists()
