@@ -102,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _check(config: Config) -> int:
-    from cloud.networks.adapted import load_adapters
+    from cloud.networks.adapted import served_adapters
     from cloud.networks.tuned import load_variants
     from thinwire.bundle import load_bundle, shipped_bundles
 
@@ -118,7 +118,7 @@ def _check(config: Config) -> int:
     decoders = load_variants(config["decoder"] or (), bundles)
     for decoder in decoders:
         print(f"# decoder of {decoder.bundle} for {decoder.clip}, into {decoder.into}: {decoder.path}")
-    for adapter in load_adapters(config["adapter"] or (), bundles, decoders):
+    for adapter in served_adapters(config["adapter"], config["clip"], bundles, decoders, config["precision"]):
         print(f"# adapter of {adapter.clip} for {adapter.bundle} at {', '.join(adapter.rates)}: {adapter.path}")
     print("# in order", flush=True)
     return 0
@@ -178,7 +178,7 @@ def _open(config: Config):
         limits,
         model_bytes=model_bytes,
         precision=config["precision"],
-        adapters=config["adapter"] or (),
+        adapters=config["adapter"],
         decoders=config["decoder"] or (),
         synthesis_backend=config["synthesis_backend"],
         clip_backend=config["clip_backend"],

@@ -141,7 +141,8 @@ SETTINGS = (
         words,
         None,
         "a shipped adapter, or a folder that `thinwire-export adapt` wrote, repeatable: packets of its bundle and "
-        "rates are embedded by the adapter's CLIP with the adapter in its image tower (default: none)",
+        "rates are embedded by the adapter's CLIP with the adapter in its image tower (default: still-clip-lite for "
+        "stills where clip-lite is served; none: no adapter)",
         "NAME|PATH",
     ),
     Setting(

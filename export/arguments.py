@@ -22,7 +22,7 @@ EPILOG = """examples:
   thinwire-export still --out bundles/still              # bare AV1 stills: no network on the device, no training
   thinwire-export restore --minutes 40                   # what the cloud makes of them: runs/restore/bundle
   thinwire-export tune --bundle layered --clip ViT-B-32:laion2b_s34b_b79k --images ~/Pictures   # for one CLIP
-  thinwire-export adapt --bundle layered --rates tiny low --minutes 10   # CLIP learns to read a codec: an adapter
+  thinwire-export adapt --bundle still --minutes 30              # CLIP learns to read a codec's pictures: an adapter
   thinwire-export clip-onnx --clip ViT-B-32:laion2b_s34b_b79k --out clips/vit-b-32   # served without PyTorch
   thinwire-export clip-lite --out bundles/clip-lite                      # needs wordnet-base and the extra `export`
   thinwire-export clip-lite-eval thinwire/models/clip-lite
@@ -139,7 +139,7 @@ def build_parser() -> argparse.ArgumentParser:
     restore.add_argument("--out", type=Path, help="run folder (default runs/restore); resumable; gets OUT/bundle")
 
     adapt = commands.add_parser("adapt", help="adapt a CLIP's image tower to a bundle's pictures at low rates (LoRA)")
-    adapt.add_argument("--bundle", default="layered", metavar="NAME|PATH")
+    adapt.add_argument("--bundle", default="still", metavar="NAME|PATH")
     adapt.add_argument("--clip", default="clip-lite", help=CLIPS)
     adapt.add_argument("--decoder", metavar="PATH", help="adapt to the pictures of this tuned decoder instead")
     add_photograph_options(adapt)

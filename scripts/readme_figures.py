@@ -36,7 +36,8 @@ def demo() -> str:
     reached = "that names as many of them right" if rival["right"] >= first["right"] else "that names most right"
     return (
         f"{run['images']} photographs: {run['right_uncompressed']} named right uncompressed, {run['right']} through "
-        f"the wire at {run['mean_packet_bytes']:.0f} bytes each (`{run['bundle']}`, {run['clip']}). Of "
+        f"the wire at {run['mean_packet_bytes']:.0f} bytes each (`{run['bundle']}`, {run['clip']}, adapter "
+        f"`{run['adapter']}`). Of "
         f"{first['images']} well-known things among {first['labels']} labels {first['right_uncompressed']} "
         f"uncompressed, {first['right']} at {first['mean_packet_bytes']:.0f} bytes; the smallest bare AV1 still "
         f"{reached} ({rival['right']}) takes {rival['mean_bytes']:.0f}."
@@ -174,6 +175,55 @@ def clip_lite() -> str:
     return zero_shot + "\n\n" + retrieval
 
 
+def adapted() -> str:
+    """`still` before clip-lite, plain and with the adapter that ships: a row for each rate, a column for each pack."""
+    runs = [read(f"adapter-still-{pack}") for pack in PACKS]
+    rates = [rate["rate"] for rate in runs[0]["adapter"]["rates"]]
+    rows = [[rate, *(gained(run, number) for run in runs)] for number, rate in enumerate(rates)]
+    saved = []
+    for pack, run in zip(PACKS, runs):
+        found = run["adapter"]["rate_saving"]
+        if found["saving"] is None:
+            saved.append(f"{pack} not comparable ({found['reason']})")
+        else:
+            low, high = found["ci95"]
+            saved.append(f"{pack} {100 * found['saving']:.0f} % ({100 * low:.0f} to {100 * high:.0f})")
+    header = ["rate", *(f"{pack}, {run['n']} images" for pack, run in zip(PACKS, runs))]
+    return (
+        f"{table(header, rows)}\n\nBytes saved at equal top-1, over all accuracies that both reach: {', '.join(saved)}."
+    )
+
+
+def gained(run: dict, number: int) -> str:
+    """One rate of a paired measurement: bytes, relative top-1 before → after, and the gain in points."""
+    rate = run.get("adapter", run.get("decoder"))["rates"][number]
+    whole = run["results"][0]["top1"]
+    low, high = rate["gain_ci95"]
+    gain = f"{100 * rate['gain']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+    return f"{rate['bytes_mean']:,.0f} B: {rate['top1'] / whole:.2f} → {rate['top1_adapted'] / whole:.2f}, {gain}"
+
+
+def your_clip() -> str:
+    """What minutes of training buy a CLIP that no codec here has seen: a row for each CLIP, way, minutes and rate."""
+    rows = []
+    for path in sorted(RESULTS.glob("yours-*-caltech101.json"), key=_order):
+        first = json.loads(path.read_text())
+        other = json.loads(path.with_name(path.name.replace("caltech101", "imagenette")).read_text())
+        _, way, clip, minutes, _ = path.stem.split("-", 4)
+        title = {"pixels": "`layered`, `tune`", "adapter": "`still`, `adapt`"}[way]
+        for number, rate in enumerate(first.get("adapter", first.get("decoder"))["rates"]):
+            rows.append([YOURS[clip], title, minutes, rate["rate"], gained(first, number), gained(other, number)])
+    return table(["CLIP", "what is trained", "minutes", "rate", "caltech101", "imagenette"], rows)
+
+
+YOURS = {"lite2": "EfficientNet-Lite2's", "deit": "DeiT-tiny's", "own": "clip-lite"}
+
+
+def _order(path: Path) -> tuple:
+    _, way, clip, minutes, _ = path.stem.split("-", 4)
+    return list(YOURS).index(clip), way == "adapter", int(minutes)
+
+
 def edge_size() -> str:
     run = read("edge-size")
     return (
@@ -288,6 +338,8 @@ FIGURES = {
     "judged-all": lambda: judged(()),
     "codec": codec,
     "clip-lite": clip_lite,
+    "adapted": adapted,
+    "your-clip": your_clip,
     "edge-size": edge_size,
     "device": device,
     "service": service,

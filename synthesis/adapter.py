@@ -149,6 +149,12 @@ def write_adapter(
     return load_adapter(folder)
 
 
+SERVED = ("still-clip-lite",)
+"""Shipped adapters that a server takes where it is given none: they help on pictures of every kind that was measured
+(docs/adapting.md). `layered-clip-lite` helps on those that it was taught on alone."""
+NONE = "none"  # in their place: no adapter
+
+
 def shipped_adapters() -> dict[str, Path]:
     """Name → folder of every adapter that ships with thinwire, sorted by name."""
     return {path.parent.name: path.parent for path in sorted((MODELS / "adapters").glob(f"*/{CARD}"))}

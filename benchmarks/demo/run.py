@@ -18,10 +18,12 @@ from benchmarks.demo.page import Shown, write_report
 from benchmarks.demo.rivals import Rival, equal_rival, pictures
 from benchmarks.results.testbed import cpu_model
 from benchmarks.rig.server_process import running_service
+from cloud.networks.adapted import served_adapters
 from edge.defaults import DEFAULT_BUNDLE
 from edge.line.client import Client
 from edge.line.result import Result
-from thinwire.bundle import load_bundle, resolve_bundle
+from synthesis.adapter import Adapter
+from thinwire.bundle import Bundle, load_bundle, resolve_bundle
 from thinwire.errors import ThinwireError
 from thinwire.imaging import open_image
 
@@ -37,10 +39,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--clip", default="clip-lite", help="CLIP of the server")
     parser.add_argument("--bundle", default=DEFAULT_BUNDLE, help="codec: name or folder")
     parser.add_argument("--rate", default="mid", help="rate of the packets")
+    parser.add_argument(
+        "--adapter",
+        metavar="PATH",
+        help="of the CLIP, for the codec's pictures (default: as a server has it; none: no adapter)",
+    )
     parser.add_argument("--report", type=Path, default=REPORT, help="where the page goes")
     args = parser.parse_args(argv)
     try:
-        summary = _run(args.clip, args.bundle, args.rate, args.report)
+        summary = _run(args.clip, args.bundle, args.rate, args.adapter, args.report)
     except (ThinwireError, OSError) as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1
@@ -48,9 +55,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _run(clip: str, bundle_name: str, rate: str, report: Path) -> dict[str, object]:
+def _run(clip: str, bundle_name: str, rate: str, adapter_name: str | None, report: Path) -> dict[str, object]:
     path = resolve_bundle(bundle_name)
     bundle = load_bundle(path)
+    adapter = _adapter(adapter_name, bundle, clip)
+    learned = "" if adapter is None else f", adapter {adapter.name}"
     asked: list[tuple[str, Sequence[str], Sequence[Photo]]] = [
         ("Well-known things, in the public domain", own_labels(), own_photos())
     ]
@@ -60,8 +69,9 @@ def _run(clip: str, bundle_name: str, rate: str, report: Path) -> dict[str, obje
     if local:
         asked.append((f"{len(local)} images of the ImageNette test set, seed {SEED}", local_labels, local))
     console = Console(width=None if sys.stdout.isatty() else 150)
-    console.print(f"starting the server with CLIP {clip} and bundle {bundle.name} ...")
-    with running_service(clip, path) as server, Client(server, bundle, rate=rate) as client:
+    console.print(f"starting the server with CLIP {clip}, bundle {bundle.name}{learned} ...")
+    served = running_service(clip, path, adapter=None if adapter is None else adapter.path)
+    with served as server, Client(server, bundle, rate=rate) as client:
         console.print(f"listening on {server}; {sum(len(photos) for _, _, photos in asked)} photographs")
         groups = [(title, labels, _classify(client, photos, labels)) for title, labels, photos in asked]
         everything = [row for _, _, rows in groups for row in rows]
@@ -97,11 +107,13 @@ def _run(clip: str, bundle_name: str, rate: str, report: Path) -> dict[str, obje
         "bundle": bundle.name,
         "rate": rate,
         "clip": clip,
+        "adapter": None if adapter is None else adapter.name,
         "cpu": cpu_model(),
         "report": str(report),
     }
     facts = [
-        f"CLIP {clip}, bundle {bundle.name}, rate {rate}; server and edge on one machine ({cpu_model()}), loopback.",
+        f"CLIP {clip}, bundle {bundle.name}, rate {rate}{learned}; server and edge on one machine ({cpu_model()}), "
+        "loopback.",
         f"A packet has {summary['mean_packet_bytes']:g} bytes on average; {right} of {len(everything)} photographs "
         f"were named right through the wire, {_right_uncompressed(everything)} uncompressed: what is wrong in both is "
         f"the CLIP's doing, what is wrong in one the codec's.",
@@ -112,6 +124,11 @@ def _run(clip: str, bundle_name: str, rate: str, report: Path) -> dict[str, obje
     write_report(report, facts, groups)
     console.print(f"\n{facts[1]}\nreport: {report}", highlight=False)
     return summary
+
+
+def _adapter(name: str | None, bundle: Bundle, clip: str) -> Adapter | None:
+    """What the server has for this bundle: what `--adapter` names, else what it takes by itself."""
+    return next(iter(served_adapters(None if name is None else [name], [clip], [bundle])), None)
 
 
 def _classify(client: Client, photos: Sequence[Photo], labels: Sequence[str]) -> list[Shown]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from edge.defaults import DEFAULT_BUNDLE
+from synthesis.adapter import NONE
 from thinwire.errors import ThinwireError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,15 +43,14 @@ def running_service(
 ) -> Iterator[str]:
     """Starts `thinwire-cloud serve` on a free loopback port and yields "127.0.0.1:PORT"; SIGTERM at the end.
 
-    `more`: further bundles. `timeout_s`: how long models may take to load. `grace_s`: how long the process may take to
-    stop before it is killed.
+    `more`: further bundles. `adapter`: None for the plain tower, not for what a server takes by itself. `timeout_s`:
+    how long models may take to load. `grace_s`: how long the process may take to stop before it is killed.
     Raises `ServiceFailed`, with the end of the server's stderr, when it exits early or is not ready in time.
     """
     command = [sys.executable, "-m", "cloud.cli", "serve", "--port", "0", "--clip", clip, "--bundle", os.fspath(bundle)]
     for each in more:
         command += ["--bundle", os.fspath(each)]
-    if adapter is not None:
-        command += ["--adapter", os.fspath(adapter)]
+    command += ["--adapter", NONE if adapter is None else os.fspath(adapter)]
     if decoder is not None:
         command += ["--decoder", os.fspath(decoder)]
     if threads is not None:

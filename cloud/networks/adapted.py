@@ -11,12 +11,40 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cloud.networks.served_bundles import bundle_for
-from synthesis.adapter import Adapter, load_adapter
+from synthesis.adapter import NONE, SERVED, Adapter, load_adapter
+from synthesis.clip_artefact import SHIPPED
 from thinwire.errors import AdapterError
 
 if TYPE_CHECKING:
     from synthesis.variant import DecoderVariant
     from thinwire.bundle import Bundle
+
+
+def served_adapters(
+    asked: Sequence[str | Path] | None,
+    clips: Sequence[str],
+    bundles: Sequence[Bundle],
+    decoders: Sequence[DecoderVariant] = (),
+    precision: str = "auto",
+) -> list[Adapter]:
+    """What `--adapter` asks for; `none` is none. Where it is not given (None), those of `SERVED` that fit what is
+    served: clip-lite by name, the bundle with its own decoder, float weights. Raises as `load_adapters`."""
+    if asked is not None:
+        return load_adapters([each for each in asked if str(each) != NONE], bundles, decoders)
+    if SHIPPED not in clips or precision == "int8":
+        return []
+    return [adapter for adapter in map(load_adapter, SERVED) if _fits(adapter, bundles, decoders)]
+
+
+def _fits(adapter: Adapter, bundles: Sequence[Bundle], decoders: Sequence[DecoderVariant]) -> bool:
+    bundle = next((each for each in bundles if each.model_id == adapter.model_id), None)
+    if bundle is None:
+        return False
+    try:
+        adapter.check_bundle(bundle, decoders)
+    except AdapterError:  # pictures of another decoder
+        return False
+    return True
 
 
 def load_adapters(

@@ -13,7 +13,7 @@ from cloud.engine.engine import Engine
 from cloud.engine.items import EngineLimits
 from cloud.engine.one_shot_executor import on_one_shot_thread
 from cloud.engine.text_heads import default_cache_dir
-from cloud.networks.adapted import load_adapters
+from cloud.networks.adapted import served_adapters
 from cloud.networks.choice import Asked, open_runtime
 from cloud.networks.loaded import LoadedModels
 from cloud.networks.model_cache import ModelCache
@@ -43,7 +43,7 @@ def open_engine(
     cache_dir: Path | None = None,
     model_bytes: int | None = None,
     precision: str = "auto",
-    adapters: Sequence[str | Path] = (),
+    adapters: Sequence[str | Path] | None = (),
     decoders: Sequence[str | Path] = (),
     synthesis_backend: str = "auto",
     clip_backend: str = "auto",
@@ -56,9 +56,9 @@ def open_engine(
     are the networks' CPU threads; `limits.batch` None takes one that suits the device; `cache_dir` keeps text heads
     (default: `default_cache_dir()`); `model_bytes` bounds the weights in memory: beyond it the least recently used
     leave; `precision` of the image tower as the runtime has it; `adapters` are folders of adapters, each of one
-    CLIP's image tower for one bundle at some rates; `decoders` are folders of decoders tuned for one bundle and
-    one CLIP each; `synthesis_backend` and `clip_backend` as for `cloud.networks.torch_runtime.TorchRuntime`; `runtime`
-    as for `open_runtime`.
+    CLIP's image tower for one bundle at some rates (None as for `served_adapters`); `decoders` are folders of decoders
+    tuned for one bundle and one CLIP each; `synthesis_backend` and `clip_backend` as for
+    `cloud.networks.torch_runtime.TorchRuntime`; `runtime` as for `open_runtime`.
     A bundle named here that needs another CLIP than the default is an error; one that merely ships is refused packet by
     packet. Raises `ClipUnavailable`, `ClipMismatch`, `DeviceUnavailable`, `BundleError`, `AdapterError` or
     `DecoderError`.
@@ -71,7 +71,7 @@ def open_engine(
     def parts() -> tuple[list[Bundle], list[DecoderVariant], list[Adapter]]:
         loaded = _load_bundles(shipped_bundles().values() if bundles is None else bundles)
         tuned = load_variants(decoders, loaded)
-        return loaded, tuned, load_adapters(adapters, loaded, tuned)
+        return loaded, tuned, served_adapters(adapters, clips, loaded, tuned, precision)
 
     asked = Asked(device, threads, precision, clip_backend, synthesis_backend)
     first = parts()

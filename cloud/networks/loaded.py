@@ -101,7 +101,7 @@ class LoadedModels:
         clip = loaded_clip.heads.clip
         net = self._net(self._bundles[item.model_id], clip)
         adapter = self._adapter(item, clip)
-        return replace(item, net=net, clip=clip if adapter is None else self._tower(adapter, self._name_of_clip(clip)))
+        return replace(item, net=net, clip=clip if adapter is None else self._tower(adapter, clip))
 
     def net_is_loaded(self, bundle: Bundle) -> bool:
         return self._model_cache.find(self._net_key(bundle, self._first.heads.clip)) is not None
@@ -133,10 +133,12 @@ class LoadedModels:
     def _tower_key(self, adapter: Adapter, name: str) -> Hashable:
         return ("tower", adapter.digest, adapter.scale, self._clip_key(name))
 
-    def _tower(self, adapter: Adapter, name: str) -> ServedClip:
-        """The CLIP `name` with the adapter added to its image tower."""
-        spec = self._specs[name]
-        return self._model_cache.load(self._tower_key(adapter, name), lambda: self._runtime.load_adapted(spec, adapter))
+    def _tower(self, adapter: Adapter, clip: ServedClip) -> ServedClip:
+        """`clip` with the adapter added to its image tower."""
+        name = self._name_of_clip(clip)
+        return self._model_cache.load(
+            self._tower_key(adapter, name), lambda: self._runtime.load_adapted(self._specs[name], clip, adapter)
+        )
 
     def _loaded_clip(self, heads: HeadCache) -> LoadedClip:
         clip = heads.clip

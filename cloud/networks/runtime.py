@@ -50,9 +50,9 @@ class Runtime(Protocol):
         """Raises `ClipUnavailable` or `DeviceUnavailable`."""
         ...
 
-    def load_adapted(self, spec: str, adapter: Adapter) -> tuple[ServedClip, int]:
-        """The CLIP with the adapter in its image tower, from its files again: what is in use may be of other weights
-        (half precision, folded). Raises `AdapterError` too."""
+    def load_adapted(self, spec: str, clip: ServedClip, adapter: Adapter) -> tuple[ServedClip, int]:
+        """`clip`, loaded from `spec`, with the adapter in its image tower. Weights come from its files again: those in
+        use may be of other kinds (half precision, folded). Raises `AdapterError` too."""
         ...
 
     def load_net(self, bundle: Bundle, clip: ServedClip, variant: DecoderVariant | None, spec: str) -> tuple[Net, int]:

@@ -53,9 +53,10 @@ class TorchRuntime:
         clip = as_served(load_clip(spec, self.device), self._precision, self._clip_backend)
         return clip, module_bytes(clip.model)
 
-    def load_adapted(self, spec: str, adapter: Adapter) -> tuple[Clip, int]:
-        clip = as_served(adapted_clip(load_clip(spec, self.device), adapter), self._precision, self._clip_backend)
-        return clip, module_bytes(clip.model.visual)
+    def load_adapted(self, spec: str, clip: Clip, adapter: Adapter) -> tuple[Clip, int]:
+        adapted = adapted_clip(load_clip(spec, self.device), adapter)
+        adapted = as_served(adapted, self._precision, self._clip_backend)
+        return adapted, module_bytes(adapted.model.visual)
 
     def load_net(self, bundle: Bundle, clip: Clip, variant: DecoderVariant | None, spec: str) -> tuple[Net, int]:
         tuned = None

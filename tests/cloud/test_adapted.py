@@ -15,12 +15,13 @@ from benchmarks.data.photos import wheel_photos
 from cloud.cli import main
 from cloud.engine.items import EngineLimits
 from cloud.front.server import background_server
+from cloud.networks.adapted import served_adapters
 from cloud.networks.assemble import open_engine
 from cloud.networks.clip import load_clip
 from cloud.networks.precision import check_images
 from cloud.networks.torch_runtime import adapted_clip
 from edge.encoder import Encoder
-from synthesis.adapter import load_adapter
+from synthesis.adapter import load_adapter, shipped_adapters
 from tests.cloud.adapters import write_random_adapter
 from tests.cloud.served import LABELS, classify, jpeg
 from tests.cloud.tiny_clip import write_tiny_clip
@@ -219,8 +220,9 @@ def test_a_packet_between_the_rates_keeps_the_plain_tower(tiny_clip_dir, tiny_co
 
 
 @pytest.mark.slow
-def test_the_shipped_adapter_brings_answers_nearer_to_those_of_the_originals():
-    adapter = load_adapter("layered-clip-lite")
+@pytest.mark.parametrize("name", shipped_adapters())
+def test_a_shipped_adapter_brings_answers_nearer_to_those_of_the_originals(name):
+    adapter = load_adapter(name)
     bundle, clip = load_bundle(adapter.bundle), load_clip()
     adapter.check_bundle(bundle)
     adapted, net, encoder = adapted_clip(clip, adapter), synthesis.load(bundle), Encoder(bundle)
@@ -235,3 +237,21 @@ def test_the_shipped_adapter_brings_answers_nearer_to_those_of_the_originals():
             cosines.append([float((tower.encode_images(seen) * wanted).sum()) for tower in (clip, adapted)])
     plain, better = np.array(cosines).mean(axis=0)
     assert better > plain + 0.02
+
+
+def test_a_server_takes_the_adapter_that_ships_where_it_fits_and_lets_it_be_left_out(tiny_clip_dir, tmp_path):
+    still, layered = load_bundle("still"), load_bundle("layered")
+    names = [each.name for each in served_adapters(None, ["clip-lite"], [layered, still])]
+    assert names == ["still-clip-lite"]
+    assert not served_adapters(["none"], ["clip-lite"], [still])
+    assert not served_adapters(None, [str(tiny_clip_dir)], [still])
+    assert not served_adapters(None, ["clip-lite"], [layered])
+    assert not served_adapters(None, ["clip-lite"], [still], precision="int8")  # weights of its own
+    photo = wheel_photos()[0].data
+    packet = Encoder(still).encode_image(photo, "low").packet.to_bytes()
+    vectors = []
+    for adapters in (None, ["still-clip-lite"], ["none"]):
+        with open_engine("clip-lite", ["still"], "cpu", 1, cache_dir=tmp_path, adapters=adapters) as engine:
+            vectors.append(engine.submit(packet=packet).result(20).embedding)
+    np.testing.assert_allclose(vectors[0], vectors[1], atol=1e-6)
+    assert np.abs(vectors[0] - vectors[2]).max() > 0.01

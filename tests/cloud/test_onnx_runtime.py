@@ -359,6 +359,7 @@ def test_torch_that_is_not_installed_names_the_extra(form, original, codec, monk
 def test_an_adapter_cannot_be_added_to_int8_weights(form, original, codec, tmp_path, monkeypatch):
     adapter = write_random_adapter(tmp_path / "adapter", load_clip(str(original)), codec)
     runtime = open_runtime("onnx", Asked("cpu", 1), [str(form)], [codec], [])
+    clip, _ = runtime.load_clip(str(form))
     monkeypatch.setattr(runtime, "_precision", "int8")
     with pytest.raises(AdapterError, match="--precision fp32"):
-        runtime.load_adapted(str(form), adapter)
+        runtime.load_adapted(str(form), clip, adapter)

@@ -42,8 +42,7 @@ class OnnxRuntime:
         clip = load_onnx_clip(spec, self.place, self._precision)
         return clip, clip.nbytes
 
-    def load_adapted(self, spec: str, adapter: Adapter) -> tuple[OnnxClip, int]:
-        clip = load_onnx_clip(spec, self.place, "fp32")
+    def load_adapted(self, spec: str, clip: OnnxClip, adapter: Adapter) -> tuple[OnnxClip, int]:
         adapter.check_clip(clip.id)
         if self._precision == "int8":
             raise AdapterError(
@@ -53,7 +52,7 @@ class OnnxRuntime:
         prefix = "visual."
         weights = {name: value for name, value in clip.artefact.weights().items() if name.startswith(prefix)}
         weights = adapter.added_to(weights, prefix)
-        tower = open_graph(clip.artefact.image_towers["fp32"], self.place, weights, FIX)
+        tower = open_graph(clip.artefact.image_towers["fp32"], self.place, weights, FIX, ["images"])
         adapted = in_precision(replace(clip, image_tower=tower), self._precision, weights)
         canary = np.full((1, 3, clip.image_height, clip.image_width), 0.5, np.float32)
         if not np.isfinite(adapted.encode_images(canary)).all():
