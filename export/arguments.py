@@ -210,6 +210,12 @@ def build_parser() -> argparse.ArgumentParser:
         help="begin with this text tower instead of distilling one for --distil-minutes",
     )
     clip.add_argument(
+        "--spellings",
+        metavar="clip-lite|FOLDER",
+        help="teach the text tower of this clip-lite that plurals mean their singulars; its image tower stays",
+    )
+    clip.add_argument("--spelling-steps", type=positive(int), help="of --spellings, half a second each (default 1300)")
+    clip.add_argument(
         "--hold-out",
         type=int,
         default=5,

@@ -159,9 +159,11 @@ def run_clip_lite(args: argparse.Namespace) -> None:
     from export.clip_lite.head import TUNED, HeadRecipe
     from export.clip_lite.joint import JointRecipe
     from export.clip_lite.pipeline import Recipe, build
+    from export.clip_lite.spellings import SpellingRecipe
 
-    if sum(each is not None for each in (args.tune, args.text_tower, args.text_start)) > 1:
-        raise RunError("--tune, --text-tower and --text-start are three ways to begin: give one of them")
+    beginnings = (args.tune, args.text_tower, args.text_start, args.spellings)
+    if sum(each is not None for each in beginnings) > 1:
+        raise RunError("--tune, --text-tower, --text-start and --spellings are four ways to begin: give one of them")
     if args.hold_out < 0:
         raise RunError("--hold-out: one of N names, or 0 for none")
     head = TUNED if args.tune else HeadRecipe()
@@ -171,6 +173,8 @@ def run_clip_lite(args: argparse.Namespace) -> None:
         head=replace(head, steps=args.head_steps or head.steps, regulariser=args.regulariser),
         joint=JointRecipe(minutes=args.joint_minutes, regulariser=args.regulariser),
         text_start=args.text_start,
+        spellings=args.spellings,
+        spelling=SpellingRecipe(steps=args.spelling_steps or SpellingRecipe.steps),
         held_out=args.hold_out,
         threads=args.threads,
         backbone=args.backbone,

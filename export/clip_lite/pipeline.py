@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import random
@@ -23,8 +24,10 @@ from export.clip_lite.backbones import backbone as named_backbone
 from export.clip_lite.classes import HELD_OUT, class_prompts
 from export.clip_lite.features import VIEWS, train_features
 from export.clip_lite.head import HEAD_FILE, HeadRecipe, Texts, train_head
-from export.clip_lite.image_head import EMBED_DIM, ImageHead, head_of
+from export.clip_lite.image_head import ImageHead, head_of
 from export.clip_lite.joint import JointRecipe, Prompts, tune_jointly
+from export.clip_lite.plurals import Plurals, spelling_pairs
+from export.clip_lite.spellings import SpellingRecipe, label_vectors, lesson, spelling_report, teach_spellings
 from export.clip_lite.text_tower import (
     distil,
     encode_texts,
@@ -34,12 +37,12 @@ from export.clip_lite.text_tower import (
     text_tower_of,
     tokenize,
 )
-from export.clip_lite.texts import Corpus, corpus_texts, encode_cached, spelling_pairs
+from export.clip_lite.texts import Corpus, corpus_texts, encode_cached
+from export.clip_lite.wordnet import nouns
 from export.photographs.collection import Photographs
 from export.photographs.options import OURS, PhotographOptions
 from export.teachers import cache_root
 from synthesis.memory import keep_freed_memory
-from thinwire.prompts import PROMPT_SETS
 
 NOUN = re.compile(r"[a-z][a-z-]+( [a-z][a-z-]+)?")
 CORPUS_SHARE = 0.2  # of the corpus, for a text tower that knows most of it
@@ -51,8 +54,9 @@ class Recipe:
 
     tune: an open_clip folder or `clip-lite`, whose image head is tuned and whose text tower stays;
     text_tower: one whose text tower stays and to which a new image head is fitted;
-    text_start: one whose text tower is the beginning, instead of a distillation of `distil_minutes`; held_out: one of
-    so many class names that only the later sources have is not trained on, 0 for none.
+    text_start: one whose text tower is the beginning, instead of a distillation of `distil_minutes`;
+    spellings: one whose text tower learns that plurals are their singulars, while all else of it stays;
+    held_out: one of so many class names that only the later sources have is not trained on, 0 for none.
     """
 
     views: int = len(VIEWS)
@@ -66,6 +70,8 @@ class Recipe:
     tune: str | None = None
     text_tower: str | None = None
     text_start: str | None = None
+    spellings: str | None = None
+    spelling: SpellingRecipe = field(default_factory=SpellingRecipe)
     held_out: int = HELD_OUT
 
     @property
@@ -86,7 +92,7 @@ def build(recipe: Recipe, out: Path) -> Path:
     """Trains clip-lite from the teachers and writes the open_clip folder `out`. Reports on the held-out names."""
     torch.set_num_threads(recipe.threads)
     keep_freed_memory()
-    given = recipe.tune or recipe.text_tower or recipe.text_start
+    given = recipe.tune or recipe.text_tower or recipe.text_start or recipe.spellings
     model = text_tower_of(given) if given else None
     cache = cache_root() / "clip-lite"
     cache.mkdir(exist_ok=True)
@@ -95,10 +101,12 @@ def build(recipe: Recipe, out: Path) -> Path:
     photographs.finish_index()
     features = train_features(photographs, recipe.views, backbone)
     data = load_training_set(photographs, features, backbone, recipe.held_out)
+    if recipe.spellings:
+        return respell(recipe, out, model, photographs, data, backbone)
     if recipe.tune or recipe.text_tower:
         start = (head_of(model, backbone), model.logit_scale.detach().exp()) if recipe.tune else None
         head, scale = fit_head(recipe, data, model, backbone, start)
-        return finish(out, model, head, scale, data, backbone, start[0] if start else None)
+        return finish(out, model, head, scale, data, backbone, (start[0], model) if start else None)
     if recipe.text_start:
         anchor = anchor_of(model, photographs, data)
     else:
@@ -126,6 +134,19 @@ def build(recipe: Recipe, out: Path) -> Path:
     )
     path = finish(out, model, head, scale, data, backbone)
     checkpoint.unlink(missing_ok=True)
+    return path
+
+
+def respell(
+    recipe: Recipe, out: Path, model: nn.Module, photographs: Photographs, data: TrainingSet, backbone: Backbone
+) -> Path:
+    """Teaches the text tower of `model` other spellings, and writes the folder with its image tower as it is."""
+    head, before = head_of(model, backbone), copy.deepcopy(model)
+    checkpoint = cache_root() / "clip-lite" / f"spellings-{recipe.digest}.pt"
+    teach_spellings(model, lesson(photographs, data, recipe.spelling), recipe.spelling, checkpoint)
+    print(json.dumps(spelling_report(before, model, data)), file=sys.stderr)
+    path = finish(out, model, head, model.logit_scale.detach().exp(), data, backbone, (head, before))
+    checkpoint.unlink()
     return path
 
 
@@ -178,11 +199,12 @@ def anchored(corpus: Corpus, basis: torch.Tensor, data: TrainingSet) -> Anchor:
     common = list(dict.fromkeys(name for names in data.sets.names for name in names[:2]))
     prompts, owner = class_prompts(data.classes, data.sets.names)
     prompts = [text for text, name in zip(prompts, owner.tolist()) if data.name_counts[name]]
-    pairs = spelling_pairs([*trained, *common])
+    plurals = Plurals.of_wordnet(nouns())
+    pairs = spelling_pairs([*trained, *common], plurals)
     plain = encode_cached("names", sorted({*prompts, *(text for _, text in pairs)}))
     vector = dict(zip(plain.texts, plain.vectors)) | dict(zip(corpus.texts, corpus.vectors))
     bare = [text for text in corpus.texts if NOUN.fullmatch(text)]
-    pairs += [pair for pair in spelling_pairs(bare, 1, prompts=("{}",)) if pair[1] in vector]
+    pairs += [pair for pair in spelling_pairs(bare, plurals, 1, prompts=("{}",)) if pair[1] in vector]
     texts = [*corpus.texts, *prompts, *(text for text, _ in pairs)]
     targets = [*corpus.texts, *prompts, *(text for _, text in pairs)]
     vectors = torch.from_numpy(np.stack([vector[text] for text in targets]))
@@ -196,33 +218,35 @@ def finish(
     scale: torch.Tensor,
     data: TrainingSet,
     backbone: Backbone,
-    before: ImageHead | None = None,
+    before: tuple[ImageHead, nn.Module] | None = None,
 ) -> Path:
     """Writes the folder, with the temperature that held-out names deserve.
 
-    Says on stderr how held-out names and captions are answered, and what was gained over the head `before`: one line of
-    JSON.
+    Says on stderr how held-out names and captions are answered, and what was gained over the head and the text tower
+    `before`: one line of JSON.
     """
     said: dict[str, object] = {}
     views = {"sharp": 0, "32 pixels": 1}
     embedded = {view: images_of(head, data, row) for view, row in views.items() if row < len(data.features)}
     if bool(data.classes.held.any()):
-        names = [template.format(name) for name in data.classes.names for template in PROMPT_SETS["7"]]
-        text = encode_texts(model, names, "class names").reshape(len(data.classes.names), -1, EMBED_DIM).mean(1)
-        text = F.normalize(text, dim=1)
+        text = label_vectors(model, data.classes.names)
         first = unseen.report(embedded["sharp"], text, data.classes, float(scale))
         scale = torch.tensor(first["unseen"].best_scale)
+        if before is not None:
+            text_before = text if before[1] is model else label_vectors(before[1], data.classes.names)
         for view, image in embedded.items():
             found = unseen.report(image, text, data.classes, float(scale))
             said[view] = {title: each.as_json() for title, each in found.items()}
             if before is not None:
-                said[f"{view}, gain"] = unseen.gains(images_of(before, data, views[view]), image, text, data.classes)
+                was = images_of(before[0], data, views[view]), text_before
+                said[f"{view}, gain"] = unseen.gains(was, (image, text), data.classes)
     if data.spare_texts:
         images, owner = data.spare_images.unique(return_inverse=True)
         captions = encode_texts(model, data.spare_texts, "captions")
         said["captions"] = unseen.retrieval(embedded["sharp"][images], captions, owner)
         if before is not None:
-            said["captions, before"] = unseen.retrieval(images_of(before, data, 0)[images], captions, owner)
+            captions = encode_texts(before[1], data.spare_texts, "captions")
+            said["captions, before"] = unseen.retrieval(images_of(before[0], data, 0)[images], captions, owner)
     if said:
         print(json.dumps(said), file=sys.stderr)
     return assemble(out, model.state_dict(), head, scale, backbone)

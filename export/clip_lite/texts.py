@@ -73,38 +73,6 @@ def corpus_texts(photographs: Photographs, seed: int = 0) -> list[str]:
     return sorted(texts)
 
 
-def spelled(name: str, rng: random.Random) -> str:
-    """A label as somebody else would write it: with an article, in the plural, in quotation marks, all of these."""
-    plural = plural_of(name) if rng.random() < 0.5 else name
-    article = "" if plural != name else rng.choice(("", "a ", "an ", "the ", "the ", "my "))
-    left, right = rng.choice((("", ""), ("", ""), ('"', '"'), ("'", "'"), ("\u201c", "\u201d"), ("`", "`")))
-    return rng.choice((f"{left}{article}{plural}{right}", f"{article}{left}{plural}{right}"))
-
-
-def plural_of(name: str) -> str:
-    """English's regular plural of the last word."""
-    if name.endswith(("s", "x", "z", "ch", "sh")):
-        return name + "es"
-    if name.endswith("y") and name[-2:-1] not in tuple("aeiou"):
-        return name[:-1] + "ies"
-    return name + "s"
-
-
-def spelling_pairs(
-    names: list[str], variants: int = 2, seed: int = 0, prompts: tuple[str, ...] = ("{}", "{}", *PROMPT_SETS["80"])
-) -> list[tuple[str, str]]:
-    """(as somebody else would write it, as it is in the lists) of every name, inside one of `prompts`."""
-    rng = random.Random(seed)
-    pairs = []
-    for name in names:
-        for _ in range(variants):
-            template = rng.choice(prompts)
-            other = spelled(name, rng)
-            if other != name:
-                pairs.append((template.format(other), template.format(name)))
-    return pairs
-
-
 def encode_cached(name: str, texts: list[str]) -> Corpus:
     """MiniLM vectors of `texts`, kept in the export cache under `name`."""
     folder = cache_root() / "clip-lite"

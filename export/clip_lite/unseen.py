@@ -141,13 +141,16 @@ def report(image: torch.Tensor, text: torch.Tensor, classes: Classes, scale: flo
 
 
 def gains(
-    before: torch.Tensor, after: torch.Tensor, text: torch.Tensor, classes: Classes
+    before: tuple[torch.Tensor, torch.Tensor], after: tuple[torch.Tensor, torch.Tensor], classes: Classes
 ) -> dict[str, tuple[float, float, float]]:
-    """Points of top-1 that `after` (N, D) has over `before` in each of `questions`: mean over names, 95 % interval."""
+    """Points of top-1 that `after` has over `before` in each of `questions`: mean over names, 95 % interval.
+
+    Both are the vectors of all photographs (N, D) and of all names (C, D).
+    """
     found = {}
     for title, (which, names) in questions(classes).items():
         hits = []
-        for image in (before, after):
+        for image, text in (before, after):
             cosine, truth = candidates(image[which], text, classes, classes.of_image[which], names)
             by_name = hits_by_name(cosine, truth)
             hits.append(np.array([by_name[name] for name in sorted(by_name)]))

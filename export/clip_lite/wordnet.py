@@ -1,6 +1,7 @@
 """WordNet 3.0 nouns and ImageNet's 1000 classes inside them: what the softmax says about any noun above them.
 
-Reads Debian's `wordnet-base` (`apt-get install wordnet-base`; `THINWIRE_WORDNET`: another folder with `data.noun`).
+Reads Debian's `wordnet-base` (`apt-get install wordnet-base`; `THINWIRE_WORDNET`: another folder with `data.noun`
+and `noun.exc`).
 ImageNet's ids are WordNet 3.0 offsets (`n01440764` is offset 1440764), so the two join exactly.
 """
 
@@ -26,13 +27,18 @@ class Synset:
     parents: tuple[int, ...]
 
 
-def nouns() -> dict[int, Synset]:
-    """All noun synsets by offset. Lemmas have spaces, not underscores."""
-    path = Path(os.environ.get("THINWIRE_WORDNET", "/usr/share/wordnet")) / "data.noun"
+def wordnet_file(name: str) -> Path:
+    """One of WordNet's files. Raises `TeacherMissing` where it is not installed."""
+    path = Path(os.environ.get("THINWIRE_WORDNET", "/usr/share/wordnet")) / name
     if not path.exists():
         raise TeacherMissing(f"{path} is missing: run `apt-get install wordnet-base` or set THINWIRE_WORDNET")
+    return path
+
+
+def nouns() -> dict[int, Synset]:
+    """All noun synsets by offset. Lemmas have spaces, not underscores."""
     synsets = {}
-    for line in path.read_text("utf-8").splitlines():
+    for line in wordnet_file("data.noun").read_text("utf-8").splitlines():
         if line.startswith("  "):  # the licence header
             continue
         record, gloss = line.split(" | ", 1)

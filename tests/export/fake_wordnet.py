@@ -41,4 +41,5 @@ def write_wordnet(folder: Path) -> Path:
         lines.append(record(offset, lemmas, parents, f"the class of number {index}"))
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "data.noun").write_text(LICENCE + "".join(lines), "utf-8")
+    (folder / "noun.exc").write_text("mice mouse\nmen man\nleaves leaf leave\n", "utf-8")
     return folder
