@@ -189,8 +189,14 @@ def adapted() -> str:
             low, high = found["ci95"]
             saved.append(f"{pack} {100 * found['saving']:.0f} % ({100 * low:.0f} to {100 * high:.0f})")
     header = ["rate", *(f"{pack}, {run['n']} images" for pack, run in zip(PACKS, runs))]
+    bare = [
+        f"{each['codec']} on {pack} takes {against_peer(each)}"
+        for pack in JUDGED
+        for each in read(f"adapted-{pack}")["transfer"]
+    ]
     return (
-        f"{table(header, rows)}\n\nBytes saved at equal top-1, over all accuracies that both reach: {', '.join(saved)}."
+        f"{table(header, rows)}\n\nBytes saved at equal top-1, over all accuracies that both reach: "
+        f"{', '.join(saved)}.\n\nBytes against the best bare AV1 still at equal top-1: {'; '.join(bare)}."
     )
 
 
@@ -205,15 +211,30 @@ def gained(run: dict, number: int) -> str:
 
 def your_clip() -> str:
     """What minutes of training buy a CLIP that no codec here has seen: a row for each CLIP, way, minutes and rate."""
-    rows = []
+    rows, closed = [], []
     for path in sorted(RESULTS.glob("yours-*-caltech101.json"), key=_order):
-        first = json.loads(path.read_text())
-        other = json.loads(path.with_name(path.name.replace("caltech101", "imagenette")).read_text())
         _, way, clip, minutes, _ = path.stem.split("-", 4)
+        paths = [path, path.with_name(path.name.replace("caltech101", "imagenette"))]
+        runs = [json.loads(each.read_text()) if each.exists() else None for each in paths]
         title = {"pixels": "`layered`, `tune`", "adapter": "`still`, `adapt`"}[way]
-        for number, rate in enumerate(first.get("adapter", first.get("decoder"))["rates"]):
-            rows.append([YOURS[clip], title, minutes, rate["rate"], gained(first, number), gained(other, number)])
-    return table(["CLIP", "what is trained", "minutes", "rate", "caltech101", "imagenette"], rows)
+        for number, rate in enumerate(runs[0].get("adapter", runs[0].get("decoder"))["rates"]):
+            cells = ["not measured" if run is None else gained(run, number) for run in runs]
+            rows.append([YOURS[clip], title, minutes, rate["rate"], *cells])
+            if way == "pixels" and clip != "own" and int(minutes) > 10:
+                shares = (f"{_closed(run, number, pack):.0f} %" for run, pack in zip(runs, JUDGED))
+                closed.append(f"{YOURS[clip]} at {rate['rate']} {' and '.join(shares)}")
+    header = ["CLIP", "what is trained", "minutes", "rate", *JUDGED]
+    gap = "Share of the gap to `layered`'s own CLIP, clip-lite, that 12 minutes of `tune` close, on"
+    return f"{table(header, rows)}\n\n{gap} {' and '.join(JUDGED)}: {'; '.join(closed)}."
+
+
+def _closed(run: dict, number: int, pack: str) -> float:
+    """Percent of the gap between a stranger's relative top-1 and that of the codec's own CLIP, before any tuning."""
+    own = read(f"yours-pixels-own-3-{pack}")
+    before, after = (
+        run["decoder"]["rates"][number][key] / run["results"][0]["top1"] for key in ("top1", "top1_adapted")
+    )
+    return 100 * (after - before) / (own["decoder"]["rates"][number]["top1"] / own["results"][0]["top1"] - before)
 
 
 YOURS = {"lite2": "EfficientNet-Lite2's", "deit": "DeiT-tiny's", "own": "clip-lite"}
