@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 import thinwire
 from cloud.networks.clip import load_clip
+from export.clip_lite.held_plurals import HELD_PLURALS
 from tests.export.photographs import photograph
 from thinwire.labels import fill_templates
 from thinwire.prompts import PROMPT_SETS
@@ -104,3 +105,17 @@ def test_a_label_means_the_same_however_it_is_written(clip, plain, written, case
     cosine = (label_vectors(clip, [written.format(case(label)) for label in labels]) * vectors).sum(1)
     worst = int(cosine.argmin())
     assert cosine[worst] >= 0.95, (labels[worst], cosine[worst])
+
+
+def test_hyphens_for_spaces_change_nothing(clip, plain):
+    labels, vectors = plain
+    cosine = (label_vectors(clip, [label.replace(" ", "-") for label in labels]) * vectors).sum(1)
+    assert cosine.min() >= 0.95
+
+
+def test_plurals_are_no_farther_from_their_singulars_than_is_documented(clip):
+    """The target is 0.95 for each label; docs/clip-lite.md says what is reached and what was tried."""
+    singular, plural = label_vectors(clip, list(HELD_PLURALS)), label_vectors(clip, list(HELD_PLURALS.values()))
+    cosine = (singular * plural).sum(1)
+    assert cosine.mean() >= 0.83
+    assert (cosine >= 0.95).float().mean() >= 0.23

@@ -8,14 +8,20 @@ from collections import Counter
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from timm.data import ImageNetInfo
 
-from export.clip_lite import spellings
+from export.clip_lite import pipeline, spellings
+from export.clip_lite.align import load_training_set
+from export.clip_lite.features import train_features
 from export.clip_lite.held_plurals import HELD_PLURALS
 from export.clip_lite.plurals import Plurals, irregular_plurals, phrase_pairs, plural_pairs, spelled, spelling_pairs
 from export.clip_lite.spellings import Lesson, SpellingRecipe, label_vectors, summary, teach_spellings, thing_names
 from export.clip_lite.text_tower import text_parameters, text_tower_of
 from export.clip_lite.wordnet import PHYSICAL_ENTITY, Synset
+from export.photographs.collection import open_photographs
+from export.teachers import cache_root
+from synthesis.clip_source import shipped_clip_path
 from tests.export.fake_wordnet import write_wordnet
 from thinwire.labels import fill_templates
 from thinwire.prompts import PROMPT_SETS
@@ -176,3 +182,36 @@ def test_an_interrupted_training_ends_where_one_without_a_break_does(tower, unta
     assert len(saves) == 2
     for one, other in zip(text_parameters(unbroken), text_parameters(again)):
         torch.testing.assert_close(one, other)
+
+
+@pytest.fixture
+def few(monkeypatch, tmp_path):
+    """Scikit-image's photographs with a WordNet that is known by hand, and caches of their own."""
+    monkeypatch.setenv("THINWIRE_WORDNET", str(write_wordnet(tmp_path / "wordnet")))
+    photographs = open_photographs()
+    return photographs, load_training_set(photographs, train_features(photographs, 1))
+
+
+@pytest.mark.slow
+def test_a_lesson_holds_pairs_and_what_stays_but_nothing_of_the_held_names(few):
+    found = spellings.lesson(*few, SpellingRecipe(corpus=0.05))
+    pairs = {(text, plain) for text, plain in zip(found.texts, found.plain) if text != plain}
+    assert ("creatures", "creature") in {(text.removeprefix("the "), plain) for text, plain in pairs}
+    kept = {text for text, plain in zip(found.texts, found.plain) if text == plain}
+    assert {"creature", "a photo of a creature."} <= kept
+    assert not {text.lower() for text, _ in pairs} & {text.lower() for text in kept}
+    assert found == spellings.lesson(*few, SpellingRecipe(corpus=0.05))
+
+
+@pytest.mark.slow
+def test_the_folder_has_another_text_tower_and_the_same_image_tower(few, monkeypatch, tmp_path, capfd):
+    monkeypatch.setattr(pipeline, "lesson", lambda *_: TAUGHT)
+    monkeypatch.setattr(spellings, "HELD_PLURALS", {"zebra": "zebras"})
+    recipe = pipeline.Recipe(views=1, spellings="clip-lite", spelling=SpellingRecipe(steps=1, batch=24))
+    out = pipeline.build(recipe, tmp_path / "clip")
+    was, now = (load_file(folder / "open_clip_model.safetensors") for folder in (shipped_clip_path(), out))
+    changed = {name for name in was if not torch.equal(was[name], now[name])}
+    assert "token_embedding.weight" in changed
+    assert not any(name.startswith("visual.") for name in changed)
+    assert '"plurals, before": {"labels": 1' in capfd.readouterr().err
+    assert not list((cache_root() / "clip-lite").glob(f"spellings-{recipe.digest}*"))
