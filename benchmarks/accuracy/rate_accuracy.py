@@ -40,7 +40,7 @@ from benchmarks.results.store import PointStore, data_key
 from benchmarks.rig.server_process import running_service
 from benchmarks.rig.wire_bytes import WireMeter, wire_meter
 from edge.line.client import Client
-from synthesis.adapter import Adapter
+from synthesis.adapter import NONE, Adapter
 from thinwire.bundle import Bundle
 
 NAME = "rate-accuracy"
@@ -207,7 +207,7 @@ class _Sights:
 @contextlib.contextmanager
 def _served(clip: str, bundle: Bundle, threads: int, adapter: Adapter | None) -> Iterator[Client]:
     """A server that holds this bundle alone (two may share a model id), and a client of it."""
-    folder = None if adapter is None else adapter.path
+    folder = NONE if adapter is None else adapter.path
     with (
         running_service(clip, bundle.path, adapter=folder) as address,
         Client(address, bundle, threads=threads) as client,

@@ -70,8 +70,7 @@ def _run(clip: str, bundle_name: str, rate: str, adapter_name: str | None, repor
         asked.append((f"{len(local)} images of the ImageNette test set, seed {SEED}", local_labels, local))
     console = Console(width=None if sys.stdout.isatty() else 150)
     console.print(f"starting the server with CLIP {clip}, bundle {bundle.name}{learned} ...")
-    served = running_service(clip, path, adapter=None if adapter is None else adapter.path)
-    with served as server, Client(server, bundle, rate=rate) as client:
+    with running_service(clip, path, adapter=adapter_name) as server, Client(server, bundle, rate=rate) as client:
         console.print(f"listening on {server}; {sum(len(photos) for _, _, photos in asked)} photographs")
         groups = [(title, labels, _classify(client, photos, labels)) for title, labels, photos in asked]
         everything = [row for _, _, rows in groups for row in rows]

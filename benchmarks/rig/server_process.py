@@ -35,7 +35,7 @@ def running_service(
     clip: str = "clip-lite",
     bundle: str | os.PathLike[str] = DEFAULT_BUNDLE,
     *more: str | os.PathLike[str],
-    adapter: str | os.PathLike[str] | None = None,
+    adapter: str | os.PathLike[str] | None = NONE,
     decoder: str | os.PathLike[str] | None = None,
     threads: int | None = None,
     timeout_s: float = 180.0,
@@ -43,14 +43,15 @@ def running_service(
 ) -> Iterator[str]:
     """Starts `thinwire-cloud serve` on a free loopback port and yields "127.0.0.1:PORT"; SIGTERM at the end.
 
-    `more`: further bundles. `adapter`: None for the plain tower, not for what a server takes by itself. `timeout_s`:
+    `more`: further bundles. `adapter`: None for what a server takes by itself, instead of the plain tower. `timeout_s`:
     how long models may take to load. `grace_s`: how long the process may take to stop before it is killed.
     Raises `ServiceFailed`, with the end of the server's stderr, when it exits early or is not ready in time.
     """
     command = [sys.executable, "-m", "cloud.cli", "serve", "--port", "0", "--clip", clip, "--bundle", os.fspath(bundle)]
     for each in more:
         command += ["--bundle", os.fspath(each)]
-    command += ["--adapter", NONE if adapter is None else os.fspath(adapter)]
+    if adapter is not None:
+        command += ["--adapter", os.fspath(adapter)]
     if decoder is not None:
         command += ["--decoder", os.fspath(decoder)]
     if threads is not None:

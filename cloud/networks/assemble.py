@@ -78,9 +78,11 @@ def open_engine(
     opened = open_runtime(runtime, asked, clips, first[0], first[1])
     limits = fitting(limits, opened.device, opened.threads)
 
+    how = {"strict": bundles is not None, "offered": adapters is None}
+
     def read(found: tuple[list[Bundle], list[DecoderVariant], list[Adapter]]) -> LoadedModels:
         loaded, tuned, fitted = found
-        return LoadedModels(opened, model_cache, clips, loaded, cache_dir, fitted, tuned, strict=bundles is not None)
+        return LoadedModels(opened, model_cache, clips, loaded, cache_dir, fitted, tuned, **how)
 
     models = on_one_shot_thread(lambda: read(first))  # canaries run networks
     for error in models.intake.refused.values():

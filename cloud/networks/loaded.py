@@ -37,6 +37,7 @@ class LoadedModels:
         bundle and rates get the adapted tower, which the first such packet loads.
     decoders: tuned for one bundle and one of the CLIPs, whichever it is. Where that CLIP answers, the decoder decodes
         the bundle's packets in the place of the bundle's own.
+    offered: nobody asked for the adapters, so that one of none of the CLIPs is left out and not refused.
     strict: a bundle made for another CLIP's embedding space is an error at start; else its packets are refused.
 
     The constructor raises what loading the default CLIP raises, what each bundle's canary run raises, and
@@ -54,6 +55,7 @@ class LoadedModels:
         decoders: Sequence[DecoderVariant] = (),
         *,
         strict: bool = True,
+        offered: bool = False,
     ) -> None:
         self._runtime, self._model_cache, self._cache_dir = runtime, model_cache, cache_dir
         self._specs = _by_name(clips)
@@ -62,8 +64,11 @@ class LoadedModels:
         self._by_clip_id: dict[str, tuple[Intake, dict[bytes, Calibration], dict[bytes, Fusion]]] = {}  # by CLIP id
         self.default = next(iter(self._specs))
         self._first = self._make_clip(self.default)
-        self.adapters, self.decoders = tuple(adapters), tuple(decoders)
-        self._refuse_strangers()
+        self.adapters = tuple(each for each in adapters if not offered or self._may_be_used(each))
+        self.decoders = tuple(decoders)
+        for made in (*self.adapters, *self.decoders):
+            if not self._may_be_used(made):
+                made.check_clip(self._first.heads.clip.id)
         self.intake = self._first.intake
         if strict and self.intake.refused:
             error = next(iter(self.intake.refused.values()))
@@ -170,13 +175,11 @@ class LoadedModels:
     def _name_of_clip(self, clip: ServedClip) -> str:
         return clip.name if clip.name in self._specs else self.default
 
-    def _refuse_strangers(self) -> None:
-        """Refuses an adapter or a decoder that none of the CLIPs could use. Others than the default are loaded when
-        they are first asked for, so that of those the name is looked at."""
-        own = self._first.heads.clip
-        for made in (*self.adapters, *self.decoders):
-            if not made.is_for(own.id) and not any(self._may_be_of(made, name) for name in list(self._specs)[1:]):
-                made.check_clip(own.id)
+    def _may_be_used(self, made: Adapter | DecoderVariant) -> bool:
+        """Whether it is for one of the CLIPs. Others than the default are loaded when they are first asked for, so that
+        of those the name is looked at."""
+        others = list(self._specs)[1:]
+        return made.is_for(self._first.heads.clip.id) or any(self._may_be_of(made, name) for name in others)
 
     def _may_be_of(self, made: Adapter | DecoderVariant, name: str) -> bool:
         known = self._runtime.id_of(self._specs[name])

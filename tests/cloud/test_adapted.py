@@ -17,7 +17,10 @@ from cloud.engine.items import EngineLimits
 from cloud.front.server import background_server
 from cloud.networks.adapted import served_adapters
 from cloud.networks.assemble import open_engine
+from cloud.networks.choice import Asked, open_runtime
 from cloud.networks.clip import load_clip
+from cloud.networks.loaded import LoadedModels
+from cloud.networks.model_cache import ModelCache
 from cloud.networks.precision import check_images
 from cloud.networks.torch_runtime import adapted_clip
 from edge.encoder import Encoder
@@ -255,3 +258,13 @@ def test_a_server_takes_the_adapter_that_ships_where_it_fits_and_lets_it_be_left
             vectors.append(engine.submit(packet=packet).result(20).embedding)
     np.testing.assert_allclose(vectors[0], vectors[1], atol=1e-6)
     assert np.abs(vectors[0] - vectors[2]).max() > 0.01
+
+
+def test_an_adapter_that_nobody_asked_for_is_left_out_where_the_clip_is_another(tiny_clip_dir, tiny_codec, adapter):
+    """clip-lite made anew under its name: the server starts without the adapter that ships."""
+    other = write_tiny_clip(tiny_clip_dir.parent / "retrained", seed=4)
+    runtime = open_runtime("torch", Asked("cpu", 1), [str(other)], [tiny_codec], [])
+    given = [runtime, ModelCache(None), [str(other)], [tiny_codec], None, [adapter]]
+    assert LoadedModels(*given, offered=True).adapters == ()
+    with pytest.raises(AdapterError, match="was trained on CLIP"):
+        LoadedModels(*given)
