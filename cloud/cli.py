@@ -102,24 +102,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _check(config: Config) -> int:
-    from cloud.networks.adapted import served_adapters
-    from cloud.networks.tuned import load_variants
-    from thinwire.bundle import load_bundle, shipped_bundles
+    from cloud.networks.parts import NamedParts, load_parts
 
     print("\n".join(config.lines()), flush=True)
     security_of(config).check(config["host"])
     if (web := watch_of(config).web) is not None:
         web.check()
-    bundles = []
-    for source in shipped_bundles().values() if config["bundle"] is None else config["bundle"]:
-        bundle = load_bundle(source)
-        bundles.append(bundle)
-        print(f"# bundle {bundle.name} ({bundle.model_id.hex()}): {bundle.path}", flush=True)
-    decoders = load_variants(config["decoder"] or (), bundles)
-    for decoder in decoders:
-        print(f"# decoder of {decoder.bundle} for {decoder.clip}, into {decoder.into}: {decoder.path}")
-    for adapter in served_adapters(config["adapter"], config["clip"], bundles, decoders, config["precision"]):
-        print(f"# adapter of {adapter.clip} for {adapter.bundle} at {', '.join(adapter.rates)}: {adapter.path}")
+    named = NamedParts(config["bundle"], config["decoder"], config["adapter"])
+    for line in load_parts(named, config["clip"], config["precision"]).lines():
+        print(f"# {line}")
     print("# in order", flush=True)
     return 0
 
@@ -179,7 +170,7 @@ def _open(config: Config):
         model_bytes=model_bytes,
         precision=config["precision"],
         adapters=config["adapter"],
-        decoders=config["decoder"] or (),
+        decoders=config["decoder"],
         synthesis_backend=config["synthesis_backend"],
         clip_backend=config["clip_backend"],
         runtime=config["runtime"],
@@ -202,13 +193,8 @@ def _serve(config: Config) -> int:
     _check_port(config)
     settle_process()
     engine = _open(config)
-    clip = engine.heads.clip
-    names = ", ".join(bundle.name for bundle in engine.intake.bundles.values()) or "none (image files only)"
-    _say(f"CLIP {clip.name} on {clip.device_name}, bundles: {names}")
-    for decoder in engine.models.decoders:
-        _say(f"decoder {decoder.name}: packets of {decoder.bundle} for {decoder.clip}, into {decoder.into}")
-    for adapter in engine.models.adapters:
-        _say(f"adapter {adapter.name}: for {adapter.bundle} at {', '.join(adapter.rates)} and {adapter.clip}")
+    for line in engine.lines():
+        _say(line)
     if config["allow_plaintext"] and not security.tls:
         _say(f"WARNING: listening on {config['host']} without TLS: anyone on the network can read images and tokens")
     unix = config["host"].startswith("unix:")

@@ -193,7 +193,7 @@ def adapt(settings: AdaptSettings, folder: Path) -> Adapter:
         bundle=run.bundle,
         rates=run.rates,
         scale=settings.scale,
-        decoder_sha256=None if run.variant is None else run.variant.digest,
+        decoder=run.variant,
         factors=factors_of(run.tower.net.visual),
         about=about,
     )

@@ -25,7 +25,7 @@ from export.photographs.collection import Photographs
 from export.teachers import cache_root
 from export.towers import Tower
 from export.train import HELD_OUT
-from synthesis.adapter import decoder_hash
+from synthesis.decoder_identity import DecoderIdentity, is_plain_still
 from synthesis.merging import variant_net
 from synthesis.variant import DecoderVariant
 from thinwire.bundle import Bundle
@@ -71,7 +71,7 @@ class ViewMaker:
             if variant
             else synthesis.load(bundle, device_of(tower.net))
         )
-        self._decoder = variant.digest if variant else decoder_hash(bundle)
+        self._decoder = _decoder_name(variant.identity if variant else DecoderIdentity.of_bundle(bundle), bundle)
         self._content = content_of(bundle)
         self.identity = photographs.identity
         self.images, self.unseen = photographs.split(HELD_OUT)  # as the codec's training does
@@ -150,6 +150,14 @@ class ViewMaker:
         with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16):
             image = self._net(shown, layers).float()  # (B, 3, H, W) in [0, 1]
         return image.mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+
+
+def _decoder_name(decoder: DecoderIdentity, bundle: Bundle) -> str:
+    """What names the decoder in a folder of views: its weights; without any, what the card says of grain. Plain stills
+    have no name, so that views of before are found again."""
+    if decoder.weights_sha256 or is_plain_still(bundle.card.cloud["synthesis"]):
+        return decoder.weights_sha256
+    return decoder.synthesis_sha256
 
 
 def tower_vectors(net: torch.nn.Module, tower: Tower, views: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,6 @@
 """Adapters: what a CLIP's image tower learned about one codec's pictures, as low-rank differences of its weights.
 
-    adapter.json           what it is for: a CLIP by fingerprint, a bundle by model id and decoder, rates
+    adapter.json           what it is for: a CLIP by fingerprint, a bundle by model id and by its decoder, rates
     adapter.safetensors    NAME.A (r, fan-in) and NAME.B (fan-out, r) for each weight NAME of the tower
 
 An adapted weight is W + scale * B A, in W's shape (LoRA, Hu et al. 2021, arXiv 2106.09685). Here because the workshop
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from synthesis.decoder_identity import DecoderIdentity, is_plain_still
 from synthesis.weights_file import half_precision
 from thinwire.bundle import MODELS
 from thinwire.errors import AdapterError
@@ -37,8 +38,10 @@ MAX_WEIGHT_BYTES = 256 << 20  # of ViT-bigG at rank 16 it is about 60 MB
 class Adapter:
     """A loaded adapter; its weights had the hash that the card states.
 
-    clip: `NAME#fingerprint` of the tower; model_id, decoder_sha256: of the bundle whose pictures it knows; rates: name
-    → number of layers; factors: weight name → (A (r, fan-in), B (fan-out, r)) float32; digest: SHA-256 of the weights.
+    clip: `NAME#fingerprint` of the tower; model_id: of the bundle whose pictures it knows; decoder_sha256,
+    synthesis_sha256: identity of the decoder that made them (`DecoderIdentity`), the latter None in adapters of before
+    2026-11-29; rates: name → number of layers; factors: weight name → (A (r, fan-in), B (fan-out, r)) float32; digest:
+    SHA-256 of the weights.
     """
 
     path: Path
@@ -47,6 +50,7 @@ class Adapter:
     bundle: str
     model_id: bytes
     decoder_sha256: str
+    synthesis_sha256: str | None
     rates: dict[str, int]
     scale: float
     factors: dict[str, tuple[np.ndarray, np.ndarray]]
@@ -78,13 +82,30 @@ class Adapter:
                 f"adapter {self.path} was trained on bundle {self.bundle!r} ({self.model_id.hex()}), not on "
                 f"{bundle.name!r} ({bundle.model_id.hex()}): serve that bundle, or train another adapter"
             )
-        tuned = [each for each in decoders if each.model_id == self.model_id and each.is_for(self.clip)]
-        decoder = f" --decoder {tuned[0].path}" if tuned else ""
-        if (tuned[0].digest if tuned else decoder_hash(bundle)) != self.decoder_sha256:
+        tuned = next((each for each in decoders if each.model_id == self.model_id and each.is_for(self.clip)), None)
+        if changed := self._changed(bundle, tuned):
+            maker = f"bundle {bundle.name!r}" if tuned is None else f"decoder {tuned.path}"
+            decoder = "" if tuned is None else f" --decoder {tuned.path}"
             raise AdapterError(
-                f"adapter {self.path} was trained on pictures of another decoder of bundle {bundle.name!r}: train it "
-                f"again with `thinwire-export adapt --bundle {bundle.path}{decoder}`"
+                f"adapter {self.path} was trained on pictures of another decoder: {changed} of {maker} differ from "
+                "those of then. Serve the decoder of then, or train the adapter again with `thinwire-export adapt "
+                f"--bundle {bundle.path}{decoder}`"
             )
+
+    def _changed(self, bundle: Bundle, tuned: DecoderVariant | None) -> str | None:
+        """What of the decoder that is served, `tuned` or the bundle's own, differs from the one of the training.
+
+        Adapters written before `synthesis_sha256` name the weights alone. That is enough for a net with weights. Every
+        still without weights that shipped, since adapters for stills could be made, showed the plain picture.
+        """
+        served = DecoderIdentity.of_bundle(bundle) if tuned is None else tuned.identity
+        if served.weights_sha256 != self.decoder_sha256:
+            return "weights"
+        if self.synthesis_sha256 is not None:
+            same = served.synthesis_sha256 == self.synthesis_sha256
+        else:
+            same = bool(self.decoder_sha256) or is_plain_still(bundle.card.cloud["synthesis"])
+        return None if same else "settings (such as grain: `synthesis` on the card)"
 
     def added_to(self, weights: Mapping[str, np.ndarray], prefix: str = "") -> dict[str, np.ndarray]:
         """`weights` (float32, by name with `prefix`) with the differences added; the arrays given stay as they are.
@@ -102,11 +123,6 @@ class Adapter:
         return merged
 
 
-def decoder_hash(bundle: Bundle) -> str:
-    """SHA-256 of the decoder's file, as the bundle's card states it; the model id leaves it out."""
-    return bundle.card.cloud["files"].get("decoder.safetensors", {}).get("sha256", "")
-
-
 def write_adapter(
     folder: Path,
     *,
@@ -116,12 +132,12 @@ def write_adapter(
     scale: float,
     factors: Mapping[str, tuple[Any, Any]],
     about: Mapping[str, Any],
-    decoder_sha256: str | None = None,
+    decoder: DecoderVariant | None = None,
 ) -> Adapter:
     """Writes the two files and reads them back.
 
-    factors: arrays or tensors, written as float16; decoder_sha256: of a tuned decoder, where that and not the bundle's
-    own made the pictures.
+    factors: arrays or tensors, written as float16; decoder: a tuned one, where that and not the bundle's own made the
+    pictures.
     """
     from safetensors.numpy import save
 
@@ -129,6 +145,7 @@ def write_adapter(
         f"{name}.{side}": half_precision(factor) for name, pair in factors.items() for side, factor in zip("AB", pair)
     }
     data = save(tensors)
+    pictures = DecoderIdentity.of_bundle(bundle) if decoder is None else decoder.identity
     card = {
         "format": FORMAT,
         "name": f"{bundle.name}-{clip.partition('#')[0]}",
@@ -136,7 +153,8 @@ def write_adapter(
         "bundle": {
             "name": bundle.name,
             "model_id": bundle.model_id.hex(),
-            "decoder_sha256": decoder_sha256 or decoder_hash(bundle),
+            "decoder_sha256": pictures.weights_sha256,
+            "synthesis_sha256": pictures.synthesis_sha256,
         },
         "rates": dict(rates),
         "scale": scale,
@@ -185,6 +203,7 @@ def load_adapter(source: Path | str) -> Adapter:
         bundle=bundle["name"],
         model_id=bytes.fromhex(bundle["model_id"]),
         decoder_sha256=bundle["decoder_sha256"],
+        synthesis_sha256=bundle.get("synthesis_sha256"),
         rates=card["rates"],
         scale=float(card["scale"]),
         factors=factors,
@@ -210,11 +229,12 @@ def _read_card(path: Path) -> dict[str, Any]:
         if card["format"] != FORMAT:
             raise ValueError(f"format {card['format']!r} is unknown, this release reads {FORMAT}")
         texts = [card["name"], card["clip"], card["bundle"]["name"], card["bundle"]["decoder_sha256"]]
-        rates = card["rates"]
+        rates, synthesis = card["rates"], card["bundle"].get("synthesis_sha256")
         sound = (
             all(isinstance(text, str) for text in texts)
             and re.fullmatch(r".+#[0-9a-f]{16}", card["clip"])
             and re.fullmatch(r"[0-9a-f]{8}", card["bundle"]["model_id"])
+            and (synthesis is None or isinstance(synthesis, str))
             and isinstance(card["weights"]["sha256"], str)
             and isinstance(card["scale"], int | float)
             and isinstance(rates, dict)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from synthesis.decoder_identity import DecoderIdentity, synthesis_hash
 from synthesis.weights_file import half_precision
 from thinwire.errors import DecoderError
 
@@ -59,6 +60,10 @@ class DecoderVariant:
         if self.into == "pixels":
             return self.spec
         return {**self.spec, "entry": self.entry, "clip": self.clip.rpartition("#")[2]}
+
+    @property
+    def identity(self) -> DecoderIdentity:
+        return DecoderIdentity(self.digest, synthesis_hash(self.graph_spec))
 
     def is_for(self, clip_id: str) -> bool:
         """Whether `clip_id` (NAME#fingerprint) has the very weights that this was tuned for."""

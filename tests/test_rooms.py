@@ -19,7 +19,7 @@ ROOMS = ("thinwire", "edge", "cloud", "export", "benchmarks", "synthesis")
 # What may lie beside the rooms of a package: its faces, its command line, and what all its rooms share
 FACES = {
     "benchmarks": {"__init__", "cli"},
-    "cloud": {"__init__", "cli", "config", "decode", "errors", "ray_app"},
+    "cloud": {"__init__", "cli", "config", "decode", "errors", "ray_app", "ray_replica"},
     "edge": {"__init__", "cli", "defaults", "encoder", "errors", "onnx_analysis"},
 }
 

@@ -18,7 +18,7 @@ from benchmarks.demo.page import Shown, write_report
 from benchmarks.demo.rivals import Rival, equal_rival, pictures
 from benchmarks.results.testbed import cpu_model
 from benchmarks.rig.server_process import running_service
-from cloud.networks.adapted import served_adapters
+from cloud.networks.parts import NamedParts, load_parts
 from edge.defaults import DEFAULT_BUNDLE
 from edge.line.client import Client
 from edge.line.result import Result
@@ -127,7 +127,8 @@ def _run(clip: str, bundle_name: str, rate: str, adapter_name: str | None, repor
 
 def _adapter(name: str | None, bundle: Bundle, clip: str) -> Adapter | None:
     """What the server has for this bundle: what `--adapter` names, else what it takes by itself."""
-    return next(iter(served_adapters(None if name is None else [name], [clip], [bundle])), None)
+    named = NamedParts([bundle.path], adapters=None if name is None else [name])
+    return next(iter(load_parts(named, [clip]).adapters), None)
 
 
 def _classify(client: Client, photos: Sequence[Photo], labels: Sequence[str]) -> list[Shown]:

@@ -6,6 +6,7 @@ and their caches stay those of the CLIP.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,8 @@ from thinwire.errors import AdapterError
 if TYPE_CHECKING:
     from synthesis.variant import DecoderVariant
     from thinwire.bundle import Bundle
+
+log = logging.getLogger(__name__)
 
 
 def served_adapters(
@@ -42,7 +45,8 @@ def _fits(adapter: Adapter, bundles: Sequence[Bundle], decoders: Sequence[Decode
         return False
     try:
         adapter.check_bundle(bundle, decoders)
-    except AdapterError:  # pictures of another decoder
+    except AdapterError as error:  # pictures of another decoder
+        log.warning("served without the adapter that ships: %s", error)
         return False
     return True
 

@@ -13,19 +13,14 @@ from cloud.engine.engine import Engine
 from cloud.engine.items import EngineLimits
 from cloud.engine.one_shot_executor import on_one_shot_thread
 from cloud.engine.text_heads import default_cache_dir
-from cloud.networks.adapted import served_adapters
 from cloud.networks.choice import Asked, open_runtime
 from cloud.networks.loaded import LoadedModels
 from cloud.networks.model_cache import ModelCache
-from cloud.networks.tuned import load_variants
+from cloud.networks.parts import NamedParts, Parts, load_parts
 from synthesis.clip_artefact import SHIPPED
-from thinwire.bundle import Bundle, load_bundle, shipped_bundles
-from thinwire.errors import BundleError
 
 if TYPE_CHECKING:
     from cloud.networks.runtime import Runtime
-    from synthesis.adapter import Adapter
-    from synthesis.variant import DecoderVariant
 
 log = logging.getLogger(__name__)
 
@@ -43,8 +38,8 @@ def open_engine(
     cache_dir: Path | None = None,
     model_bytes: int | None = None,
     precision: str = "auto",
-    adapters: Sequence[str | Path] | None = (),
-    decoders: Sequence[str | Path] = (),
+    adapters: Sequence[str | Path] | None = None,
+    decoders: Sequence[str | Path] | None = None,
     synthesis_backend: str = "auto",
     clip_backend: str = "auto",
     runtime: str = "auto",
@@ -52,12 +47,11 @@ def open_engine(
     """Loads the default CLIP and every bundle, runs each once as a canary, and returns an engine that answers.
 
     `clip` is one or several as for `load_clip`: the first is the default, others are loaded when a request names them.
-    `bundles` are names of shipped bundles or folders, None for all shipped; `device` as `--device` has it; `threads`
-    are the networks' CPU threads; `limits.batch` None takes one that suits the device; `cache_dir` keeps text heads
-    (default: `default_cache_dir()`); `model_bytes` bounds the weights in memory: beyond it the least recently used
-    leave; `precision` of the image tower as the runtime has it; `adapters` are folders of adapters, each of one
-    CLIP's image tower for one bundle at some rates (None as for `served_adapters`); `decoders` are folders of decoders
-    tuned for one bundle and one CLIP each; `synthesis_backend` and `clip_backend` as for
+    `bundles`, `adapters` and `decoders` as `NamedParts` has them: None is what a server takes by itself, which for
+    stills before clip-lite is the adapter that ships. `device` as `--device` has it; `threads` are the networks' CPU
+    threads; `limits.batch` None takes one that suits the device; `cache_dir` keeps text heads (default:
+    `default_cache_dir()`); `model_bytes` bounds the weights in memory: beyond it the least recently used leave;
+    `precision` of the image tower as the runtime has it; `synthesis_backend` and `clip_backend` as for
     `cloud.networks.torch_runtime.TorchRuntime`; `runtime` as for `open_runtime`.
     A bundle named here that needs another CLIP than the default is an error; one that merely ships is refused packet by
     packet. Raises `ClipUnavailable`, `ClipMismatch`, `DeviceUnavailable`, `BundleError`, `AdapterError` or
@@ -67,22 +61,20 @@ def open_engine(
     clips = [clip] if isinstance(clip, str) else list(clip)
     cache_dir = cache_dir or default_cache_dir()
     model_cache: ModelCache = ModelCache(model_bytes)
+    named = NamedParts(bundles, decoders, adapters)
 
-    def parts() -> tuple[list[Bundle], list[DecoderVariant], list[Adapter]]:
-        loaded = _load_bundles(shipped_bundles().values() if bundles is None else bundles)
-        tuned = load_variants(decoders, loaded)
-        return loaded, tuned, served_adapters(adapters, clips, loaded, tuned, precision)
+    def parts() -> Parts:
+        return load_parts(named, clips, precision)
 
     asked = Asked(device, threads, precision, clip_backend, synthesis_backend)
     first = parts()
-    opened = open_runtime(runtime, asked, clips, first[0], first[1])
+    opened = open_runtime(runtime, asked, clips, first.bundles, first.decoders)
     limits = fitting(limits, opened.device, opened.threads)
 
     how = {"strict": bundles is not None, "offered": adapters is None}
 
-    def read(found: tuple[list[Bundle], list[DecoderVariant], list[Adapter]]) -> LoadedModels:
-        loaded, tuned, fitted = found
-        return LoadedModels(opened, model_cache, clips, loaded, cache_dir, fitted, tuned, **how)
+    def read(found: Parts) -> LoadedModels:
+        return LoadedModels(opened, model_cache, clips, found.bundles, cache_dir, found.adapters, found.decoders, **how)
 
     models = on_one_shot_thread(lambda: read(first))  # canaries run networks
     for error in models.intake.refused.values():
@@ -121,6 +113,18 @@ class ReloadableEngine(Engine):
         self._opener = opener
         self.model_cache = model_cache
 
+    def lines(self) -> list[str]:
+        """What answers, for people: the default CLIP with the bundles, then each tuned decoder and adapter."""
+        clip, models = self.heads.clip, self.models
+        names = ", ".join(bundle.name for bundle in self.intake.bundles.values()) or "none (image files only)"
+        told = [f"CLIP {clip.name} on {clip.device_name}, bundles: {names}"]
+        for decoder in models.decoders:
+            told.append(f"decoder {decoder.name}: packets of {decoder.bundle} for {decoder.clip}, into {decoder.into}")
+        for adapter in models.adapters:
+            rates = ", ".join(adapter.rates)
+            told.append(f"adapter {adapter.name}: for {adapter.bundle} at {rates} and {adapter.clip}")
+        return told
+
     def reload(self) -> None:
         """Reads CLIPs and bundles again, runs their canaries, then answers with them: all of them, or none.
 
@@ -132,13 +136,3 @@ class ReloadableEngine(Engine):
         # What waits undecoded has not taken hold of its nets yet, and their files may hold others now
         self._ledger.wait_for(lambda item: item.models is models or item.prepared is not None, DECODED_WITHIN_S)
         models.drop_others()
-
-
-def _load_bundles(sources: Sequence[str | Path]) -> list[Bundle]:
-    loaded: dict[bytes, Bundle] = {}
-    for bundle in map(load_bundle, sources):
-        if bundle.model_id in loaded:
-            other = loaded[bundle.model_id].path
-            raise BundleError(f"{bundle.path} and {other} have one model id {bundle.model_id.hex()}: serve one of them")
-        loaded[bundle.model_id] = bundle
-    return list(loaded.values())

@@ -116,7 +116,7 @@ class LoadedModels:
         clips = set(map(self._clip_key, self._specs))
         decoders = {_decoder_key(bundle) for bundle in self._bundles.values()}
         towers = {self._tower_key(adapter, name) for adapter in self.adapters for name in self._specs}
-        tuned = {None, *(each.digest for each in self.decoders)}
+        tuned = {None, *(each.identity for each in self.decoders)}
         self._model_cache.keep_only(
             lambda key: key in clips | towers or (key[0] == "net" and key[1] in decoders and key[3] in tuned)
         )
@@ -170,7 +170,7 @@ class LoadedModels:
 
     def _net_key(self, bundle: Bundle, clip: ServedClip) -> Hashable:
         variant = self._variant(bundle, clip)
-        return ("net", _decoder_key(bundle), clip.id, None if variant is None else variant.digest)
+        return ("net", _decoder_key(bundle), clip.id, None if variant is None else variant.identity)
 
     def _name_of_clip(self, clip: ServedClip) -> str:
         return clip.name if clip.name in self._specs else self.default

@@ -56,7 +56,9 @@ class TorchRuntime:
     def load_adapted(self, spec: str, clip: Clip, adapter: Adapter) -> tuple[Clip, int]:
         adapted = adapted_clip(load_clip(spec, self.device), adapter)
         adapted = as_served(adapted, self._precision, self._clip_backend)
-        return adapted, module_bytes(adapted.model.visual)
+        tower = adapted.model.visual  # all that is kept of what was loaded: `clip` has the same text tower
+        shared = clip.with_visual(tower, image_dtype=adapted.image_dtype, channels_last=adapted.channels_last)
+        return shared, module_bytes(tower)
 
     def load_net(self, bundle: Bundle, clip: Clip, variant: DecoderVariant | None, spec: str) -> tuple[Net, int]:
         tuned = None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import logging
 import shutil
 
 import grpc
@@ -22,10 +24,12 @@ from cloud.networks.clip import load_clip
 from cloud.networks.loaded import LoadedModels
 from cloud.networks.model_cache import ModelCache
 from cloud.networks.precision import check_images
-from cloud.networks.torch_runtime import adapted_clip
+from cloud.networks.torch_runtime import TorchRuntime, adapted_clip
 from edge.encoder import Encoder
 from synthesis.adapter import load_adapter, shipped_adapters
+from synthesis.variant import load_variant
 from tests.cloud.adapters import write_random_adapter
+from tests.cloud.random_variant import random_variant
 from tests.cloud.served import LABELS, classify, jpeg
 from tests.cloud.tiny_clip import write_tiny_clip
 from tests.cloud.tiny_codec import write_tiny_codec
@@ -114,6 +118,16 @@ def test_merged_weights_are_those_plus_the_product_of_the_factors(tiny_clip, ada
     assert not torch.allclose(tiny_clip.encode_images(images), merged.encode_images(images), atol=1e-2)
 
 
+def test_torch_holds_one_text_tower_for_the_plain_and_the_adapted_clip(tiny_clip_dir, adapter):
+    runtime = TorchRuntime("cpu", 1)
+    plain, _ = runtime.load_clip(str(tiny_clip_dir))
+    adapted, nbytes = runtime.load_adapted(str(tiny_clip_dir), plain, adapter)
+    own, other = (dict(each.model.named_parameters()) for each in (plain, adapted))
+    shared = {name for name in own if own[name] is other[name]}
+    assert shared == {name for name in own if not name.startswith("visual.")} != set()
+    assert nbytes == sum(4 * value.numel() for name, value in other.items() if name not in shared)
+
+
 def test_a_reload_takes_the_new_adapter_and_lets_go_of_the_old(
     tiny_clip_dir, tiny_clip, tiny_codec, adapter, make_packet, tmp_path
 ):
@@ -172,6 +186,62 @@ def test_a_wrong_clip_bundle_or_decoder_is_refused_at_start(tiny_clip_dir, tiny_
     twin = dataclasses.replace(adapter, path=shutil.copytree(adapter.path, tmp_path / "twin"))
     with pytest.raises(AdapterError, match="are both for tiny-codec at low"):
         opened(tiny_clip_dir, tiny_codec, (adapter, twin))
+
+
+def altered_still(folder, **synthesis):
+    """The still that ships, with other settings of the cloud's side: its packets and model id are the same."""
+    shutil.copytree(load_bundle("still").path, folder)
+    card = json.loads((folder / "card.json").read_text())
+    card["cloud"]["synthesis"].update(synthesis)
+    (folder / "card.json").write_text(json.dumps(card))
+    return load_bundle(folder)
+
+
+def without_synthesis(adapter, folder):
+    """`adapter` as it was written before cards named more of the decoder than its weights."""
+    shutil.copytree(adapter.path, folder)
+    card = json.loads((folder / "adapter.json").read_text())
+    del card["bundle"]["synthesis_sha256"]
+    (folder / "adapter.json").write_text(json.dumps(card))
+    return load_adapter(folder)
+
+
+@pytest.mark.parametrize("of_before", [False, True])
+def test_an_adapter_is_of_the_grain_that_it_was_trained_on(of_before, tmp_path, caplog):
+    still, grainy = load_bundle("still"), altered_still(tmp_path / "grainy", grain=[3.0] * 6)
+    assert grainy.model_id == still.model_id
+    adapter = load_adapter("still-clip-lite")
+    if of_before:
+        adapter = without_synthesis(adapter, tmp_path / "before")
+    adapter.check_bundle(still)
+    adapter.check_bundle(altered_still(tmp_path / "same", grain=[0] * 6))  # 0 for 0.0
+    with pytest.raises(AdapterError, match=r"another decoder: settings \(such as grain.*adapt --bundle .*grainy"):
+        opened("clip-lite", grainy, (adapter,))
+    with caplog.at_level(logging.WARNING):
+        assert served_adapters(None, ["clip-lite"], [grainy]) == []
+    assert "served without the adapter that ships" in caplog.text
+
+
+def test_an_adapter_of_before_that_names_weights_is_bound_by_them(tiny_codec, adapter, tmp_path):
+    old = without_synthesis(adapter, tmp_path / "before")
+    old.check_bundle(tiny_codec)
+    again = shutil.copytree(tiny_codec.path, tmp_path / "tiny-codec")
+    with pytest.raises(AdapterError, match="another decoder: weights"):
+        old.check_bundle(write_again_with_another_decoder(load_bundle(again)))
+
+
+def test_an_adapter_to_a_tuned_decoder_is_of_that_decoders_settings(tiny_clip, tiny_codec, tmp_path):
+    """The weights are the same, their card says something else: a decoder of another identity."""
+    tuned = random_variant(tmp_path / "decoder", tiny_codec, tiny_clip, "pixels")
+    adapter = write_random_adapter(tmp_path / "adapter", tiny_clip, tiny_codec, decoder=tuned)
+    adapter.check_bundle(tiny_codec, [tuned])
+    with pytest.raises(AdapterError, match="another decoder: weights of bundle"):
+        adapter.check_bundle(tiny_codec)
+    card = json.loads((tuned.path / "decoder.json").read_text())
+    card["synthesis"]["grain"] = [1.0, 1.0]
+    (tuned.path / "decoder.json").write_text(json.dumps(card))
+    with pytest.raises(AdapterError, match=r"settings .* of decoder .*adapt --bundle .* --decoder "):
+        adapter.check_bundle(tiny_codec, [load_variant(tuned.path)])
 
 
 def write_again_with_another_decoder(bundle):

@@ -225,7 +225,7 @@ def test_a_shipped_bundle_for_another_clip_is_refused_packet_by_packet(
 ):
     vectors = write_tiny_codec(tmp_path / "vectors", seed=4, output="embedding", clip="ViT-B-32:openai")
     shipped = {"tiny-codec": tiny_codec.path, "vectors": vectors.path}
-    monkeypatch.setattr("cloud.networks.assemble.shipped_bundles", lambda: shipped)
+    monkeypatch.setattr("cloud.networks.parts.shipped_bundles", lambda: shipped)
     packet = Packet(vectors.model_id, (b"", b"")).to_bytes()
     with open_engine(str(tiny_clip_dir), None, "cpu", 1, cache_dir=tmp_path / "heads") as engine:
         with pytest.raises(ClipMismatch, match="ViT-B-32:openai"):

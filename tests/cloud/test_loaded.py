@@ -201,7 +201,7 @@ def test_a_bundle_of_vectors_is_refused_with_one_clip_and_answered_with_its_own(
     tiny_clip_dir, second_clip_dir, tiny_codec, tmp_path, monkeypatch
 ):
     vectors = write_tiny_codec(tmp_path / "vectors", seed=4, clip="second-clip", output="embedding")
-    monkeypatch.setattr("cloud.networks.assemble.shipped_bundles", lambda: {"vectors": vectors.path})
+    monkeypatch.setattr("cloud.networks.parts.shipped_bundles", lambda: {"vectors": vectors.path})
     monkeypatch.setattr(
         cloud.networks.runner.TorchRunner,
         "load_net",

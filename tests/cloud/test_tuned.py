@@ -10,16 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-import synthesis
 from cloud.cli import main
 from cloud.engine.items import EngineLimits
 from cloud.errors import CannotDecode
 from cloud.front.server import background_server
 from cloud.networks.assemble import open_engine
 from cloud.networks.clip import load_clip
-from export.taps import find_entry
 from synthesis.merging import variant_net
-from synthesis.variant import CARD, WEIGHTS, DecoderVariant, load_variant, write_variant
+from synthesis.variant import CARD, WEIGHTS, load_variant
+from tests.cloud.random_variant import random_variant
 from tests.cloud.test_adapted import similarities
 from tests.cloud.tiny_clip import write_tiny_clip
 from tests.cloud.tiny_codec import SHAPE, write_tiny_codec
@@ -34,32 +33,6 @@ def clip_folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def clip(clip_folder):
     return load_clip(str(clip_folder))
-
-
-def random_variant(folder, bundle, clip, into, seed=7) -> DecoderVariant:
-    """A decoder of random weights, far from the bundle's own."""
-    torch.manual_seed(seed)
-    if into == "pixels":
-        spec, entry = bundle.card.cloud["synthesis"], None
-    else:
-        found = find_entry(clip.model.visual, clip.image_height, clip.image_width)
-        entry = found.to_card()
-        spec = {
-            "arch": "neck",
-            "channels": SHAPE[0],
-            "layers": 2,
-            "out": found.channels,
-            "height": found.height,
-            "width": found.width,
-            "prefix": found.prefix,
-            "tokens": found.is_tokens,
-            "finer": False,
-            "hidden": 8,
-            "blocks": 1,
-            "fine": 8,
-        }
-    net = synthesis.build(spec)
-    return write_variant(folder, net, clip=clip.id, bundle=bundle, into=into, spec=spec, entry=entry, about={})
 
 
 @pytest.fixture(scope="module", params=["pixels", "tower"])
