@@ -20,11 +20,13 @@ from export.adapt_tower import add_lora, factors_of, target_modules
 from export.adapt_views import ViewMaker, Views, tower_vectors
 from export.answers import AnswerDivergence
 from export.depthwise import fast_backward
+from export.kept_views import views_of_step
 from export.photographs.options import PhotographOptions
 from export.towers import load_tower
 from export.train import HELD_OUT
-from export.training_loop import looks_at_unseen, train_in
+from export.training_loop import check_made_for, looks_at_unseen, train_in
 from synthesis.adapter import Adapter, write_adapter
+from synthesis.decoder_identity import DecoderIdentity
 from synthesis.variant import DecoderVariant, load_variant
 from thinwire.bundle import load_bundle
 from thinwire.errors import AdapterError
@@ -90,6 +92,13 @@ class Adapting:
         self.optimiser = torch.optim.AdamW(self.learned, lr=settings.learning_rate, weight_decay=0.0)
         self.generator = torch.Generator().manual_seed(settings.seed)
         self.progress, self.steps = 0.0, 0
+        decoder = DecoderIdentity.of_bundle(self.bundle) if self.variant is None else self.variant.identity
+        self.made_for = {
+            "CLIP": self.tower.id,
+            "bundle": f"{self.bundle.name} ({self.bundle.model_id.hex()})",
+            "decoder": f"{decoder.weights_sha256[:16] or 'without weights'}, synthesis {decoder.synthesis_sha256[:16]}",
+            "rates": ", ".join(self.rates),
+        }
 
     def _variant(self) -> DecoderVariant | None:
         if self.settings.decoder is None:
@@ -103,6 +112,7 @@ class Adapting:
 
     def state(self) -> dict:
         return {
+            "made_for": self.made_for,
             "learned": [each.detach() for each in self.learned],
             "optimiser": self.optimiser.state_dict(),
             "generator": self.generator.get_state(),
@@ -111,6 +121,7 @@ class Adapting:
         }
 
     def restore(self, state: dict) -> None:
+        check_made_for(self.made_for, state)
         if "learned" not in state or [each.shape for each in state["learned"]] != [each.shape for each in self.learned]:
             raise AdapterError("the checkpoint is of another tower or rank: give another --out, or the same settings")
         with torch.no_grad():
@@ -124,21 +135,15 @@ class Adapting:
         settings = self.settings
         rising, falling = self.progress / 0.02 + 0.01, 0.5 * (1 + math.cos(math.pi * self.progress)) + 0.01
         self.optimiser.param_groups[0]["lr"] = settings.learning_rate * min(1.0, rising) * falling
-        cosine, answer = self.distances(self.views, self.next_views(), self.generator)
+        _, index = views_of_step(self.steps, settings.batch, len(self.views), settings.seed)
+        self.steps += 1
+        cosine, answer = self.distances(self.views, index, self.generator)
         loss = (1 - cosine + settings.answer_weight * answer).mean()
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.learned, 1.0)
         self.optimiser.step()
         return {"loss": loss.item(), "cosine": cosine.mean().item(), "answer": answer.mean().item()}
-
-    def next_views(self) -> np.ndarray:
-        """Indices of a step's views (B,): each view once before any comes again."""
-        batch, count = self.settings.batch, len(self.views)
-        epoch, place = divmod(self.steps, max(1, count // batch))
-        self.steps += 1
-        order = torch.randperm(count, generator=torch.Generator().manual_seed(1000 * self.settings.seed + epoch))
-        return order[place * batch : (place + 1) * batch].numpy()
 
     def distances(
         self, views: Views, index: np.ndarray, generator: torch.Generator

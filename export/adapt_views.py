@@ -1,28 +1,24 @@
 """Photographs as a codec leaves them, with what the frozen tower says of the originals: what an adapter learns from.
 
 The codec is frozen, so each view is coded once and kept in the export cache: what a packet of the bundle holds at a
-rate (`export.content`), through its decoder. In chunks, so that an interrupted run goes on with the next one.
+rate (`export.content`), through its decoder.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch.nn import functional as F
-from tqdm import tqdm
 
 import synthesis
-from export.augment import crops
 from export.content import content_of
-from export.families.front import IMAGE_MEAN, IMAGE_STD, normalise
+from export.families.front import normalise
+from export.kept_views import KeptViews, random_views, written_whole
 from export.photographs.collection import Photographs
-from export.teachers import cache_root
 from export.towers import Tower
 from export.train import HELD_OUT
 from synthesis.decoder_identity import DecoderIdentity, is_plain_still
@@ -73,7 +69,12 @@ class ViewMaker:
         )
         self._decoder = _decoder_name(variant.identity if variant else DecoderIdentity.of_bundle(bundle), bundle)
         self._content = content_of(bundle)
-        self.identity = photographs.identity
+        self._kept = KeptViews(
+            "adapt-views",
+            VERSION,
+            bundle,
+            [self._decoder, tower.id, self.layers, seed, photographs.identity, PER_VIEW, HELD_OUT],
+        )
         self.images, self.unseen = photographs.split(HELD_OUT)  # as the codec's training does
 
     def training(self, count: int) -> Views:
@@ -89,40 +90,24 @@ class ViewMaker:
         return self._chunks([f"unseen-{originals}"], self.unseen, originals, len(self.layers), "decoded unseen views")
 
     def _chunks(self, names: list[str], images: Photographs, originals: int, per_view: int, title: str) -> Views:
-        folder = self._folder()
-        with tqdm(total=len(names) * originals * per_view, desc=title, unit="view") as bar:
-            for number, name in enumerate(names):
-                if (folder / f"{name}.npz").exists():
-                    bar.update(originals * per_view)
-                else:
-                    self._make(folder / name, images, number, originals, per_view, bar.update)
-        told = [np.load(folder / f"{name}.npz") for name in names]
+        paths = self._kept.complete(
+            names,
+            ".npz",
+            originals * per_view,
+            title,
+            lambda path, number: self._make(path, images, number, originals, per_view),
+        )
+        told = [np.load(path.with_suffix(".npz")) for path in paths]
         return Views(
-            [np.load(folder / f"{name}.npy", mmap_mode="r") for name in names],
+            [np.load(path.with_suffix(".npy"), mmap_mode="r") for path in paths],
             np.concatenate([each["layers"] for each in told]),
             np.concatenate([each["wanted"] for each in told]),
         )
 
-    def _folder(self) -> Path:
-        """Named by all that the views depend on."""
-        encoder = sorted(entry["sha256"] for entry in self.bundle.card.edge["files"].values())
-        said = [VERSION, self.bundle.model_id.hex(), encoder, self._decoder, self.tower.id, self.layers, self.seed]
-        said.append(self.identity)
-        digest = hashlib.sha256(json.dumps([*said, PER_VIEW, HELD_OUT]).encode()).hexdigest()
-        folder = cache_root() / "adapt-views" / f"{self.bundle.name}-{digest[:16]}"
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
-
-    def _make(
-        self, target: Path, images: Photographs, number: int, originals: int, per_view: int, tick: Callable
-    ) -> None:
+    def _make(self, target: Path, images: Photographs, number: int, originals: int, per_view: int) -> None:
         generator = torch.Generator().manual_seed(1000 * self.seed + number)
-        views = []
-        for start in range(0, originals, BATCH):
-            batch = min(BATCH, originals - start)
-            pixels = crops(images, self.bundle.input_size[0], batch, generator, "cpu") * IMAGE_STD + IMAGE_MEAN
-            views.append(pixels.round().clamp(0, 255).to(torch.uint8))
-        views = torch.cat(views)  # (N, 3, H, W)
+        side, sizes = self.bundle.input_size[0], [min(BATCH, originals - start) for start in range(0, originals, BATCH)]
+        views = torch.cat([random_views(images, side, size, generator) for size in sizes])  # (N, 3, H, W)
         decoded, layers, wanted = [], [], []
         for start in range(0, originals, BATCH):
             part = slice(start, start + BATCH)
@@ -134,13 +119,10 @@ class ViewMaker:
                 decoded.append(self._decode(views[part].permute(0, 2, 3, 1).numpy(), sent))
                 layers.append(sent)
                 wanted.append(vectors)
-                tick(len(vectors))
-        partial = target.with_suffix(".partial.npy")
-        np.save(partial, np.concatenate(decoded))
-        partial.rename(target.with_suffix(".npy"))
-        partial = target.with_suffix(".partial.npz")
-        np.savez(partial, layers=np.concatenate(layers), wanted=np.concatenate(wanted))
-        partial.rename(target.with_suffix(".npz"))  # last: it says that the chunk is whole
+        with written_whole(target.with_suffix(".npy")) as file:
+            np.save(file, np.concatenate(decoded))
+        with written_whole(target.with_suffix(".npz")) as file:
+            np.savez(file, layers=np.concatenate(layers), wanted=np.concatenate(wanted))
 
     def _decode(self, views: np.ndarray, sent: np.ndarray) -> np.ndarray:
         """uint8 (B, H, W, 3) and layer counts (B,) → the same as the cloud decodes them."""

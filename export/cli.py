@@ -23,6 +23,16 @@ class RunError(ThinwireError):
     reason = "BAD_RUN"
 
 
+def check_processes(command: str) -> None:
+    """Raises `RunError` where torchrun started several processes of a command that knows nothing of the others: each
+    would train the same by itself, and all would write into one folder."""
+    if command != "train" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise RunError(
+            f"{command} works in one process, torchrun started {os.environ['WORLD_SIZE']}: run `thinwire-export "
+            f"{command}` without torchrun (`train` alone is shared out)"
+        )
+
+
 def run_train(args: argparse.Namespace) -> None:
     from dataclasses import replace
 
@@ -249,6 +259,7 @@ def main(argv: list[str] | None = None) -> int:
     safe_streams()
     args = build_parser().parse_args(argv)
     try:
+        check_processes(args.command)
         COMMANDS[args.command](args)
     except ThinwireError as error:
         raise SystemExit(f"thinwire-export {args.command}: {one_line(error)}") from error

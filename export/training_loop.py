@@ -57,8 +57,9 @@ R = TypeVar("R", bound=Resumable)
 
 
 class OneNet(Protocol):
-    """A run of one net with one optimiser; steps: done so far."""
+    """A run of one net with one optimiser; steps: done so far; made_for: as `check_made_for` reads it."""
 
+    made_for: dict[str, str]
     net: nn.Module
     optimiser: torch.optim.Optimizer
     generator: torch.Generator
@@ -69,6 +70,7 @@ class OneNet(Protocol):
 def state_of(run: OneNet) -> dict:
     """All that `restore_state` needs to go on at this step."""
     return {
+        "made_for": run.made_for,
         "net": run.net.state_dict(),
         "optimiser": run.optimiser.state_dict(),
         "generator": run.generator.get_state(),
@@ -79,6 +81,7 @@ def state_of(run: OneNet) -> dict:
 
 def restore_state(run: OneNet, state: dict, fix: str) -> None:
     """Goes on where `state_of` was. Raises `CheckpointError`, which names `fix`, where it is of another net."""
+    check_made_for(run.made_for, state)
     own = run.net.state_dict()
     if {name: value.shape for name, value in own.items()} != {n: v.shape for n, v in state.get("net", {}).items()}:
         raise CheckpointError(f"the checkpoint is of another net: give another --out, or {fix}")
@@ -86,6 +89,21 @@ def restore_state(run: OneNet, state: dict, fix: str) -> None:
     run.optimiser.load_state_dict(state["optimiser"])
     run.generator.set_state(state["generator"].cpu())
     run.progress, run.steps = state["progress"], state["steps"]
+
+
+def check_made_for(made_for: dict[str, str], state: dict) -> None:
+    """made_for: what a run is of and its weights' shapes do not tell, such as the CLIP, by name. Raises
+    `CheckpointError` for a checkpoint of something else: a finished run would be written again under another's name.
+
+    Checkpoints of before 2026-11-29 do not say, and are taken.
+    """
+    for what, own in made_for.items():
+        then = state.get("made_for", {}).get(what, own)
+        if then != own:
+            raise CheckpointError(
+                f"the checkpoint is of {what} {then}, this run is of {own}: give another --out, or delete its folder "
+                "to begin again"
+            )
 
 
 def save(run: Run, checkpoint: Path) -> None:

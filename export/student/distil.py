@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -18,6 +19,7 @@ from tqdm import tqdm
 from export.answers import AnswerDivergence
 from export.depthwise import fast_backward
 from export.families.front import normalise
+from export.kept_views import views_of_step
 from export.photographs.options import PhotographOptions
 from export.student.network import StudentError, StudentNet, load_student
 from export.student.targets import Targets
@@ -81,6 +83,7 @@ class Distilling:
         self.optimiser = torch.optim.AdamW(groups, lr=settings.learning_rate, weight_decay=1e-3)
         self.generator = torch.Generator().manual_seed(settings.seed)
         self.progress, self.steps = 0.0, 0
+        self.made_for = {"CLIP": self.teacher.id, "size": f"{settings.size} pixels"}
 
     def start(self) -> None:
         """The closed-form start, from at most `FITTED` photographs."""
@@ -150,12 +153,9 @@ class Distilling:
 
     def _next(self) -> tuple:
         """Places of a step's photographs (B,) and the number of the view: each pair once before any comes again."""
-        count, batch = len(self.targets), min(self.settings.batch, len(self.targets))
-        epoch, place = divmod(self.steps, count // batch)
+        round_, places = views_of_step(self.steps, self.settings.batch, len(self.targets), self.settings.seed)
         self.steps += 1
-        order = torch.randperm(count, generator=torch.Generator().manual_seed(1000 * self.settings.seed + epoch))
-        places = order[place * batch : (place + 1) * batch].sort().values.numpy()
-        return places, epoch % self.settings.views
+        return np.sort(places), round_ % self.settings.views
 
 
 def _input(pixels: torch.Tensor) -> torch.Tensor:

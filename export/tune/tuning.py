@@ -19,6 +19,7 @@ import synthesis
 from export.content import content_of
 from export.depthwise import fast_backward
 from export.families.front import IMAGE_MEAN, IMAGE_STD
+from export.kept_views import views_of_step
 from export.objective import TowerFeatures, feature_distance
 from export.photographs.options import PhotographOptions
 from export.taps import find_entry
@@ -93,6 +94,10 @@ class Tuning:
         self.rate = rate
         self.generator = torch.Generator().manual_seed(settings.seed)
         self.progress, self.steps = 0.0, 0
+        self.made_for = {
+            "CLIP": self.teacher.id,
+            "bundle": f"{self.bundle.name} ({self.bundle.model_id.hex()})",
+        }
 
     def state(self) -> dict:
         return state_of(self)
@@ -103,7 +108,8 @@ class Tuning:
     def step(self) -> dict[str, float]:
         rising, falling = self.progress / 0.02 + 0.01, 0.5 * (1 + math.cos(math.pi * self.progress)) + 0.01
         self.optimiser.param_groups[0]["lr"] = self.rate * min(1.0, rising) * falling
-        index = self._next_views().numpy()
+        _, index = views_of_step(self.steps, self.settings.batch, len(self.views), self.settings.seed)
+        self.steps += 1
         rungs = torch.randint(1, self.content.rungs + 1, (len(index),), generator=self.generator)
         parts = self.compared(self.views, index, rungs)
         loss = sum(weight * value.mean() for weight, value in parts.values())
@@ -169,14 +175,6 @@ class Tuning:
     def _wanted(self, views: CodedViews, index: torch.Tensor) -> TowerFeatures:
         last, pooled = views.get("last", index), views.get("pooled", index).to(self.device)
         return TowerFeatures(None, None if last is None else last.to(self.device), pooled - self.teacher.mean)
-
-    def _next_views(self) -> torch.Tensor:
-        """Indices of a step's views (B,): each view once before any comes again."""
-        batch, count = min(self.settings.batch, len(self.views)), len(self.views)
-        epoch, place = divmod(self.steps, max(1, count // batch))
-        self.steps += 1
-        order = torch.randperm(count, generator=torch.Generator().manual_seed(1000 * self.settings.seed + epoch))
-        return order[place * batch : (place + 1) * batch]
 
     def _count(self, coder: ViewCoder) -> int:
         """Views to code: as asked, else as many as the minutes can use, within the cache's budget."""

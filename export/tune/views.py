@@ -1,26 +1,22 @@
 """Photographs coded once by a bundle, with what the tower says of the originals: all that tuning reads.
 
-The device's side never changes, so no encoder runs while the decoder learns. Kept in the export cache, in chunks, so
-that an interrupted command goes on with the next one.
+The device's side never changes, so no encoder runs while the decoder learns.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
-from export.augment import crops
 from export.content import Content
-from export.families.front import IMAGE_MEAN, IMAGE_STD, normalise
+from export.families.front import normalise
+from export.kept_views import KeptViews, random_views, written_whole
 from export.photographs.collection import Photographs
 from export.teacher import Teacher
-from export.teachers import cache_root
 from synthesis.neck import Entry
 from thinwire.bundle import Bundle
 
@@ -62,19 +58,22 @@ class ViewCoder:
         seed: int,
     ) -> None:
         self.bundle, self.content, self.teacher, self.entry = bundle, content, teacher, entry
-        self.photographs, self.seed = photographs, seed
+        self.seed = seed
+        joins = None if entry is None else entry.to_card()
+        self._kept = KeptViews("tune-views", VERSION, bundle, [teacher.id, seed, photographs.identity, joins])
 
     def coded(self, name: str, photographs: Photographs, count: int) -> CodedViews:
         """About `count` random views, in whole chunks; `name` keeps training and unseen views apart."""
         size = min(CHUNK, count)
-        folder = self._folder()
-        chunks = range(-(-count // size))
-        with tqdm(total=len(chunks) * size, desc=f"coded {name} views", unit="view") as bar:
-            for number in chunks:
-                if not (folder / f"{name}-{size}-{number:04d}.json").exists():
-                    self._make(folder, f"{name}-{size}-{number:04d}", photographs, number, size)
-                bar.update(size)
-        return CodedViews([self._opened(folder, f"{name}-{size}-{number:04d}") for number in chunks], size)
+        names = [f"{name}-{size}-{number:04d}" for number in range(-(-count // size))]
+        paths = self._kept.complete(
+            names,
+            ".json",
+            size,
+            f"coded {name} views",
+            lambda path, number: self._make(path, photographs, number, size),
+        )
+        return CodedViews([_opened(path) for path in paths], size)
 
     def bytes_per_view(self) -> int:
         """Disk that a coded view takes."""
@@ -87,23 +86,12 @@ class ViewCoder:
             )
         return pixels + 2 * (0 if seen.last is None else seen.last.numel()) + entry + 4 * seen.pooled.numel()
 
-    def _folder(self) -> Path:
-        """Named by all that the views depend on."""
-        encoder = sorted(entry["sha256"] for entry in self.bundle.card.edge["files"].values())
-        said = [VERSION, self.bundle.model_id.hex(), encoder, self.teacher.id, self.seed, self.photographs.identity]
-        said.append(None if self.entry is None else self.entry.to_card())
-        digest = hashlib.sha256(json.dumps(said).encode()).hexdigest()
-        folder = cache_root() / "tune-views" / f"{self.bundle.name}-{digest[:16]}"
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
-
-    def _make(self, folder: Path, name: str, photographs: Photographs, number: int, size: int) -> None:
+    def _make(self, target: Path, photographs: Photographs, number: int, size: int) -> None:
         generator = torch.Generator().manual_seed(1000 * self.seed + number)
         parts: dict[str, list[np.ndarray]] = {field: [] for field in FIELDS}
         for start in range(0, size, BATCH):
             batch = min(BATCH, size - start)
-            pixels = crops(photographs, self.bundle.input_size[0], batch, generator, "cpu") * IMAGE_STD + IMAGE_MEAN
-            views = pixels.round().clamp(0, 255).to(torch.uint8)  # (B, 3, H, W)
+            views = random_views(photographs, self.bundle.input_size[0], batch, generator)  # (B, 3, H, W)
             rungs = torch.randint(1, self.content.rungs + 1, (batch,), generator=generator).numpy()
             parts["views"].append(views.permute(0, 2, 3, 1).numpy())
             parts["rungs"].append(rungs)
@@ -116,15 +104,18 @@ class ViewCoder:
                     parts["last"].append(seen.last.cpu().half().numpy())
                 if self.entry is not None:
                     parts["entry"].append(self.teacher.at_entry(x, self.entry).cpu().half().numpy())
-        for field, values in parts.items():
-            if values:
-                partial = folder / f"{name}.{field}.partial.npy"
-                np.save(partial, np.ascontiguousarray(np.concatenate(values)))
-                partial.rename(folder / f"{name}.{field}.npy")
         kept = [field for field, values in parts.items() if values]
-        (folder / f"{name}.json").write_text(json.dumps(kept))  # last: it says that the chunk is whole
+        for field in kept:
+            with written_whole(_file(target, field)) as file:
+                np.save(file, np.ascontiguousarray(np.concatenate(parts[field])))
+        with written_whole(target.with_suffix(".json")) as file:
+            file.write_text(json.dumps(kept))
 
-    @staticmethod
-    def _opened(folder: Path, name: str) -> dict[str, np.ndarray]:
-        fields = json.loads((folder / f"{name}.json").read_text())
-        return {field: np.load(folder / f"{name}.{field}.npy", mmap_mode="r") for field in fields}
+
+def _opened(chunk: Path) -> dict[str, np.ndarray]:
+    fields = json.loads(chunk.with_suffix(".json").read_text())
+    return {field: np.load(_file(chunk, field), mmap_mode="r") for field in fields}
+
+
+def _file(chunk: Path, field: str) -> Path:
+    return chunk.with_suffix(f".{field}.npy")

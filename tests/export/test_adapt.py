@@ -15,10 +15,12 @@ from export.adapt import Adapting, AdaptSettings, adapt
 from export.adapt_tower import add_lora, factors_of, target_modules
 from export.cli import main
 from export.towers import load_tower
+from export.training_loop import CheckpointError
 from synthesis.adapter import CARD, WEIGHTS, load_adapter, write_adapter
 from synthesis.merging import adapted_tower
 from tests.cloud.tiny_clip import write_tiny_clip
 from tests.cloud.tiny_codec import write_tiny_codec
+from tests.tiny_bundle import make_tiny_still
 from thinwire.bundle import load_bundle
 from thinwire.errors import AdapterError
 
@@ -157,6 +159,37 @@ def test_stills_have_adapters_too(vit, tmp_path):
     adapter = adapt(settings, tmp_path)
     assert adapter.rates == run.rates
     adapter.check_bundle(still)
+
+
+def test_another_grain_gives_other_views_and_does_not_go_on_with_the_run(vit, tmp_path):
+    """Model id and (no) weights are the same: the card alone tells."""
+    grainy = make_tiny_still(tmp_path / "a", size=64)
+    plain = shutil.copytree(grainy.path, tmp_path / "b")
+    card = json.loads((plain / "card.json").read_text())
+    card["cloud"]["synthesis"]["grain"] = [0.0, 0.0]
+    (plain / "card.json").write_text(json.dumps(card))
+    settings = AdaptSettings(str(grainy.path), str(vit), ("low",), steps=1, count=4, batch=2, rank=2)
+    one, other = Adapting(settings), Adapting(replace(settings, bundle=str(plain)))
+    index = np.arange(len(one.views))
+    np.testing.assert_array_equal(one.views.wanted, other.views.wanted)  # the same photographs
+    assert (one.views.pictures(index) != other.views.pictures(index)).any()
+    with pytest.raises(CheckpointError, match=r"is of decoder without weights, synthesis .* give another --out"):
+        other.restore(one.state())
+
+
+def test_a_finished_run_is_not_written_again_under_another_name(adapted, asked, tmp_path):
+    """Shapes are the same: without a word the adapter of one CLIP, or of other rates, would be given to another."""
+    other = write_tiny_clip(tmp_path / "other", seed=4)
+    with pytest.raises(CheckpointError, match=r"is of CLIP tiny-vit#.*, this run is of other#"):
+        adapt(replace(asked, clip=str(other)), shutil.copytree(adapted, tmp_path / "run"))
+    with pytest.raises(CheckpointError, match="is of rates "):
+        adapt(replace(asked, rates=asked.rates[:1]), shutil.copytree(adapted, tmp_path / "again"))
+
+
+def test_a_checkpoint_of_before_that_does_not_say_is_taken(asked):
+    state = Adapting(asked).state()
+    del state["made_for"]
+    Adapting(asked).restore(state)
 
 
 def test_a_bundle_of_vectors_and_an_unknown_rate_are_refused(asked, tmp_path, capsys):

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from export.cli import main
 from export.distributed import Group, GroupError, join_group
 from export.families import FAMILIES
 from export.train import Trainer
@@ -25,6 +26,15 @@ def test_a_batch_is_shared_out_in_equal_parts(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(GroupError, match="multiple"):
         join_group("cpu", 16)
+
+
+@pytest.mark.parametrize("command", ["student", "tune", "adapt", "restore"])
+def test_a_command_that_knows_one_process_is_not_run_in_two(command, monkeypatch, tmp_path):
+    """Both would draw the same numbers, learn the same, and write into one folder."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit, match=f"{command} works in one process, torchrun started 2"):
+        main([command, "--steps", "1", "--out", str(tmp_path / "run")])
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("draw", [torch.rand_like, torch.randn_like])

@@ -16,6 +16,7 @@ from export.training_loop import CheckpointError
 from export.tune.tuning import TuneSettings, Tuning, tune
 from synthesis.merging import variant_net
 from synthesis.variant import load_variant
+from tests.cloud.tiny_clip import write_tiny_clip
 from tests.export.tiny_towers import NAMES, write_tiny
 from tests.tiny_bundle import make_tiny_still
 from thinwire.bundle import load_bundle
@@ -63,6 +64,13 @@ def test_a_run_goes_on_where_it_stopped_and_learns(asked, towers, tmp_path):
     assert (again.progress, again.steps) == (1.0, 40)
     with pytest.raises(CheckpointError, match="another net"):
         Tuning(replace(settings, into="pixels")).restore(state)
+
+
+def test_a_finished_run_is_not_written_again_for_another_clip(asked, tmp_path):
+    one, other = (write_tiny_clip(tmp_path / name, seed=seed) for seed, name in enumerate(("one", "other")))
+    tune(replace(asked, clip=str(one), steps=1), tmp_path / "run")
+    with pytest.raises(CheckpointError, match=r"is of CLIP one#.*, this run is of other#.*give another --out"):
+        tune(replace(asked, clip=str(other), steps=1), tmp_path / "run")
 
 
 def test_symbols_are_the_encoders_and_lower_rates_lack_channels(bundle_folder):
