@@ -23,12 +23,14 @@ log = logging.getLogger(__name__)
 
 FORMATS = ("auto", "rich", "plain", "json")
 PREFIX = "THINWIRE_"
-OWNED_ELSEWHERE = {
-    "THINWIRE_CACHE",
-    "THINWIRE_ENV",
+OWNED_ELSEWHERE = {  # no settings of the service, so no misspelt ones either
+    "THINWIRE_CACHE",  # folder of text heads and views
+    "THINWIRE_CODER",  # which form of the entropy coder runs
+    "THINWIRE_ENV",  # of the Makefile, as the next
     "THINWIRE_LIGHT_ENV",
-    "THINWIRE_WORDNET",
-}  # text heads, Makefile, workshop
+    "THINWIRE_NATIVE",  # of the build
+    "THINWIRE_WORDNET",  # of the workshop
+}
 MAX_FILE_BYTES = 1 << 20
 
 

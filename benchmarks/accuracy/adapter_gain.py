@@ -20,6 +20,7 @@ from thinwire.errors import ThinwireError
 
 if TYPE_CHECKING:
     from synthesis.adapter import Adapter
+    from synthesis.variant import DecoderVariant
     from thinwire.bundle import Bundle
 
 SUFFIX = "+adapter"
@@ -32,8 +33,9 @@ class NothingToCompare(ThinwireError):
     reason: ClassVar[str] = "NOTHING_TO_COMPARE"
 
 
-def load_for(path: str, bundles: Sequence[Bundle]) -> Adapter:
-    """The adapter in `path`, which is for one of `bundles`. Raises `AdapterError` or `NothingToCompare`."""
+def load_for(path: str, bundles: Sequence[Bundle], decoders: Sequence[DecoderVariant] = ()) -> Adapter:
+    """The adapter in `path`, which is for the pictures of one of `bundles`, or of the one of `decoders` that stands in
+    for its decoder. Raises `AdapterError` or `NothingToCompare`."""
     from synthesis.adapter import load_adapter
 
     adapter = load_adapter(path)
@@ -41,7 +43,7 @@ def load_for(path: str, bundles: Sequence[Bundle]) -> Adapter:
     if not own:
         raise NothingToCompare(f"--adapter {path} is for bundle {adapter.bundle!r}: measure that bundle")
     for bundle in own:
-        adapter.check_bundle(bundle)
+        adapter.check_bundle(bundle, decoders)
     return adapter
 
 

@@ -43,7 +43,8 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--decoder",
         metavar="PATH",
-        help="also with this tuned decoder in the server (thinwire-export tune): its paired gain",
+        help="also with this tuned decoder in the server (thinwire-export tune): its paired gain; with --adapter all "
+        "servers have it, and the gain is the adapter's",
     )
     parser.add_argument("--server", metavar="HOST:PORT", help="measure against this server instead of starting one")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of the edge's encoder")
@@ -69,35 +70,34 @@ def _eval(args: argparse.Namespace, words: list[str]) -> dict[str, object]:
     rates = [rate.strip() for rate in args.rates.split(",") if rate.strip()] if args.rates else list(bundle.rates)
     for rate in rates:
         bundle.n_layers(rate)  # before a server is started for nothing
-    adapter = adapter_gain.load_for(args.adapter, [bundle]) if args.adapter else None
     decoder = tuned_for(args.decoder, bundle) if args.decoder else None
-    if adapter and decoder:
-        raise adapter_gain.NothingToCompare("--adapter and --decoder: measure one, then the other")
+    adapter = adapter_gain.load_for(args.adapter, [bundle], [decoder] if decoder else []) if args.adapter else None
+    tuned = {} if decoder is None else {"decoder": decoder.path}
+    first, second = (tuned, {**tuned, "adapter": adapter.path}) if adapter else ({}, tuned)
     suffix = adapter_gain.SUFFIX if adapter else adapter_gain.TUNED
     started = time.monotonic()
     with contextlib.ExitStack() as stack:
-        server = args.server or stack.enter_context(running_service(args.clip, path))
+        server = args.server or stack.enter_context(running_service(args.clip, path, **first))
         client = stack.enter_context(
             Client(server, bundle, rate=rates[0], threads=args.threads, precision=args.precision)
         )
         clip = client.uplink.info().clip.name
         bar = stack.enter_context(tqdm(total=len(data.items), desc=data.name, unit="image", file=sys.stderr))
         other = None
-        if adapter or decoder:
-            beside = {"adapter": adapter.path} if adapter else {"decoder": decoder.path}
-            address = stack.enter_context(running_service(args.clip, path, **beside))
-            second = stack.enter_context(
+        if second:
+            address = stack.enter_context(running_service(args.clip, path, **second))
+            beside = stack.enter_context(
                 Client(address, bundle, rate=rates[0], threads=args.threads, precision=args.precision)
             )
-            own = [rate for rate in rates if decoder or bundle.n_layers(rate) in adapter.layers]
-            other = (bundle.name + suffix, second, own)
+            own = [rate for rate in rates if adapter is None or bundle.n_layers(rate) in adapter.layers]
+            other = (bundle.name + suffix, beside, own)
         records = collect(client, data, rates, args.prompt_set, lambda: bar.update(), other)
         results = summaries(records, client, data, args.seed)
     _print_table(
         results, f"{data.name}: {len(data.items)} of {data.total} images, {clip}, prompt set {args.prompt_set}"
     )
-    gains = None
-    if adapter or decoder:
+    gains = {}
+    if second:
         gains = adapter_gain.gains_of_records(records[1:], bundle.name, targets_of(data), args.seed, suffix)
         adapter_gain.say_gains(gains, "adapter" if adapter else "tuned decoder")
     height, width = bundle.input_size
@@ -117,7 +117,7 @@ def _eval(args: argparse.Namespace, words: list[str]) -> dict[str, object]:
             "encoder": client.encoder.runs,
         },
         "wall_s": round(time.monotonic() - started, 1),
-        **({} if decoder is None else {"decoder": {**described(decoder), **gains}}),
+        **({} if decoder is None else {"decoder": {**described(decoder), **({} if adapter else gains)}}),
         **({} if adapter is None else {"adapter": {**adapter_gain.described(adapter), **gains}}),
         "results": results,
     }

@@ -16,6 +16,7 @@ from benchmarks.codecs.peers import png_bytes
 from benchmarks.stats.paired import paired_difference
 from cloud.networks.clip import load_clip
 from tests.cloud.adapters import write_random_adapter
+from tests.cloud.random_variant import random_variant
 from tests.cloud.tiny_clip import write_tiny_clip
 from tests.tiny_bundle import synthetic_views
 
@@ -93,6 +94,27 @@ def test_eval_asks_both_servers(words, tiny_bundle_with_decoder, capsys):
     assert row["top1"] == document["results"][1]["top1"]
     assert row["top1_adapted"] == document["results"][4]["top1"]
     assert "adapter at low" in err
+
+
+def test_an_adapter_to_a_tuned_decoder_is_measured_with_that_decoder_on_both_sides(
+    words, tiny_bundle_with_decoder, tmp_path, capsys
+):
+    data, clip = words[1], words[3]
+    tower, bundle = load_clip(clip), tiny_bundle_with_decoder
+    decoder = random_variant(tmp_path / "decoder", bundle, tower, "pixels")
+    write_random_adapter(tmp_path / "adapter", tower, bundle, decoder=decoder)
+    asked = ["eval", "--data", data, "--clip", clip, "--bundle", str(bundle.path), "--rates", "low"]
+    asked += ["--adapter", str(tmp_path / "adapter")]
+    code, document, err = run(capsys, *asked, "--decoder", str(decoder.path))
+    assert code == 0, err
+    assert [row["codec"] for row in document["results"]] == ["uncompressed", "tiny", "tiny+adapter"]
+    (row,) = document["adapter"]["rates"]
+    assert row["top1_adapted"] == document["results"][2]["top1"]
+    assert document["decoder"]["sha256"] == decoder.digest
+    assert "rates" not in document["decoder"]  # the gain is the adapter's
+    code, _, err = run(capsys, *asked)
+    assert code == 1
+    assert "was trained on pictures of another decoder" in err
 
 
 def test_rate_accuracy_keeps_points_with_and_without_it(words, tiny_bundle_with_decoder, tmp_path, capsys):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import re
+from pathlib import Path
 
 import pytest
 
 from cloud.cli import main
-from cloud.config import SETTINGS, add_flags, load_config
+from cloud.config import OWNED_ELSEWHERE, SETTINGS, add_flags, load_config
 from cloud.errors import BadConfiguration
 
 
@@ -34,6 +36,18 @@ def test_flags_win_over_environment_over_file_over_defaults(tmp_path):
 def test_the_file_may_be_named_by_the_environment(tmp_path):
     (tmp_path / "x.toml").write_text("grace = 1.5")
     assert load(env={"THINWIRE_CONFIG": str(tmp_path / "x.toml")})["grace"] == 1.5
+
+
+def test_variables_that_other_parts_read_are_not_called_misspelt(caplog):
+    """One warning told of `THINWIRE_CODER=python`, the next said that it is no setting."""
+    root = Path(__file__).resolve().parents[2]
+    rooms = ("thinwire", "edge", "cloud", "export", "synthesis", "benchmarks")
+    files = [root / "setup.py", *(path for room in rooms for path in (root / room).rglob("*.py"))]
+    read = set(re.findall(r"environ(?:\.get\(|\[)\"(THINWIRE_\w+)\"", "\n".join(path.read_text() for path in files)))
+    assert len(read) > 2
+    assert read <= OWNED_ELSEWHERE | {setting.variable for setting in SETTINGS}
+    load(env=dict.fromkeys(OWNED_ELSEWHERE, "1"))
+    assert not caplog.records
 
 
 @pytest.mark.parametrize(
