@@ -1,6 +1,6 @@
 """Extra `ray`: the same engine as a Ray Serve application behind Serve's gRPC ingress.
 
-    serve run --address auto cloud.ray_app:build                  # or from Python: start(RaySettings(...))
+    start(RaySettings(...))    # or `serve run cloud.ray_app:build`, after a `serve start` with gRPC (docs/scaling.md)
 
 Unary RPCs alone: Serve's ingress has no bidirectional streams, no TLS and no tokens, so put it behind something that
 has (docs/scaling.md). Callers' deadlines do not reach replicas; Serve's request timeout holds in their place.
