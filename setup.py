@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 NATIVE = Path(__file__).resolve().parent / "native"
-SOURCES = ["native/coder.c", "native/module.c"]
+SOURCES = [f"native/{name.name}" for name in sorted(NATIVE.glob("*.c")) if name.name != "fuzz.c"]
 FLAGS = ["/O2", "/std:c11"] if sys.platform == "win32" else ["-O3", "-std=c11"]
 
 
@@ -29,7 +29,7 @@ def extensions() -> list:
         Extension(
             "thinwire._coder",
             SOURCES,
-            depends=["native/coder.h"],
+            depends=[f"native/{header.name}" for header in sorted(NATIVE.glob("*.h"))],
             define_macros=[("THINWIRE_SOURCE", f'"{source_hash()}"')],
             extra_compile_args=FLAGS,
             py_limited_api=True,

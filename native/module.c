@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "coder.h"
+#include "module_packer.h"
 
 #ifndef THINWIRE_SOURCE
 #define THINWIRE_SOURCE "" /* hash of these sources: tells scripts/build_native.py whether a build is of them */
@@ -216,17 +217,18 @@ static PyType_Spec coder_spec = {
 };
 
 static int fill_module(PyObject *module) {
-    PyObject *type = PyType_FromSpec(&coder_spec);
-    if (type == NULL) return -1;
-    int failed = PyModule_AddObjectRef(module, "Coder", type);
-    Py_DECREF(type);
-    return failed < 0 || PyModule_AddStringConstant(module, "SOURCE", THINWIRE_SOURCE) < 0 ? -1 : 0;
+    PyObject *type = PyType_FromSpec(&coder_spec), *packer = tw_packer_type();
+    int failed = type == NULL || packer == NULL || PyModule_AddObjectRef(module, "Coder", type) < 0 ||
+                 PyModule_AddObjectRef(module, "StillPacker", packer) < 0;
+    Py_XDECREF(type);
+    Py_XDECREF(packer);
+    return failed || PyModule_AddStringConstant(module, "SOURCE", THINWIRE_SOURCE) < 0 ? -1 : 0;
 }
 
 static PyModuleDef_Slot module_slots[] = {{Py_mod_exec, (void *)fill_module}, {0, NULL}};
 
 static struct PyModuleDef module_def = {
-    PyModuleDef_HEAD_INIT, .m_name = "_coder", .m_doc = "The range coder of thinwire/WIRE.md in C.", .m_slots = module_slots,
+    PyModuleDef_HEAD_INIT, .m_name = "_coder", .m_doc = "The coders of thinwire/WIRE.md in C: of symbols, and of the symbols of AV1 stills.", .m_slots = module_slots,
 };
 
 PyMODINIT_FUNC PyInit__coder(void) { return PyModuleDef_Init(&module_def); }
