@@ -8,14 +8,14 @@
 
 typedef struct {
     PyObject_HEAD
-    tw_model *model, *work; /* work: of a learner alone */
+    tw_model *model, *work; /* work: once it has learned */
 } PackerObject;
 
 PyDoc_STRVAR(packer_doc,
-             "StillPacker(state, learning=False)\n--\n\n"
+             "StillPacker(state)\n--\n\n"
              "Codes the symbols of bare AV1 frames with probabilities of its own. state: bytes of `state()`, or b'' for a\n"
-             "model that knows nothing. learning: for `learn`; its memory is 40 MB with b'', 4 MB otherwise. Raises\n"
-             "ValueError for a state that is none of this version.");
+             "model that knows nothing, which learns with 60 MB of memory. Raises ValueError for a state that is none of\n"
+             "this version.");
 
 static void packer_dealloc(PyObject *self) {
     PackerObject *packer = (PackerObject *)self;
@@ -28,21 +28,18 @@ static void packer_dealloc(PyObject *self) {
 }
 
 static PyObject *packer_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"state", "learning", NULL};
+    static char *names[] = {"state", NULL};
     Py_buffer state;
-    int learning = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "y*|p", names, &state, &learning)) return NULL;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "y*", names, &state)) return NULL;
     allocfunc allocate = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
     PackerObject *self = (PackerObject *)allocate(type, 0);
     if (self == NULL) {
         PyBuffer_Release(&state);
         return NULL;
     }
-    const int bits = learning && state.len == 0 ? TW_LEARNING_BITS : TW_SLOT_BITS;
-    self->model = tw_model_new(bits, learning);
-    if (learning) self->work = tw_model_new(bits, 0);
+    self->model = tw_model_new(state.len == 0 ? TW_LEARNING_BITS : TW_SLOT_BITS);
     int fault = 0;
-    if (self->model == NULL || (learning && self->work == NULL)) {
+    if (self->model == NULL) {
         PyErr_NoMemory();
         fault = 1;
     } else if (state.len == 0) {
@@ -124,16 +121,14 @@ static PyObject *packer_unpack(PyObject *self, PyObject *args) {
 }
 
 PyDoc_STRVAR(learn_doc, "learn(frame, width, height, cdef, restoration, rung)\n--\n\n"
-                        "Trains on a frame. Returns False for one that cannot be packed. Not for several threads.");
+                        "Trains on a frame. Returns False for one that cannot be packed. While it runs no other thread may use this packer.");
 
 static PyObject *packer_learn(PyObject *self, PyObject *args) {
     Py_buffer frame;
     tw_av1_form form = {0};
     PackerObject *packer = (PackerObject *)self;
-    if (packer->work == NULL) {
-        PyErr_SetString(PyExc_ValueError, "this packer was not made with learning=True");
-        return NULL;
-    }
+    if (packer->work == NULL) packer->work = tw_model_new(packer->model->bits);
+    if (packer->work == NULL || tw_model_may_learn(packer->model)) return PyErr_NoMemory();
     if (!parsed(args, &frame, &form)) return NULL;
     const int learned = tw_still_learn(packer->model, packer->work, form, frame.buf, (size_t)frame.len);
     PyBuffer_Release(&frame);

@@ -96,7 +96,7 @@ static int comes_back(tw_state *s, const uint8_t *frame, size_t frame_bytes, uin
 long tw_still_pack(const tw_model *trained, tw_av1_form form, const uint8_t *frame, size_t frame_bytes, uint8_t *out) {
     if (!packable(form) || frame_bytes < 2) return 0;
     tw_state *s = calloc(1, sizeof *s);
-    tw_model *work = tw_model_new(trained->bits, 0);
+    tw_model *work = tw_model_new(trained->bits);
     uint16_t *words = malloc(sizeof *words * (frame_bytes + 8));
     uint8_t *again = malloc(frame_bytes);
     long result = -1;
@@ -122,7 +122,7 @@ long tw_still_unpack(const tw_model *trained, tw_av1_form form, const uint8_t *p
                      size_t capacity) {
     if (!packable(form) || capacity <= HEADER_BYTES) return 0;
     tw_state *s = calloc(1, sizeof *s);
-    tw_model *work = tw_model_new(trained->bits, 0);
+    tw_model *work = tw_model_new(trained->bits);
     uint16_t *words = malloc(sizeof *words * capacity);
     long result = -1;
     if (s && work && words) {
@@ -157,7 +157,7 @@ int tw_still_learn(tw_model *master, tw_model *work, tw_av1_form form, const uin
     tw_state *s = calloc(1, sizeof *s);
     if (s == NULL) return -1;
     s->pass.form = form;
-    tw_model_begin(work, master);
+    memcpy(work->weights, master->weights, sizeof work->weights); /* its counters follow one by one: `slot_of` */
     tw_coder_start(&s->pass.model, TW_LEARN, work, master, NULL, 0, NULL, 0);
     const int learned = !read_frame(s, frame, frame_bytes);
     if (learned) {

@@ -45,16 +45,20 @@ static void make_tables(void) {
 
 #define NOTHING (1u << 31) /* even chances, never seen */
 
-tw_model *tw_model_new(int bits, int learning) {
+tw_model *tw_model_new(int bits) {
     tw_model *m = calloc(1, sizeof *m);
     if (m == NULL) return NULL;
     m->bits = bits;
     m->slots = malloc(sizeof *m->slots << bits);
     m->tags = malloc((size_t)1 << bits);
-    if (learning) m->touched = malloc(sizeof *m->touched << bits);
-    if (m->slots && m->tags && (m->touched || !learning)) return m;
+    if (m->slots && m->tags) return m;
     tw_model_free(m);
     return NULL;
+}
+
+int tw_model_may_learn(tw_model *m) {
+    if (m->touched == NULL) m->touched = calloc((size_t)1 << m->bits, sizeof *m->touched);
+    return m->touched == NULL;
 }
 
 void tw_model_free(tw_model *m) {
@@ -153,11 +157,9 @@ int tw_model_load(tw_model *m, const uint8_t *state, size_t size) {
     return 0;
 }
 
-void tw_model_begin(tw_model *work, const tw_model *trained) {
-    if (trained->touched == NULL) { /* training copies a slot when a frame first sees it */
-        memcpy(work->slots, trained->slots, sizeof *work->slots << work->bits);
-        memcpy(work->tags, trained->tags, (size_t)1 << work->bits);
-    }
+void tw_model_begin(tw_model *work, const tw_model *trained) { /* a saved counter is capped as it is */
+    memcpy(work->slots, trained->slots, sizeof *work->slots << work->bits);
+    memcpy(work->tags, trained->tags, (size_t)1 << work->bits);
     memcpy(work->weights, trained->weights, sizeof work->weights);
     work->frames = trained->frames;
 }

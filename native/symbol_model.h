@@ -45,9 +45,11 @@ typedef struct {
 } tw_coder;
 
 /* Memory for 2^bits counters. Returns NULL without memory; `tw_model_free` takes NULL. */
-tw_model *tw_model_new(int bits, int learning);
+tw_model *tw_model_new(int bits);
 void tw_model_free(tw_model *m);
 void tw_model_start(tw_model *m);
+/* 1 without memory. */
+int tw_model_may_learn(tw_model *m);
 /* Bytes of a saved model, and a model of TW_SLOT_BITS from them: 1 for bytes that are none. */
 size_t tw_model_size(void);
 int tw_model_load(tw_model *m, const uint8_t *state, size_t size);
