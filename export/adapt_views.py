@@ -21,7 +21,7 @@ from export.kept_views import KeptViews, random_views, written_whole
 from export.photographs.collection import Photographs
 from export.towers import Tower
 from export.train import HELD_OUT
-from synthesis.decoder_identity import DecoderIdentity, is_plain_still
+from synthesis.decoder_identity import decoder_hash, grain_hash
 from synthesis.merging import variant_net
 from synthesis.variant import DecoderVariant
 from thinwire.bundle import Bundle
@@ -67,7 +67,7 @@ class ViewMaker:
             if variant
             else synthesis.load(bundle, device_of(tower.net))
         )
-        self._decoder = _decoder_name(variant.identity if variant else DecoderIdentity.of_bundle(bundle), bundle)
+        self._decoder = variant.digest if variant else decoder_hash(bundle) or grain_hash(bundle) or ""
         self._content = content_of(bundle)
         self._kept = KeptViews(
             "adapt-views",
@@ -132,14 +132,6 @@ class ViewMaker:
         with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16):
             image = self._net(shown, layers).float()  # (B, 3, H, W) in [0, 1]
         return image.mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-
-
-def _decoder_name(decoder: DecoderIdentity, bundle: Bundle) -> str:
-    """What names the decoder in a folder of views: its weights; without any, what the card says of grain. Plain stills
-    have no name, so that views of before are found again."""
-    if decoder.weights_sha256 or is_plain_still(bundle.card.cloud["synthesis"]):
-        return decoder.weights_sha256
-    return decoder.synthesis_sha256
 
 
 def tower_vectors(net: torch.nn.Module, tower: Tower, views: torch.Tensor) -> torch.Tensor:

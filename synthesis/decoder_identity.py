@@ -43,3 +43,12 @@ def synthesis_hash(spec: Mapping[str, Any]) -> str:
 def is_plain_still(spec: Mapping[str, Any]) -> bool:
     """Whether `spec` shows the picture as AV1 left it."""
     return spec.get("arch") == "still" and not any(spec.get("grain", ()))
+
+
+def grain_hash(bundle: Bundle) -> str | None:
+    """`synthesis_hash` of a still without weights that adds grain; None for every other bundle.
+
+    What is kept of a bundle (views, figures) is named by the hashes of its files. Those do not tell such grain.
+    """
+    spec = bundle.card.cloud["synthesis"]
+    return synthesis_hash(spec) if spec.get("arch") == "still" and not is_plain_still(spec) else None

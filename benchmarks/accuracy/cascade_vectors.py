@@ -18,6 +18,7 @@ from benchmarks.codecs import peers
 from benchmarks.codecs.peers import Peer
 from cloud.engine.prepared import Prepared
 from export.teachers import cache_root
+from synthesis.decoder_identity import grain_hash
 
 if TYPE_CHECKING:
     from cloud.networks.clip import Clip
@@ -78,7 +79,8 @@ class Seeing:
             return one
 
         decoder = bundle.card.cloud.get("files", {})
-        known = ["bundle", bundle.model_id.hex(), bundle.card.edge.get("files", {}), decoder]
+        grain = filter(None, [grain_hash(bundle)])
+        known = ["bundle", bundle.model_id.hex(), bundle.card.edge.get("files", {}), decoder, *grain]
         return {level: self._kept([*known, level], lambda level=level: made(level)) for level in sorted(levels)}
 
     def peer(self, peer: Peer, side: int, value: float) -> Sent:

@@ -13,6 +13,7 @@ import PIL
 
 from benchmarks.codecs import peers as codecs
 from benchmarks.codecs.peers import Peer
+from synthesis.decoder_identity import grain_hash
 from thinwire.bundle import Bundle
 
 if TYPE_CHECKING:
@@ -129,10 +130,12 @@ def bundle_parameters(bundle: Bundle) -> dict[str, Any]:
     """What a bundle's figures depend on. The model id leaves encoder and decoder weights out: their hashes are here."""
     sections = (bundle.card.edge, bundle.card.cloud)
     files = {file: entry["sha256"] for section in sections for file, entry in section["files"].items()}
+    grain = grain_hash(bundle)
     return {
         "model_id": bundle.model_id.hex(),
         "encoder": bundle.encoder_path().name if bundle.has_encoder else f"Pillow {PIL.__version__}",
         "files": files,
+        **({} if grain is None else {"synthesis": grain}),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from synthesis.adapter import Adapter
     from synthesis.variant import DecoderVariant
     from thinwire.bundle import Bundle
+
+log = logging.getLogger(__name__)
 
 
 class LoadedModels:
@@ -65,6 +68,8 @@ class LoadedModels:
         self.default = next(iter(self._specs))
         self._first = self._make_clip(self.default)
         self.adapters = tuple(each for each in adapters if not offered or self._may_be_used(each))
+        for left_out in set(adapters) - set(self.adapters):
+            log.warning("served without the adapter that ships: %s is for CLIP %s", left_out.path, left_out.clip)
         self.decoders = tuple(decoders)
         for made in (*self.adapters, *self.decoders):
             if not self._may_be_used(made):

@@ -330,11 +330,14 @@ def test_a_server_takes_the_adapter_that_ships_where_it_fits_and_lets_it_be_left
     assert np.abs(vectors[0] - vectors[2]).max() > 0.01
 
 
-def test_an_adapter_that_nobody_asked_for_is_left_out_where_the_clip_is_another(tiny_clip_dir, tiny_codec, adapter):
+def test_an_adapter_that_nobody_asked_for_is_left_out_where_the_clip_is_another(
+    tiny_clip_dir, tiny_codec, adapter, caplog
+):
     """clip-lite made anew under its name: the server starts without the adapter that ships."""
     other = write_tiny_clip(tiny_clip_dir.parent / "retrained", seed=4)
     runtime = open_runtime("torch", Asked("cpu", 1), [str(other)], [tiny_codec], [])
     given = [runtime, ModelCache(None), [str(other)], [tiny_codec], None, [adapter]]
     assert LoadedModels(*given, offered=True).adapters == ()
+    assert f"served without the adapter that ships: {adapter.path} is for CLIP {adapter.clip}" in caplog.text
     with pytest.raises(AdapterError, match="was trained on CLIP"):
         LoadedModels(*given)
