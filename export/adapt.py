@@ -97,7 +97,7 @@ class Adapting:
             "CLIP": self.tower.id,
             "bundle": f"{self.bundle.name} ({self.bundle.model_id.hex()})",
             "decoder": f"{decoder.weights_sha256[:16] or 'without weights'}, synthesis {decoder.synthesis_sha256[:16]}",
-            "rates": ", ".join(self.rates),
+            "rates": ", ".join(sorted(self.rates, key=self.rates.get)),
         }
 
     def _variant(self) -> DecoderVariant | None:
