@@ -20,6 +20,7 @@ EPILOG = """examples:
   thinwire-export embedding --clip clip-lite --out bundles/embedding     # or NAME:TAG, NAME:/path, an open_clip folder
   thinwire-export student --clip ViT-B-32:laion2b_s34b_b79k --images ~/Pictures --minutes 60   # a small tower for it
   thinwire-export still --out bundles/still              # bare AV1 stills: no network on the device, no training
+  thinwire-export still-symbols --images ~/Pictures --out bundles/packed   # the same pictures in fewer bytes
   thinwire-export restore --minutes 40                   # what the cloud makes of them: runs/restore/bundle
   thinwire-export tune --bundle layered --clip ViT-B-32:laion2b_s34b_b79k --images ~/Pictures   # for one CLIP
   thinwire-export adapt --bundle still --minutes 30              # CLIP learns to read a codec's pictures: an adapter
@@ -127,6 +128,15 @@ def build_parser() -> argparse.ArgumentParser:
     still.add_argument(
         "--count", type=positive(int), default=96, help="training photographs over which frames are compared"
     )
+
+    symbols = commands.add_parser(
+        "still-symbols", help="learn the model by which a still's frames are packed: the same pictures in fewer bytes"
+    )
+    symbols.add_argument("--bundle", default="still", metavar="NAME|PATH")
+    add_photograph_options(symbols)
+    symbols.add_argument("--count", type=positive(int), default=6000, help="photographs to learn from")
+    symbols.add_argument("--seed", type=int, default=0)
+    symbols.add_argument("--out", type=Path, default=Path("runs") / "still-symbols", help="folder of the new bundle")
 
     restore = commands.add_parser("restore", help="train the network that restores a still's pictures in the cloud")
     restore.add_argument("--bundle", default="still", metavar="NAME|PATH")

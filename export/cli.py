@@ -108,6 +108,14 @@ def run_still(args: argparse.Namespace) -> None:
     print(make_still_bundle(args.out, args.count, photographs=photograph_options(args)))
 
 
+def run_still_symbols(args: argparse.Namespace) -> None:
+    from export.still_symbols import SymbolSettings, pack_still, table
+
+    settings = SymbolSettings(args.bundle, args.count, args.seed, photograph_options(args))
+    print(table(pack_still(settings, args.out)))
+    print(args.out)
+
+
 def run_restore(args: argparse.Namespace) -> None:
     from export.restoring import RestoreSettings
     from export.still import restore_still
@@ -242,6 +250,7 @@ COMMANDS = {
     "embedding": run_embedding,
     "student": run_student,
     "still": run_still,
+    "still-symbols": run_still_symbols,
     "restore": run_restore,
     "adapt": run_adapt,
     "tune": run_tune,

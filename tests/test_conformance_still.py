@@ -26,7 +26,7 @@ from edge import Client
 from edge.encoder import Encoder
 from edge.errors import Refused
 from edge.line.client import Question
-from scripts.golden_stills import planes_hash, read_stills, still_differences
+from scripts.golden_stills import golden_packet, plain_packet, planes_hash, read_stills, still_differences
 from tests.light_server import light_service
 from thinwire.bundle import load_bundle
 from thinwire.errors import PacketError
@@ -44,7 +44,7 @@ def bundle():
 @pytest.fixture(scope="module")
 def packets(bundle) -> dict[str, bytes]:
     """Rate → the golden packet of a photograph."""
-    return {rate: bytes.fromhex(said["packet"]) for rate, said in read_stills(bundle)["photos"]["chelsea.png"].items()}
+    return {rate: golden_packet(bundle, said) for rate, said in read_stills(bundle)["photos"]["chelsea.png"].items()}
 
 
 @pytest.fixture(scope="module", params=["here", "without torch"])
@@ -66,6 +66,19 @@ def test_golden_packets_decode_to_the_golden_pictures(bundle):
     golden = read_stills(bundle)
     assert len(golden["photos"]) == 2
     assert still_differences(bundle) == []
+
+
+def test_a_packet_that_is_not_packed_is_answered_alike(bundle, packets, address):
+    """What devices without a compiled coder send."""
+    question = Question.check(LABELS, top_k=3, prompt_set="7")
+    plain = {rate: bytes.fromhex(said["plain"]) for rate, said in read_stills(bundle)["photos"]["chelsea.png"].items()}
+    assert any(plain[rate] != packets[rate] for rate in packets) == ("symbols" in bundle.card.wire)
+    with Client(address, bundle) as client:
+        for rate in bundle.rates:
+            one, two = (client.uplink.classify(question.request(packet=each[rate])) for each in (plain, packets))
+            assert [each.label for each in one.predictions] == [each.label for each in two.predictions]
+            for a, b in zip(one.predictions, two.predictions):
+                assert a.probability == pytest.approx(b.probability, abs=1e-4)
 
 
 def test_a_golden_file_that_says_something_else_is_noticed(bundle, packets):
@@ -124,9 +137,11 @@ def test_the_service_refuses_poison_and_goes_on(bundle, address, packets):
     """A cut packet, half a frame, one of a rung that there is not, two frames, another model: between good ones."""
     question, good = Question.check(LABELS, top_k=1, prompt_set="7"), packets["mid"]
     payload = Packet.from_bytes(good).layers[0]
+    plain = Packet.from_bytes(plain_packet(bundle, good)).layers[0]
     poisons = [
         good[:-5],
-        Packet(bundle.model_id, (payload[: len(payload) // 2],)).to_bytes(),
+        Packet(bundle.model_id, (plain[: len(plain) // 2],)).to_bytes(),
+        Packet(bundle.model_id, (b"\xc3" + payload[1:],)).to_bytes(),  # packed, and its lead cut off
         Packet(bundle.model_id, (b"\x0f" + payload[1:],)).to_bytes(),
         Packet(bundle.model_id, (payload, payload)).to_bytes(),
         Packet(bytes(255 - byte for byte in bundle.model_id), (payload,)).to_bytes(),

@@ -147,8 +147,13 @@ def photo(folder: Path, name: str = "photo.jpg", size: tuple[int, int] = (96, 80
     return path
 
 
-def make_tiny_still(folder: str | os.PathLike[str], size: int = 64, name: str = "tiny-still") -> Bundle:
-    """Writes a bundle of the family `still` for views of size x size pixels, and loads it: two rungs, no network."""
+def make_tiny_still(
+    folder: str | os.PathLike[str], size: int = 64, name: str = "tiny-still", packed: bool = False
+) -> Bundle:
+    """Writes a bundle of the family `still` for views of size x size pixels, and loads it: two rungs, no network.
+
+    packed: with a model of symbols, learned from a few synthetic pictures; needs the compiled coder.
+    """
     from thinwire.bare_av1 import form_of
     from thinwire.still import Rung
 
@@ -166,6 +171,7 @@ def make_tiny_still(folder: str | os.PathLike[str], size: int = 64, name: str = 
             "stills": [rung.card() for rung in rungs],
             "rates": [{"name": "low", "still": 1}, {"name": "high", "still": 2}],
         },
+        symbol_model=learned_symbols(rungs, synthetic_views(8, size, seed=3)) if packed else None,
         cloud={
             "output": "pixels",
             "synthesis": {"arch": "still", "grain": [4.0, 0.0], "size": [size, size]},
@@ -173,3 +179,17 @@ def make_tiny_still(folder: str | os.PathLike[str], size: int = 64, name: str = 
         },
         about={"training": {"note": "test only"}, "metrics": {}},
     )
+
+
+def learned_symbols(rungs: list, views: np.ndarray) -> bytes:
+    """A model of the symbols of `views`, uint8 (N, H, W, 3), as frames of each of `rungs`."""
+    from PIL import Image
+
+    from thinwire.entropy import compiled_module
+
+    packer = compiled_module().StillPacker(b"")
+    for view in map(Image.fromarray, views):
+        for number, rung in enumerate(rungs):
+            form = rung.form
+            assert packer.learn(rung.frame(view), form.width, form.height, form.cdef, form.restoration, number)
+    return packer.state()

@@ -5,7 +5,9 @@
     encoder.onnx [, encoder.int8.onnx]    edge: uint8 (B, H, W, 3) view → int32 (B, C, h, w) symbols
     decoder.safetensors                   cloud: weights of the net that the card's `cloud.synthesis` describes
 
-The family `still` has neither tables nor an encoder's file: its edge is `thinwire.still` alone.
+The family `still` has neither tables nor an encoder's file: its edge is `thinwire.still` alone. It may have
+
+    symbols.bin                           model by which AV1 frames are packed (both ends; `thinwire.frame_packing`)
 
 A bundle loads with the files that are there: an edge need not carry the decoder, a cloud not the encoder. Asking for
 the path of a file that is not there raises `MissingFile`; nothing ever falls back to something else.
@@ -26,7 +28,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from thinwire.card import Card, canonical_wire, check_card
+from thinwire.card import MAX_SYMBOLS_BYTES, SYMBOLS, Card, canonical_wire, check_card
 from thinwire.checkpoint_help import explained
 from thinwire.entropy import SymbolCoder
 from thinwire.errors import (
@@ -77,6 +79,14 @@ class Bundle:
         return self.card.wire["input"]["height"], self.card.wire["input"]["width"]
 
     @property
+    def picture_id(self) -> bytes:
+        """4 bytes that are equal where equal packets' pictures are: the model id, of a still as if nothing were packed.
+
+        Packing saves bytes and changes no pixel, so what was trained on a still's pictures serves any model of symbols.
+        """
+        return model_id({key: value for key, value in self.card.wire.items() if key != "symbols"})
+
+    @property
     def has_encoder(self) -> bool:
         """Whether the edge runs a network; a `still` is made by Pillow alone."""
         return self.card.wire["family"] != STILL
@@ -108,7 +118,7 @@ class Bundle:
         """A packet of this model → int32 (C, h, w), zeros in absent layers; of a still, uint8 (3, H, W).
 
         Raises `UnknownModel` when another model made it, `BadPayload`, `DamagedFrame` or `MalformedPacket` when it
-        cannot be read.
+        cannot be read, `CoderMissing` for a packed still where there is no compiled coder.
         """
         if packet.model_id != self.model_id:
             raise UnknownModel(
@@ -136,6 +146,10 @@ class Bundle:
         """The decoder's weights (safetensors)."""
         return self._file("cloud", DECODER)
 
+    def symbol_model(self) -> bytes | None:
+        """Of a still: what its `symbols.bin` holds; None where it has none. Raises `MissingFile` or `AlteredFile`."""
+        return _read_symbol_model(self.path, self.card)
+
     def _file(self, section: str, file: str) -> Path:
         path = self.path / file
         if file not in getattr(self.card, section)["files"]:
@@ -148,8 +162,8 @@ class Bundle:
 def load_bundle(source: str | os.PathLike[str]) -> Bundle:
     """The bundle in a folder, or the shipped bundle of that name; the hash of every file that is there is checked.
 
-    Raises `UnknownBundle`, `MissingFile` (card or tables), `AlteredFile`, `BadCard` or `BadTables`; each names the
-    file.
+    Raises `UnknownBundle`, `MissingFile` (card, tables or symbols), `AlteredFile`, `BadCard` or `BadTables`; each
+    names the file.
     """
     folder = resolve_bundle(source)
     card = _read_card(folder / CARD)
@@ -158,7 +172,7 @@ def load_bundle(source: str | os.PathLike[str]) -> Bundle:
             if (folder / file).exists():
                 _check_hash(folder / file, entry["sha256"])
     if card.wire["family"] == STILL:
-        coder: SymbolCoder | StillCoder = _still_coder(card)
+        coder: SymbolCoder | StillCoder = _still_coder(folder, card)
     else:
         coder = _read_coder(folder / TABLES, card)
     rates = {rate["name"]: rate.get("still") or rate["layers"] for rate in card.wire["rates"]}
@@ -171,6 +185,7 @@ def write_bundle(
     name: str,
     wire: Mapping[str, Any],
     tables: Tables | None = None,
+    symbol_model: bytes | None = None,
     encoder: str | os.PathLike[str] | bytes | None = None,
     encoder_int8: str | os.PathLike[str] | bytes | None = None,
     decoder: str | os.PathLike[str] | bytes | None = None,
@@ -182,13 +197,12 @@ def write_bundle(
 
     wire holds family, input, latent, layers, rates and context (see `thinwire.card`); the symbol range and the tables'
     hash are filled in. encoder, encoder_int8 and decoder are files or their bytes. A still needs no tables and no
-    encoder, and its wire is complete. The folder appears whole or not at all. Raises `BadCard` or `BadTables` when the
-    parts do not fit each other, `BundleError` when `folder` holds other things.
+    encoder; symbol_model is its `symbols.bin`, if it has one. The folder appears whole or not at all. Raises `BadCard`
+    or `BadTables` when the parts do not fit each other, `BundleError` when `folder` holds other things.
     """
     folder = Path(folder)
-    if folder.exists() and not (folder / CARD).is_file() and (not folder.is_dir() or any(folder.iterdir())):
-        raise BundleError(f"{folder}: exists and is not a bundle; name another folder")
-    packed, wire = _complete(wire, tables, encoder)
+    check_place(folder)
+    shared, wire = _complete(wire, tables, encoder, symbol_model)
     named = {"fp32": encoder, "int8": encoder_int8}
     on_edge = {ENCODERS[name]: _bytes(source) for name, source in named.items() if source is not None}
     in_cloud = {} if decoder is None else {DECODER: _bytes(decoder)}
@@ -208,7 +222,7 @@ def write_bundle(
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         partial.chmod(0o755)
-        for file, data in {**on_edge, **in_cloud, **packed, CARD: text.encode()}.items():
+        for file, data in {**on_edge, **in_cloud, **shared, CARD: text.encode()}.items():
             (partial / file).write_bytes(data)
         load_bundle(partial)
         if folder.exists():
@@ -221,6 +235,12 @@ def write_bundle(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return load_bundle(folder)
+
+
+def check_place(folder: Path) -> None:
+    """Raises `BundleError` where a bundle cannot be written because `folder` is, or holds, something else."""
+    if folder.exists() and not (folder / CARD).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise BundleError(f"{folder}: exists and is not a bundle; name another folder")
 
 
 def shipped_bundles() -> dict[str, Path]:
@@ -263,12 +283,21 @@ def _read_card(path: Path) -> Card:
     return check_card(data, str(path))
 
 
-def _complete(wire: Mapping[str, Any], tables: Tables | None, encoder: object) -> tuple[dict[str, bytes], dict]:
-    """The tables as a file, where there are any, and `wire` with what is known of them."""
+def _complete(
+    wire: Mapping[str, Any], tables: Tables | None, encoder: object, symbol_model: bytes | None
+) -> tuple[dict[str, bytes], dict]:
+    """The file that both ends need, where there is one, and `wire` with what is known of it."""
     if wire.get("family") == STILL:
         if tables is not None or encoder is not None:
             raise BadCard("a still has neither tables nor an encoder")
-        return {}, dict(wire)
+        if symbol_model is None:
+            if "symbols" in wire:
+                raise BadCard(f"wire.symbols names a model: give what {SYMBOLS} holds, or leave the key out")
+            return {}, dict(wire)
+        files = {SYMBOLS: symbol_model}
+        return files, {**wire, "symbols": {"file": SYMBOLS, **_entries(files)[SYMBOLS]}}
+    if symbol_model is not None:
+        raise BadCard(f"a bundle of family {wire.get('family')!r} has tables and no {SYMBOLS}")
     if tables is None or encoder is None:
         raise BadCard(f"a bundle of family {wire.get('family')!r} needs tables and an encoder")
     packed = tables.to_bytes()
@@ -291,9 +320,24 @@ def _read_coder(path: Path, card: Card) -> SymbolCoder:
         raise BadTables(f"{path}: {error}") from error
 
 
-def _still_coder(card: Card) -> StillCoder:
-    view = card.wire["input"]
-    return StillCoder([Rung.of_card(entry) for entry in card.wire["stills"]], (3, view["height"], view["width"]))
+def _still_coder(folder: Path, card: Card) -> StillCoder:
+    view, rungs = card.wire["input"], [Rung.of_card(entry) for entry in card.wire["stills"]]
+    try:
+        return StillCoder(rungs, (3, view["height"], view["width"]), _read_symbol_model(folder, card))
+    except BadTables as error:
+        raise BadTables(f"{folder / SYMBOLS}: {error}") from error
+
+
+def _read_symbol_model(folder: Path, card: Card) -> bytes | None:
+    if "symbols" not in card.wire:
+        return None
+    path, said = folder / SYMBOLS, card.wire["symbols"]
+    if not path.is_file():
+        raise MissingFile(f"{path}: file is missing; copy the whole bundle, or install thinwire again")
+    if path.stat().st_size > MAX_SYMBOLS_BYTES:
+        raise BadTables(f"{path}: is larger than {MAX_SYMBOLS_BYTES >> 20} MiB")
+    _check_hash(path, said["sha256"])
+    return path.read_bytes()
 
 
 def _coder(card: Card, tables: Tables) -> SymbolCoder:

@@ -12,7 +12,8 @@
 
 The family `still` (`thinwire.still`) has pictures in place of symbols: its wire holds no latent, layers, context and
 tables, but "stills": [{"width", "height", "chroma", "cdef", "restoration", "quality", "speed", "tune", "lead": hex},
-...], and its rates are {"name": "low", "still": 1}; its edge has no files.
+...], and its rates are {"name": "low", "still": 1}; its edge has no files. Its wire may hold "symbols": {"file":
+"symbols.bin", "sha256", "bytes"}, the model by which frames are packed (`thinwire.frame_packing`).
 
 Other keys are allowed in edge, cloud and about. In wire too: they are part of the model id.
 """
@@ -34,6 +35,8 @@ from thinwire.still import FAMILY as STILL
 from thinwire.still import MAX_LEAD_BYTES, MAX_RUNGS, Rung
 
 FORMAT = 1
+SYMBOLS = "symbols.bin"
+MAX_SYMBOLS_BYTES = 16 << 20
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -190,6 +193,11 @@ def _check_stills(wire: _Section) -> None:
             Rung.of_card(still.data)
         except ImageError as error:
             raise BadCard(f"{still.where.rstrip('.')}: {error}") from error
+    if "symbols" in wire.data:
+        model = wire.section("symbols")
+        model.text("file", (SYMBOLS,))
+        model.digest("sha256")
+        model.whole("bytes", 0, MAX_SYMBOLS_BYTES)
     _check_rates(wire, "still", len(stills))
 
 

@@ -215,8 +215,9 @@ def compiled_module() -> ModuleType | None:
             raise
         warnings.warn(
             f"thinwire's compiled coder is missing ({error}): packets are coded in plain Python, to the same bytes but "
-            "more slowly. A wheel for this system has it. With a C compiler and Python's headers pip builds it from "
-            "source, and `make setup` in a clone. THINWIRE_CODER=python silences this.",
+            "more slowly; stills are sent larger than need be, and packed ones cannot be read. A wheel for this system "
+            "has it. With a C compiler and Python's headers pip builds it from source, and `make setup` in a clone. "
+            "THINWIRE_CODER=python silences this.",
             RuntimeWarning,
             stacklevel=2,
         )

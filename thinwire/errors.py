@@ -47,6 +47,12 @@ class DamagedFrame(PacketError):
     """The bytes are not an AV1 frame of the size and settings that their packet stands for."""
 
 
+class CoderMissing(ThinwireError):
+    """The packet needs the compiled coder, and this end has none; nothing is wrong with the packet."""
+
+    reason: ClassVar[str] = Reason.CANNOT_DECODE
+
+
 class PacketTooLarge(PacketError):
     """A packet or layer is larger than the format allows; nothing of it was read."""
 
@@ -82,7 +88,7 @@ class BadCard(BundleError):
 
 
 class BadTables(BundleError):
-    """Entropy-coding tables break a rule (row sums, shapes, ranges)."""
+    """Entropy-coding tables, or a model of symbols, break a rule (row sums, shapes, ranges)."""
 
 
 class ClipUnavailable(ThinwireError):

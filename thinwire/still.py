@@ -5,10 +5,13 @@ lossy: the view is shrunk to the rung's size, coded by AV1 at the rung's quality
 decoding gives the picture that AV1 kept, enlarged to the view again. A rung is one rate. Rates are no prefixes of each
 other: a packet has one layer, and its first byte says which rung it is of.
 
-    payload   byte 0: rung - 1, plus 128 where the rung's lead was cut off; then the frame without its lead
+    payload   byte 0: rung - 1, plus 64 for a packed frame or 128 where the rung's lead was cut off; then the packed
+              frame, or the frame without its lead
 
-The lead is how frames of a rung usually begin (the frame header depends on quality and on little else); the card holds
-it, so that ten bytes of most frames stay at home.
+A packed frame is the AV1 frame coded again by a model of its symbols (`thinwire.frame_packing`), where the bundle has
+one: fewer bytes for the same pixels. Where packing is not possible (no compiled coder, a frame that the model does not
+know) the frame goes as it is. The lead is how frames of a rung usually begin (the frame header depends on quality and
+on little else); the card holds it, so that ten bytes of most frames that are not packed stay at home.
 """
 
 from __future__ import annotations
@@ -24,12 +27,14 @@ from thinwire import bare_av1
 from thinwire.bare_av1 import BareForm
 from thinwire.errors import BadPayload, DamagedFrame, MalformedPacket, SymbolError
 from thinwire.frame_decoder import decode_apart
+from thinwire.frame_packing import FramePacker, packable
 from thinwire.imaging import canonical_view
 
 FAMILY = "still"
 MAX_RUNGS = 16
 MAX_LEAD_BYTES = 32
-_CUT = 0x80  # of a payload's first byte: the lead was cut off
+# Of a payload's first byte: the lead was cut off; the frame is packed. Never both
+_CUT, _PACKED = 0x80, 0x40
 
 
 @dataclass(frozen=True)
@@ -74,17 +79,23 @@ class StillCoder:
     """Views ↔ payloads of one bundle of the family `still`; has the face of `thinwire.entropy.SymbolCoder`.
 
     shape: (3, H, W) of the canonical view. layers: one, of all three planes. low, high: 0 and 255. exact: False,
-    for `decode(encode(x))` is near `x` and not `x`. form: "compiled", Pillow's AV1. May be shared by threads.
+    for `decode(encode(x))` is near `x` and not `x`. form: "compiled", or "unpacked" where the bundle could pack its
+    frames and this end has no compiled coder. May be shared by threads.
     """
 
     exact = False
-    form = "compiled"
     low, high = 0, 255
     layers = ((0, 3),)
 
-    def __init__(self, rungs: Sequence[Rung], shape: tuple[int, int, int]) -> None:
+    def __init__(self, rungs: Sequence[Rung], shape: tuple[int, int, int], symbol_model: bytes | None = None) -> None:
+        """symbol_model: what the bundle's `symbols.bin` holds, if it has one. Raises `BadTables` for anything else."""
         self.rungs = tuple(rungs)
         self.shape = shape
+        self._packer = None if symbol_model is None else FramePacker(symbol_model)
+
+    @property
+    def form(self) -> str:
+        return "compiled" if self._packer is None or self._packer.compiled else "unpacked"
 
     def encode(self, symbols: np.ndarray, level: int | None = None) -> list[bytes]:
         """Planes uint8 (3, H, W) → the one payload of rung `level`, 1 to the number of rungs (default: the last).
@@ -98,42 +109,64 @@ class StillCoder:
             raise SymbolError(f"a still is made of planes uint8 {self.shape}, got {got}")
         if not 1 <= level <= len(self.rungs):
             raise SymbolError(f"this bundle has rungs 1 to {len(self.rungs)}, not {level}")
-        rung = self.rungs[level - 1]
-        frame = rung.frame(Image.fromarray(np.ascontiguousarray(symbols.transpose(1, 2, 0))))
+        frame = self.rungs[level - 1].frame(Image.fromarray(np.ascontiguousarray(symbols.transpose(1, 2, 0))))
+        return [self.payload(frame, level)]
+
+    def payload(self, frame: bytes, level: int, packed: bool = True) -> bytes:
+        """A bare frame of rung `level` → the payload that carries it; packed: where that saves bytes."""
+        rung, number = self.rungs[level - 1], level - 1
         cut = bool(rung.lead) and frame.startswith(rung.lead)
-        return [bytes([level - 1 | (_CUT if cut else 0)]) + frame[len(rung.lead) if cut else 0 :]]
+        plain = bytes([number | (_CUT if cut else 0)]) + frame[len(rung.lead) if cut else 0 :]
+        if packed and self._packer is not None:
+            body = self._packer.pack(frame, rung.form, number)
+            if body is not None and 1 + len(body) < len(plain):
+                return bytes([number | _PACKED]) + body
+        return plain
 
     def decode(self, payloads: Sequence[bytes]) -> np.ndarray:
         """The one payload → the picture it holds, enlarged to the view: uint8 (3, H, W).
 
         The frame is decoded in a process of its own (`thinwire.frame_decoder`). Raises `MalformedPacket` unless there
         is one layer, `BadPayload` for a payload that `encode` does not write, `DamagedFrame` for a frame that does not
-        decode.
+        decode, `CoderMissing` for a packed one where there is no compiled coder.
         """
-        level, frame = self._parsed(payloads)
-        form = self.rungs[level - 1].form
-        if len(frame) > 4 * form.width * form.height + 4096:
-            raise DamagedFrame(f"{len(frame)} bytes are not an AV1 frame of {form.width}x{form.height} pixels")
-        pixels = canonical_view(decode_apart(frame, form), *self.shape[1:])  # (H, W, 3)
+        level, frame = self.frame(payloads)
+        pixels = canonical_view(decode_apart(frame, self.rungs[level - 1].form), *self.shape[1:])  # (H, W, 3)
         return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
-    def level(self, payloads: Sequence[bytes]) -> int:
-        """The rung of a payload, from 1. Raises as `decode`."""
-        return self._parsed(payloads)[0]
+    def frame(self, payloads: Sequence[bytes]) -> tuple[int, bytes]:
+        """The one payload → (its rung from 1, the bare frame with its lead). Raises as `decode`; does not decode."""
+        number, flags, body = self._parsed(payloads)
+        rung = self.rungs[number]
+        limit = 4 * rung.form.width * rung.form.height + 4096
+        if len(body) > limit:
+            raise DamagedFrame(f"{len(body)} bytes are not an AV1 frame of {rung.form.width}x{rung.form.height} pixels")
+        if flags & _PACKED:
+            assert self._packer is not None  # `_parsed` has seen to it
+            return number + 1, self._packer.unpack(body, rung.form, number)
+        if not flags & _CUT and rung.lead and body.startswith(rung.lead):
+            raise BadPayload(f"the payload carries the lead of rung {number + 1}: no encoder writes it")
+        return number + 1, (rung.lead if flags & _CUT else b"") + body
 
-    def _parsed(self, payloads: Sequence[bytes]) -> tuple[int, bytes]:
-        """(rung from 1, frame with its lead)."""
+    def level(self, payloads: Sequence[bytes]) -> int:
+        """The rung of a payload, from 1, by its first byte. Raises `MalformedPacket` or `BadPayload`."""
+        return self._parsed(payloads)[0] + 1
+
+    def _parsed(self, payloads: Sequence[bytes]) -> tuple[int, int, bytes]:
+        """(rung from 0, flags, the rest of the payload); the flags are possible for that rung."""
         if len(payloads) != 1:
             raise MalformedPacket(f"the packet has {len(payloads)} layers, one of a still has one")
         payload = bytes(payloads[0])
         if not payload:
             raise BadPayload("a still's payload begins with the number of its rung, this one is empty")
-        number, cut = payload[0] & ~_CUT, bool(payload[0] & _CUT)
+        flags = payload[0] & (_CUT | _PACKED)
+        number = payload[0] - flags
         if number >= len(self.rungs):
             raise BadPayload(f"the payload says rung {number + 1}, its model has 1 to {len(self.rungs)}")
-        lead = self.rungs[number].lead
-        if cut and not lead:
+        if flags == _CUT | _PACKED:
+            raise BadPayload("the payload says both that its frame is packed and that a lead was cut off")
+        if flags & _CUT and not self.rungs[number].lead:
             raise BadPayload(f"the payload says that a lead was cut off, frames of rung {number + 1} have none")
-        if not cut and lead and payload[1:].startswith(lead):
-            raise BadPayload(f"the payload carries the lead of rung {number + 1}: no encoder writes it")
-        return number + 1, (lead if cut else b"") + payload[1:]
+        if flags & _PACKED and (self._packer is None or not packable(self.rungs[number].form)):
+            raise BadPayload(f"the payload says that its frame is packed, frames of rung {number + 1} never are")
+        return number, flags, payload[1:]

@@ -138,6 +138,12 @@ class Doctor:
                 f"{detail}, {encoded.code_ms:.1f} of them to code its packet in plain Python",
                 "install thinwire's wheel for this system: its coder is compiled",
             )
+        if self._bundle.coder.form == "unpacked":
+            return (
+                WARNING,
+                f"{detail}; its stills are sent larger than need be, for want of the compiled coder that packs them",
+                "install thinwire's wheel for this system: its coder is compiled",
+            )
         return OK, detail, ""
 
     def _check_disk(self) -> tuple[str, str, str]:

@@ -16,7 +16,8 @@ from edge.defaults import CANNOT_RUN, OK, SOME_FAILED
 from edge.errors import NothingToDo
 from edge.line.image_files import Source, find_images
 from thinwire.bundle import Bundle, load_bundle, shipped_bundles
-from thinwire.errors import BundleError, PacketError, ThinwireError
+from thinwire.card import SYMBOLS
+from thinwire.errors import BundleError, CoderMissing, PacketError, ThinwireError
 from thinwire.packet import MAX_PACKET_BYTES, VERSION, Packet
 
 PACKET_SUFFIX = ".twp"
@@ -128,7 +129,7 @@ def inspect(args: argparse.Namespace) -> int:
             raise NothingToDo(
                 f"{args.target!r} is not a file, a folder or a bundle that ships with thinwire ({shipped})"
             )
-    except (PacketError, BundleError) as error:
+    except (PacketError, BundleError, CoderMissing) as error:
         message = str(error) if str(error).startswith(args.target) else f"{args.target}: {error}"
         _complain(message)
         if args.json:
@@ -184,7 +185,12 @@ def _packet_facts(path: Path, extra: str | None) -> tuple[dict[str, Any], list[s
             )
             spans = [_span(layer) for layer in bundle.card.wire["layers"]]
         else:
-            lines.append(f"  frame     AV1, {_still(bundle.card.wire['stills'][level - 1])}; it decodes")
+            _, frame = bundle.coder.frame(packet.layers)
+            facts["frame_bytes"] = len(frame)
+            lines.append(
+                f"  frame     AV1, {_still(bundle.card.wire['stills'][level - 1])}, {len(frame)} bytes as AV1 has it; "
+                "it decodes"
+            )
             spans = [""]
     lines.append(f"  layers    {len(sizes)}")
     lines += [f"    {place + 1:>2}      {size} bytes{spans[place]}" for place, size in enumerate(sizes)]
@@ -219,6 +225,8 @@ def _bundle_facts(bundle: Bundle) -> tuple[dict[str, Any], list[str]]:
         for section in (card.edge, card.cloud)
         for name, entry in section["files"].items()
     }
+    if "symbols" in wire:
+        files[SYMBOLS] = {"bytes": wire["symbols"]["bytes"], "present": True}
     facts = {
         "kind": "bundle",
         "name": bundle.name,
