@@ -95,7 +95,7 @@ class Adapting:
         decoder = DecoderIdentity.of_bundle(self.bundle) if self.variant is None else self.variant.identity
         self.made_for = {
             "CLIP": self.tower.id,
-            "bundle": f"{self.bundle.name} ({self.bundle.model_id.hex()})",
+            "bundle": f"{self.bundle.name} ({self.bundle.picture_id.hex()})",
             "decoder": f"{decoder.weights_sha256[:16] or 'without weights'}, synthesis {decoder.synthesis_sha256[:16]}",
             "rates": ", ".join(sorted(self.rates, key=self.rates.get)),
         }

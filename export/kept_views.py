@@ -29,7 +29,7 @@ class KeptViews:
     def __init__(self, kind: str, version: int, bundle: Bundle, said: Sequence[Any]) -> None:
         """kind: of views, a folder of the cache; version: raised when the same settings give other views."""
         encoder = sorted(entry["sha256"] for entry in bundle.card.edge["files"].values())
-        everything = json.dumps([version, bundle.model_id.hex(), encoder, *said])
+        everything = json.dumps([version, bundle.picture_id.hex(), encoder, *said])
         digest = hashlib.sha256(everything.encode()).hexdigest()
         self.folder = cache_root() / kind / f"{bundle.name}-{digest[:16]}"
         self.folder.mkdir(parents=True, exist_ok=True)

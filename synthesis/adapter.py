@@ -1,6 +1,6 @@
 """Adapters: what a CLIP's image tower learned about one codec's pictures, as low-rank differences of its weights.
 
-    adapter.json           what it is for: a CLIP by fingerprint, a bundle by model id and by its decoder, rates
+    adapter.json           what it is for: a CLIP by fingerprint, a bundle by picture id and by its decoder, rates
     adapter.safetensors    NAME.A (r, fan-in) and NAME.B (fan-out, r) for each weight NAME of the tower
 
 An adapted weight is W + scale * B A, in W's shape (LoRA, Hu et al. 2021, arXiv 2106.09685). Here because the workshop
@@ -38,7 +38,7 @@ MAX_WEIGHT_BYTES = 256 << 20  # of ViT-bigG at rank 16 it is about 60 MB
 class Adapter:
     """A loaded adapter; its weights had the hash that the card states.
 
-    clip: `NAME#fingerprint` of the tower; model_id: of the bundle whose pictures it knows; decoder_sha256,
+    clip: `NAME#fingerprint` of the tower; picture_id: of the bundle whose pictures it knows; decoder_sha256,
     synthesis_sha256: identity of the decoder that made them (`DecoderIdentity`), the latter None in adapters of before
     2026-11-29; rates: name → number of layers; factors: weight name → (A (r, fan-in), B (fan-out, r)) float32; digest:
     SHA-256 of the weights.
@@ -48,7 +48,7 @@ class Adapter:
     name: str
     clip: str
     bundle: str
-    model_id: bytes
+    picture_id: bytes
     decoder_sha256: str
     synthesis_sha256: str | None
     rates: dict[str, int]
@@ -77,12 +77,12 @@ class Adapter:
     def check_bundle(self, bundle: Bundle, decoders: Sequence[DecoderVariant] = ()) -> None:
         """Raises `AdapterError` unless the very pictures that this was trained on come from `bundle` or from one of
         `decoders` that stands in for its decoder where this CLIP answers."""
-        if bundle.model_id != self.model_id:
+        if bundle.picture_id != self.picture_id:
             raise AdapterError(
-                f"adapter {self.path} was trained on bundle {self.bundle!r} ({self.model_id.hex()}), not on "
-                f"{bundle.name!r} ({bundle.model_id.hex()}): serve that bundle, or train another adapter"
+                f"adapter {self.path} was trained on bundle {self.bundle!r} ({self.picture_id.hex()}), not on "
+                f"{bundle.name!r} ({bundle.picture_id.hex()}): serve that bundle, or train another adapter"
             )
-        tuned = next((each for each in decoders if each.model_id == self.model_id and each.is_for(self.clip)), None)
+        tuned = next((each for each in decoders if each.picture_id == self.picture_id and each.is_for(self.clip)), None)
         if changed := self._changed(bundle, tuned):
             maker = f"bundle {bundle.name!r}" if tuned is None else f"decoder {tuned.path}"
             decoder = "" if tuned is None else f" --decoder {tuned.path}"
@@ -152,7 +152,7 @@ def write_adapter(
         "clip": clip,
         "bundle": {
             "name": bundle.name,
-            "model_id": bundle.model_id.hex(),
+            "model_id": bundle.picture_id.hex(),  # under its name of before stills were packed
             "decoder_sha256": pictures.weights_sha256,
             "synthesis_sha256": pictures.synthesis_sha256,
         },
@@ -201,7 +201,7 @@ def load_adapter(source: Path | str) -> Adapter:
         name=card["name"],
         clip=card["clip"],
         bundle=bundle["name"],
-        model_id=bytes.fromhex(bundle["model_id"]),
+        picture_id=bytes.fromhex(bundle["model_id"]),
         decoder_sha256=bundle["decoder_sha256"],
         synthesis_sha256=bundle.get("synthesis_sha256"),
         rates=card["rates"],

@@ -35,7 +35,7 @@ INTO = ("pixels", "tower")
 class DecoderVariant:
     """A loaded variant; its weights had the hash that the card states.
 
-    clip: `NAME#fingerprint`; bundle, model_id: whose packets it decodes; into: `pixels`, or `tower` for a neck, whose
+    clip: `NAME#fingerprint`; bundle, picture_id: whose packets it decodes; into: `pixels`, or `tower` for a neck, whose
     `entry` (see `synthesis.neck.Entry`) says where it joins; spec: as `synthesis.build` takes it.
     """
 
@@ -43,7 +43,7 @@ class DecoderVariant:
     name: str
     clip: str
     bundle: str
-    model_id: bytes
+    picture_id: bytes
     into: str
     spec: dict[str, Any]
     entry: dict[str, Any] | None
@@ -79,10 +79,10 @@ class DecoderVariant:
 
     def check_bundle(self, bundle: Bundle) -> None:
         """Raises `DecoderError` for a bundle of other symbols."""
-        if bundle.model_id != self.model_id:
+        if bundle.picture_id != self.picture_id:
             raise DecoderError(
-                f"decoder {self.path} is for bundle {self.bundle!r} ({self.model_id.hex()}), not for {bundle.name!r} "
-                f"({bundle.model_id.hex()}): serve that bundle, or tune another decoder"
+                f"decoder {self.path} is for bundle {self.bundle!r} ({self.picture_id.hex()}), not for {bundle.name!r} "
+                f"({bundle.picture_id.hex()}): serve that bundle, or tune another decoder"
             )
 
 
@@ -105,7 +105,7 @@ def write_variant(
         "format": FORMAT,
         "name": f"{bundle.name}-{clip.partition('#')[0].replace('/', '-')}-{into}",
         "clip": clip,
-        "bundle": {"name": bundle.name, "model_id": bundle.model_id.hex()},
+        "bundle": {"name": bundle.name, "model_id": bundle.picture_id.hex()},
         "into": into,
         "synthesis": dict(spec),
         "entry": None if entry is None else dict(entry),
@@ -131,7 +131,7 @@ def load_variant(source: Path | str) -> DecoderVariant:
         name=card["name"],
         clip=card["clip"],
         bundle=bundle["name"],
-        model_id=bytes.fromhex(bundle["model_id"]),
+        picture_id=bytes.fromhex(bundle["model_id"]),
         into=card["into"],
         spec=card["synthesis"],
         entry=card["entry"],

@@ -22,6 +22,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ class Bundle:
         """(height, width) of the canonical view, pixels."""
         return self.card.wire["input"]["height"], self.card.wire["input"]["width"]
 
-    @property
+    @cached_property
     def picture_id(self) -> bytes:
         """4 bytes that are equal where equal packets' pictures are: the model id, of a still as if nothing were packed.
 

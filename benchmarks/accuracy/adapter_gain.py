@@ -39,7 +39,7 @@ def load_for(path: str, bundles: Sequence[Bundle], decoders: Sequence[DecoderVar
     from synthesis.adapter import load_adapter
 
     adapter = load_adapter(path)
-    own = [bundle for bundle in bundles if bundle.model_id == adapter.model_id]
+    own = [bundle for bundle in bundles if bundle.picture_id == adapter.picture_id]
     if not own:
         raise NothingToCompare(f"--adapter {path} is for bundle {adapter.bundle!r}: measure that bundle")
     for bundle in own:

@@ -75,7 +75,7 @@ class RateAccuracy:
         adapted = [
             family_points(bundle, name + SUFFIX, self.adapter)
             for bundle, name in zip(families, codec_names(families))
-            if self.adapter is not None and bundle.model_id == self.adapter.model_id
+            if self.adapter is not None and bundle.picture_id == self.adapter.picture_id
         ]
         return [
             [reference_point(height, width)],

@@ -89,7 +89,7 @@ def _rate_accuracy(args: argparse.Namespace, words: list[str]) -> dict[str, obje
     points = rows_of(group)
     told = {}
     if adapter:
-        names = [n for n, each in zip(codec_names(families), families) if each.model_id == adapter.model_id]
+        names = [n for n, each in zip(codec_names(families), families) if each.picture_id == adapter.picture_id]
         gains = {name: adapter_gain.gains_of_points(group.points, name, args.prompt_set, args.seed) for name in names}
         told = {"adapter": {**adapter_gain.described(adapter), "codecs": gains}}
     document = {

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cloud.networks.served_bundles import bundle_for
+from cloud.networks.served_bundles import bundles_for
 from synthesis.adapter import NONE, SERVED, Adapter, load_adapter
 from synthesis.clip_artefact import SHIPPED
 from thinwire.errors import AdapterError
@@ -40,15 +40,14 @@ def served_adapters(
 
 
 def _fits(adapter: Adapter, bundles: Sequence[Bundle], decoders: Sequence[DecoderVariant]) -> bool:
-    bundle = next((each for each in bundles if each.model_id == adapter.model_id), None)
-    if bundle is None:
-        return False
+    own = [each for each in bundles if each.picture_id == adapter.picture_id]
     try:
-        adapter.check_bundle(bundle, decoders)
+        for bundle in own:
+            adapter.check_bundle(bundle, decoders)
     except AdapterError as error:  # pictures of another decoder
         log.warning("served without the adapter that ships: %s", error)
         return False
-    return True
+    return bool(own)
 
 
 def load_adapters(
@@ -62,12 +61,13 @@ def load_adapters(
     adapters = [load_adapter(folder) for folder in folders]
     taken: dict[tuple[bytes, int, str], Adapter] = {}
     for adapter in adapters:
-        bundle = bundle_for(adapter, "adapter", bundles, AdapterError)
-        adapter.check_bundle(bundle, decoders)
+        own = bundles_for(adapter, "adapter", bundles, AdapterError)
+        for bundle in own:
+            adapter.check_bundle(bundle, decoders)
         for rate, layers in adapter.rates.items():
-            other = taken.setdefault((adapter.model_id, layers, adapter.clip.rpartition("#")[2]), adapter)
+            other = taken.setdefault((adapter.picture_id, layers, adapter.clip.rpartition("#")[2]), adapter)
             if other is not adapter:
                 raise AdapterError(
-                    f"adapters {other.path} and {adapter.path} are both for {bundle.name} at {rate} and {adapter.clip}"
+                    f"adapters {other.path} and {adapter.path} are both for {own[0].name} at {rate} and {adapter.clip}"
                 )
     return adapters

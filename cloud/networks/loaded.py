@@ -137,7 +137,8 @@ class LoadedModels:
         return self._loaded_clip(self._model_cache.load(self._clip_key(name), make))
 
     def _adapter(self, item: Prepared, clip: ServedClip) -> Adapter | None:
-        of_packet = (each for each in self.adapters if each.model_id == item.model_id and item.n_layers in each.layers)
+        pictures, layers = self._bundles[item.model_id].picture_id, item.n_layers
+        of_packet = (each for each in self.adapters if each.picture_id == pictures and layers in each.layers)
         return next((each for each in of_packet if each.is_for(clip.id)), None)
 
     def _tower_key(self, adapter: Adapter, name: str) -> Hashable:
@@ -171,7 +172,9 @@ class LoadedModels:
         )
 
     def _variant(self, bundle: Bundle, clip: ServedClip) -> DecoderVariant | None:
-        return next((each for each in self.decoders if each.model_id == bundle.model_id and each.is_for(clip.id)), None)
+        return next(
+            (each for each in self.decoders if each.picture_id == bundle.picture_id and each.is_for(clip.id)), None
+        )
 
     def _net_key(self, bundle: Bundle, clip: ServedClip) -> Hashable:
         variant = self._variant(bundle, clip)

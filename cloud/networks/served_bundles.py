@@ -17,16 +17,18 @@ class ForBundle(Protocol):
 
     path: Path
     bundle: str
-    model_id: bytes
+    picture_id: bytes
 
 
-def bundle_for(part: ForBundle, kind: str, bundles: Sequence[Bundle], error: type[ThinwireError]) -> Bundle:
-    """The bundle that `part` is for. Raises `error`; `kind` is what the message calls the part."""
-    for bundle in bundles:
-        if bundle.model_id == part.model_id:
-            return bundle
-    names = ", ".join(f"{each.name} ({each.model_id.hex()})" for each in bundles) or "none"
+def bundles_for(part: ForBundle, kind: str, bundles: Sequence[Bundle], error: type[ThinwireError]) -> list[Bundle]:
+    """The bundles that `part` is for: one, or a still and the same still with packed frames.
+
+    Raises `error` where there is none; `kind` is what the message calls the part.
+    """
+    if own := [bundle for bundle in bundles if bundle.picture_id == part.picture_id]:
+        return own
+    names = ", ".join(f"{each.name} ({each.picture_id.hex()})" for each in bundles) or "none"
     raise error(
-        f"{kind} {part.path} is for bundle {part.bundle!r} ({part.model_id.hex()}), this server has "
+        f"{kind} {part.path} is for bundle {part.bundle!r} ({part.picture_id.hex()}), this server has "
         f"{names}: serve that bundle, or leave the {kind} out"
     )

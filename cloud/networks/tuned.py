@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cloud.networks.served_bundles import bundle_for
+from cloud.networks.served_bundles import bundles_for
 from synthesis.variant import DecoderVariant, load_variant
 from thinwire.errors import DecoderError
 
@@ -26,8 +26,8 @@ def load_variants(folders: Sequence[str | Path], bundles: Sequence[Bundle]) -> l
     variants = [load_variant(folder) for folder in folders]
     taken: dict[tuple[bytes, str], DecoderVariant] = {}
     for variant in variants:
-        bundle = bundle_for(variant, "decoder", bundles, DecoderError)
-        other = taken.setdefault((variant.model_id, variant.clip.rpartition("#")[2]), variant)
+        bundle, *_ = bundles_for(variant, "decoder", bundles, DecoderError)
+        other = taken.setdefault((variant.picture_id, variant.clip.rpartition("#")[2]), variant)
         if other is not variant:
             raise DecoderError(
                 f"decoders {other.path} and {variant.path} are both for {bundle.name} and {variant.clip}"

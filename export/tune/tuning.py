@@ -96,7 +96,7 @@ class Tuning:
         self.progress, self.steps = 0.0, 0
         self.made_for = {
             "CLIP": self.teacher.id,
-            "bundle": f"{self.bundle.name} ({self.bundle.model_id.hex()})",
+            "bundle": f"{self.bundle.name} ({self.bundle.picture_id.hex()})",
         }
 
     def state(self) -> dict:

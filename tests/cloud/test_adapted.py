@@ -33,7 +33,9 @@ from tests.cloud.random_variant import random_variant
 from tests.cloud.served import LABELS, classify, jpeg
 from tests.cloud.tiny_clip import write_tiny_clip
 from tests.cloud.tiny_codec import write_tiny_codec
+from tests.tiny_bundle import make_tiny_still, synthetic_views
 from thinwire.bundle import load_bundle
+from thinwire.entropy import compiled_module
 from thinwire.errors import AdapterError
 from thinwire.imaging import open_image
 from thinwire.packet import Packet
@@ -220,6 +222,27 @@ def test_an_adapter_is_of_the_grain_that_it_was_trained_on(of_before, tmp_path, 
     with caplog.at_level(logging.WARNING):
         assert served_adapters(None, ["clip-lite"], [grainy]) == []
     assert "served without the adapter that ships" in caplog.text
+
+
+@pytest.mark.skipif(not hasattr(compiled_module(), "StillPacker"), reason="no compiled coder, which packs stills")
+def test_an_adapter_of_a_still_serves_it_packed_too(tiny_clip, tiny_clip_dir, tmp_path):
+    """Packing changes the model id and no pixel; while devices change over, a server holds both bundles."""
+    plain = make_tiny_still(tmp_path / "plain")
+    packed = make_tiny_still(tmp_path / "packed", packed=True)
+    planes = np.ascontiguousarray(synthetic_views(1, 64)[0].transpose(2, 0, 1))
+    packets = [bundle.encode(planes, "low").to_bytes() for bundle in (plain, packed)]
+    assert len(packets[1]) < len(packets[0])
+    adapter = write_random_adapter(tmp_path / "adapter", tiny_clip, plain)
+    assert write_random_adapter(tmp_path / "same", tiny_clip, packed).picture_id == adapter.picture_id
+    with opened(tiny_clip_dir, plain, cache_dir=tmp_path) as engine:
+        bare = engine.submit(packet=packets[0]).result(60).embedding
+    bundles, adapters = [plain.path, packed.path], [adapter.path]
+    with open_engine(
+        str(tiny_clip_dir), bundles, "cpu", 1, EngineLimits(queue_items=64), adapters=adapters, cache_dir=tmp_path
+    ) as engine:
+        one, two = (engine.submit(packet=packet).result(60).embedding for packet in packets)
+    np.testing.assert_allclose(one, two, atol=1e-5)
+    assert np.abs(one - bare).max() > 1e-3
 
 
 def test_an_adapter_of_before_that_names_weights_is_bound_by_them(tiny_codec, adapter, tmp_path):

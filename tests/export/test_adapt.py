@@ -100,7 +100,7 @@ def test_merged_weights_give_what_peft_gives(kind, vit, bundle_folder, tmp_path)
 def test_a_short_run_writes_an_adapter_that_names_what_it_is_for(adapted, asked, vit, bundle_folder):
     adapter, bundle = load_adapter(adapted / "adapter"), load_bundle(bundle_folder)
     assert adapter.clip == load_tower(str(vit)).id
-    assert adapter.model_id == bundle.model_id
+    assert adapter.picture_id == bundle.picture_id
     assert adapter.rates == {rate: bundle.n_layers(rate) for rate in asked.rates}
     assert adapter.layers == set(adapter.rates.values())
     assert any(abs(b).max() > 0 for _, b in adapter.factors.values())  # it has learned something

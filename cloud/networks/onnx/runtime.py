@@ -86,8 +86,8 @@ def why_not(clips: Sequence[str], bundles: Sequence[Bundle], variants: Sequence[
     for bundle in bundles:
         if (reason := decoders.why_not(bundle)) is not None:
             return reason
-    by_id = {bundle.model_id: bundle for bundle in bundles}
+    by_id = {bundle.picture_id: bundle for bundle in bundles}
     for variant in variants:
-        if (reason := decoders.why_not_variant(variant, by_id[variant.model_id])) is not None:
+        if (reason := decoders.why_not_variant(variant, by_id[variant.picture_id])) is not None:
             return reason
     return None
