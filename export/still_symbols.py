@@ -150,6 +150,7 @@ def pack_still(settings: SymbolSettings, out: Path) -> list[Saving]:
     check_place(out)
     _packer()  # before the minutes of coding
     pictures = settings.photographs.open(max(bundle.input_size))
+    pictures.finish_index()  # which ones are learned from is drawn from all of them
     training, unseen = pictures.split(UNSEEN)
     ids = drawn(training, settings.count, settings.seed)
     frames = Frames(bundle, training).of(ids, "frames to learn from")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,8 +19,10 @@ from edge.cli import main
 from edge.commands.terminal import cells
 from tests.edge.canned import after, refuse
 from tests.edge.odd_images import bad_images, good_images
-from tests.tiny_bundle import make_tiny_bundle, photo
+from tests.tiny_bundle import make_tiny_bundle, make_tiny_still, photo
 from tests.waiting import until
+from thinwire import frame_packing
+from thinwire.entropy import compiled_module
 from thinwire.packet import Packet
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -357,6 +360,23 @@ def test_inspect_tells_what_is_in_a_packet(packet, tiny_bundle, capsys, monkeypa
     facts = json.loads(capsys.readouterr().out)
     assert (facts["bundle"], facts["rate"], facts["version"]) == ("tiny", "mid", 1)
     assert facts["packet_bytes"] == packet.stat().st_size == facts["overhead_bytes"] + sum(facts["layers"])
+
+
+@pytest.mark.skipif(not hasattr(compiled_module(), "StillPacker"), reason="no compiled coder, which packs stills")
+def test_inspect_unpacks_a_still(tmp_path, capsys, monkeypatch):
+    still = make_tiny_still(tmp_path / "still", packed=True)
+    words = ["--bundle", str(still.path)]
+    assert main(["encode", str(photo(tmp_path)), "-o", str(tmp_path / "p.twp"), "--rate", "high", *words]) == 0
+    assert main(["inspect", str(still.path)]) == 0
+    assert re.search(r"symbols\.bin +[\d,]+ bytes", capsys.readouterr().out)
+    assert main(["inspect", str(tmp_path / "p.twp"), "--json", *words]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["rate"], facts["frame_bytes"] > facts["layers"][0]) == ("high", True)
+    monkeypatch.setattr(frame_packing, "compiled_module", lambda: None)
+    assert main(["inspect", str(tmp_path / "p.twp"), "--json", *words]) == 1
+    out, err = capsys.readouterr()
+    assert json.loads(out)["error"]["reason"] == "CANNOT_DECODE"
+    assert "install thinwire's wheel" in err
 
 
 def test_inspect_tells_damage_from_wrong_use(packet, tiny_bundle, tmp_path, capsys):

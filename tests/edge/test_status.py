@@ -19,8 +19,9 @@ from edge.commands.bundle_store import current
 from tests.edge.canned import Canned, refuse, serve
 from tests.edge.certificates import self_signed
 from tests.tiny_bundle import make_tiny_bundle, make_tiny_still, photo
-from thinwire import __version__
+from thinwire import __version__, frame_packing
 from thinwire.bundle import load_bundle
+from thinwire.entropy import compiled_module
 
 # ---------------------------------------------------------------- doctor
 
@@ -70,6 +71,19 @@ def test_doctor_bench_and_inspect_know_stills(doctor, canned, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "rate      high (of low = rung 1, high = rung 2)" in said
     assert "AV1, 64x64 pixels, quality 30" in said
+
+
+@pytest.mark.skipif(not hasattr(compiled_module(), "StillPacker"), reason="no compiled coder, which packs stills")
+def test_the_doctor_tells_that_stills_are_not_packed_here(canned, tmp_path, capsys, monkeypatch):
+    still = make_tiny_still(tmp_path / "still", packed=True)
+    words = ["doctor", "--server", canned.address, "--bundle", str(still.path), "--timeout", "20", "--json"]
+    for found, status in ((compiled_module, "ok"), (lambda: None, "warning")):
+        monkeypatch.setattr(frame_packing, "compiled_module", found)
+        main(words)
+        checks = {each["name"]: each for each in json.loads(capsys.readouterr().out)["checks"]}
+        assert checks["encoder"]["status"] == status, checks["encoder"]
+    assert "larger than need be" in checks["encoder"]["detail"]
+    assert "wheel" in checks["encoder"]["fix"]
 
 
 def test_a_still_is_installed_as_an_update(tmp_path):
