@@ -99,8 +99,6 @@ def compare_packets(arm: Arm64, photos: Path) -> dict[str, object]:
     found: dict[str, object] = {}
     for name in shipped_bundles():
         bundle = load_bundle(name)
-        if not bundle.coder.exact:  # stills are decoded to something near: there are no symbols to compare
-            continue
         rate = list(bundle.rates)[-1]
         options = ("--bundle", name, "--rate", rate, "--precision", "fp32")
         there, here = arm.root / "tmp" / f"there-{name}", arm.root / "tmp" / f"here-{name}"
@@ -113,8 +111,14 @@ def compare_packets(arm: Arm64, photos: Path) -> dict[str, object]:
             a, b = (bundle.decode(Packet.from_bytes(data)) for data in (ours, theirs))
             equal_packets += ours == theirs
             equal_symbols.append(float((a == b).mean()))
-            if (a == b).all() != (ours == theirs) or bundle.encode(b, rate).to_bytes() != theirs:
-                wrong.append(path.name)  # equal symbols must be equal bytes, and our coder must write theirs
+            if bundle.coder.exact:  # equal symbols must be equal bytes, and our coder must write theirs
+                sound = (a == b).all() == (ours == theirs) and bundle.encode(b, rate).to_bytes() == theirs
+            else:  # libaom may write another frame there, but that one must be packed here as it was there
+                (payload,) = Packet.from_bytes(theirs).layers
+                level, frame = bundle.coder.frame([payload])
+                sound = bundle.coder.payload(frame, level) == payload
+            if not sound:
+                wrong.append(path.name)
         if wrong or not equal_symbols:
             raise SystemExit(f"arm64_trial: {name}: packets differ where symbols do not: {wrong}")
         found[name] = {
