@@ -197,7 +197,7 @@ def _check_stills(wire: _Section) -> None:
         model = wire.section("symbols")
         model.text("file", (SYMBOLS,))
         model.digest("sha256")
-        model.whole("bytes", 0, MAX_SYMBOLS_BYTES)
+        model.whole("bytes", 1, MAX_SYMBOLS_BYTES)
     _check_rates(wire, "still", len(stills))
 
 
