@@ -1,7 +1,7 @@
 """`thinwire-export still-symbols`: the model by which the frames of a still are packed, learned from photographs.
 
-The model counts how the AV1 symbols of small photographs are spread (native/symbol_model.c). One pass over frames of
-every rung, in an order that the seed fixes: the same frames give the same model on every machine. Photographs that
+The model counts how the AV1 symbols of small photographs are spread (native/symbol_model.c). Two passes over frames
+of every rung, in an order that the seed fixes: the same frames give the same model on every machine. Photographs that
 are held out tell what it saves. See `thinwire.frame_packing`.
 """
 
@@ -113,19 +113,25 @@ def drawn(photographs: Photographs, count: int, seed: int) -> np.ndarray:
 def learn_symbols(rungs: Sequence[Rung], frames: Sequence[Sequence[bytes]], seed: int = 0) -> tuple[bytes, int]:
     """Frames of each photograph, one a rung → (what `symbols.bin` is to hold, how many frames were learned from).
 
-    All of them once, rungs and photographs in an order that the seed fixes. Frames that the model does not know, such
-    as those of drawings, are passed over. Raises `CoderMissing`.
+    Twice, rungs and photographs in an order that the seed fixes. The first time nearly every context has a counter of
+    its own. `state` keeps the most observed ones, as many as a bundle holds. The second time, over half of the frames,
+    the weights learn to do with those. Frames that the model does not know, such as those of drawings, are passed
+    over. Raises `CoderMissing`.
     """
-    packer, learned = _packer(), 0
     places = [(photo, number) for photo in range(len(frames)) for number in range(len(rungs))]
-    for place in tqdm(np.random.default_rng(seed).permutation(len(places)), desc="symbols", unit="frame"):
-        photo, number = places[place]
-        form = rungs[number].form
-        known = form.chroma == "4:2:0"
-        learned += known and packer.learn(
-            frames[photo][number], form.width, form.height, form.cdef, form.restoration, number
-        )
-    return packer.state(), int(learned)
+    order = np.random.default_rng(seed).permutation(len(places))
+    state, learned = b"", 0
+    for title, part in (("symbols", order), ("weights of the symbols kept", order[: -(-len(order) // 2)])):
+        packer = _packer(state)
+        for place in tqdm(part, desc=title, unit="frame"):
+            photo, number = places[place]
+            form = rungs[number].form
+            known = form.chroma == "4:2:0" and packer.learn(
+                frames[photo][number], form.width, form.height, form.cdef, form.restoration, number
+            )
+            learned += known and state == b""
+        state = packer.state()
+    return state, int(learned)
 
 
 def savings(bundle: Bundle, symbol_model: bytes, frames: Sequence[Sequence[bytes]]) -> list[Saving]:
@@ -205,11 +211,11 @@ def table(found: Sequence[Saving]) -> str:
     return "\n".join(lines)
 
 
-def _packer():
+def _packer(state: bytes = b""):
     kind = getattr(compiled_module(), "StillPacker", None)
     if kind is None:
         raise CoderMissing(
             "symbols are learned by thinwire's compiled coder, which is missing here or switched off: run `make setup` "
             "in a clone, or install thinwire's wheel for this system, and leave THINWIRE_CODER unset"
         )
-    return kind(b"")
+    return kind(state)
