@@ -138,7 +138,8 @@ long tw_still_unpack(const tw_model *trained, tw_av1_form form, const uint8_t *p
         result = 0;
         if (!tw_walk_header(p, &s->header)) {
             tw_cdf_start(p, s->header.base_q);
-            if (!tw_walk_tile(p, &s->header, &s->walk) && !p->writer.full) {
+            const int fault = tw_walk_tile(p, &s->header, &s->walk);
+            if (!fault && !p->writer.full && tw_coder_is_canonical(&p->model)) {
                 const size_t bytes = p->header_bits / 8;
                 memcpy(out, header, bytes);
                 const size_t tile = tw_av1_write_end(&p->writer, out + bytes, capacity - bytes);

@@ -292,16 +292,25 @@ int tw_coder_bit(tw_coder *c, int node, int bit) {
     return bit;
 }
 
-size_t tw_coder_end(tw_coder *c) {
-    /* the shortest bytes that, followed by zeros, lie between low and high; zeros at the end are not sent */
-    for (int bytes = 0; bytes <= 4; bytes++) {
-        const uint32_t mask = bytes == 0 ? 0xFFFFFFFFu : bytes == 4 ? 0 : 0xFFFFFFFFu >> (8 * bytes);
+/* The number of the last interval that ends in most zero bytes; `bytes` becomes how many are before those. */
+static uint32_t ending(const tw_coder *c, int *bytes) {
+    for (*bytes = 0; *bytes < 4; (*bytes)++) {
+        const uint32_t mask = *bytes == 0 ? 0xFFFFFFFFu : 0xFFFFFFFFu >> (8 * *bytes);
         const uint64_t value = ((uint64_t)c->low + mask) & ~(uint64_t)mask;
-        if (value <= c->high) {
-            for (int i = 0; i < bytes; i++) put(c, (uint8_t)(value >> (24 - 8 * i)));
-            break;
-        }
+        if (value <= c->high) return (uint32_t)value;
     }
+    return c->low;
+}
+
+size_t tw_coder_end(tw_coder *c) { /* zeros at the end are not sent */
+    int bytes;
+    const uint32_t value = ending(c, &bytes);
+    for (int i = 0; i < bytes; i++) put(c, (uint8_t)(value >> (24 - 8 * i)));
     while (c->out_size > 0 && c->out[c->out_size - 1] == 0) c->out_size--;
     return c->out_size;
+}
+
+int tw_coder_is_canonical(const tw_coder *c) {
+    int bytes;
+    return c->in_at == c->in_size && (c->in_size == 0 || c->in[c->in_size - 1] != 0) && c->window == ending(c, &bytes);
 }

@@ -62,5 +62,7 @@ void tw_coder_start(tw_coder *c, int mode, tw_model *work, tw_model *master, con
 /* Codes one decision of the symbol whose contexts are set; `bit` is ignored when decoding. Returns the bit. */
 int tw_coder_bit(tw_coder *c, int node, int bit);
 size_t tw_coder_end(tw_coder *c);
+/* TW_DECODE, after the last decision: whether the bytes are what `tw_coder_end` leaves for the decisions found. */
+int tw_coder_is_canonical(const tw_coder *c);
 
 #endif

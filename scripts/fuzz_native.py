@@ -1,13 +1,13 @@
-"""Fuzzes what native/ does with a stranger's bytes, with AddressSanitizer and UndefinedBehaviorSanitizer. Needs clang with libFuzzer.
+"""Fuzzes what native/ does with a stranger's bytes, with AddressSanitizer and UndefinedBehaviorSanitizer.
 
     python scripts/fuzz_native.py [--target coder|packer] [--runs 10000000] [--seed 0]
 
-(Debian: apt-get install clang libclang-rt-14-dev.)
+Needs clang with libFuzzer (Debian: apt-get install clang libclang-rt-14-dev).
 
-coder: each run is a packet of one of 64 random coders, real and then damaged in most cases (native/fuzz.c). packer: each
-run is a packed still or an AV1 frame (native/fuzz_packer.c). Reading or writing
-out of bounds, undefined behaviour, a leak, a run of over 10 s, or symbols that the encoder does not turn back into the
-same bytes end it with exit code 1 and leave the input in build/fuzz. The last line of stdout is JSON.
+coder: each run is a packet of one of 64 random coders, real and then damaged in most cases (native/fuzz.c). packer:
+each run is a packed still or an AV1 frame (native/fuzz_packer.c). Reading or writing out of bounds, undefined
+behaviour, a leak, a run of over 10 s, or symbols that the encoder does not turn back into the same bytes end it with
+exit code 1 and leave the input in build/fuzz. The last line of stdout is JSON.
 """
 
 from __future__ import annotations

@@ -148,9 +148,15 @@ def test_a_packed_frame_without_a_model_is_refused(tmp_path, payload):
         plain.coder.decode([payload])
 
 
-def test_a_packed_frame_that_is_cut_or_too_long_is_a_typed_error_or_a_picture(still, payload):
-    for body in (payload[:1], *(payload[:length] for length in range(2, len(payload), 7)), payload + b"\x01"):
-        _refused_or_shown(still, body)
+def test_a_packed_frame_that_is_cut_is_a_typed_error_or_a_picture(still, payload):
+    for length in (1, *range(2, len(payload), 7)):
+        _refused_or_shown(still, payload[:length])
+
+
+def test_nothing_can_be_appended_to_a_packed_frame(still, payload):
+    for more in (b"\x00", b"\x01", bytes(5), b"\xff" * 9):
+        with pytest.raises(DamagedFrame, match="is damaged"):
+            still.coder.decode([payload + more])
     with pytest.raises(DamagedFrame, match="are not an AV1 frame"):
         still.coder.decode([payload + bytes(30_000)])
 
