@@ -103,6 +103,14 @@ EXPORT = {
         ["--out", "out", "--count", "0"],
     ],
     "still": [["--out", "out"], ["--out", "out", "--images", "empty"], ["--out", "out", "--count", "-3"]],
+    "still-symbols": [
+        ["--bundle", "no-such-bundle"],
+        ["--bundle", "layered"],
+        ["--out", "file"],
+        ["--images", "empty"],
+        ["--images", "bad.tar", "--out", "out"],
+        ["--count", "0"],
+    ],
     "restore": [
         ["--bundle", "no-such-bundle"],
         ["--bundle", "layered"],
