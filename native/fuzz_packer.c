@@ -10,13 +10,15 @@
 
 static const int sides[8] = {8, 56, 80, 112, 128, 17, 200, 384};
 static tw_model *model;
+static tw_scratch *scratch;
 static unsigned long runs, accepted;
 
 static void say(void) { printf("accepted %lu, refused %lu\n", accepted, runs - accepted); }
 
 static void start(void) {
     model = tw_model_new(TW_SLOT_BITS);
-    if (model == NULL) abort();
+    scratch = tw_scratch_new(TW_SLOT_BITS);
+    if (model == NULL || scratch == NULL) abort();
     tw_model_start(model);
     atexit(say);
 }
@@ -25,9 +27,9 @@ static void start(void) {
 static void check(tw_av1_form form, const uint8_t *frame, size_t size) {
     uint8_t *packed = malloc(size), *again = malloc(4 * (size_t)form.width * (size_t)form.height + 4096);
     if (packed == NULL || again == NULL) abort();
-    const long bytes = tw_still_pack(model, form, frame, size, packed);
+    const long bytes = tw_still_pack(model, scratch, form, frame, size, packed);
     if (bytes > 0) {
-        const long back = tw_still_unpack(model, form, packed, (size_t)bytes, again, 4 * (size_t)form.width * (size_t)form.height + 4096);
+        const long back = tw_still_unpack(model, scratch, form, packed, (size_t)bytes, again, 4 * (size_t)form.width * (size_t)form.height + 4096);
         if (back != (long)size || memcmp(again, frame, size)) abort();
     }
     free(packed);
@@ -42,7 +44,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     const size_t capacity = 4 * (size_t)form.width * (size_t)form.height + 4096;
     uint8_t *frame = malloc(capacity);
     if (frame == NULL) abort();
-    const long bytes = tw_still_unpack(model, form, data + 1, size - 1, frame, capacity);
+    const long bytes = tw_still_unpack(model, scratch, form, data + 1, size - 1, frame, capacity);
     if (bytes > 0) {
         accepted++;
         check(form, frame, (size_t)bytes);

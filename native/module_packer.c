@@ -8,7 +8,9 @@
 
 typedef struct {
     PyObject_HEAD
-    tw_model *model, *work; /* work: once it has learned */
+    tw_model *model;
+    tw_scratch *learning; /* once it has learned */
+    tw_scratch *spare;    /* of the last call; touched with the GIL alone */
 } PackerObject;
 
 PyDoc_STRVAR(packer_doc,
@@ -21,7 +23,8 @@ static void packer_dealloc(PyObject *self) {
     PackerObject *packer = (PackerObject *)self;
     PyTypeObject *type = Py_TYPE(self);
     tw_model_free(packer->model);
-    tw_model_free(packer->work);
+    tw_scratch_free(packer->learning);
+    tw_scratch_free(packer->spare);
     freefunc release = (freefunc)PyType_GetSlot(type, Py_tp_free);
     release(self);
     Py_DECREF(type);
@@ -56,6 +59,18 @@ static PyObject *packer_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     return (PyObject *)self;
 }
 
+/* Memory for a call that lets other threads run: that of an earlier call, or new. */
+static tw_scratch *taken(PackerObject *self) {
+    tw_scratch *scratch = self->spare;
+    self->spare = NULL;
+    return scratch ? scratch : tw_scratch_new(self->model->bits);
+}
+
+static void given_back(PackerObject *self, tw_scratch *scratch) {
+    if (self->spare) tw_scratch_free(scratch);
+    else self->spare = scratch;
+}
+
 static int parsed(PyObject *args, Py_buffer *bytes, tw_av1_form *form) {
     if (!PyArg_ParseTuple(args, "y*iippi", bytes, &form->width, &form->height, &form->cdef, &form->restoration, &form->rung)) {
         return 0;
@@ -78,13 +93,16 @@ static PyObject *packer_pack(PyObject *self, PyObject *args) {
     Py_buffer frame;
     tw_av1_form form = {0};
     if (!parsed(args, &frame, &form)) return NULL;
+    PackerObject *packer = (PackerObject *)self;
     uint8_t *out = PyMem_Malloc((size_t)frame.len + 1);
+    tw_scratch *scratch = taken(packer);
     long size = -1;
-    if (out) {
+    if (out && scratch) {
         Py_BEGIN_ALLOW_THREADS
-        size = tw_still_pack(((PackerObject *)self)->model, form, frame.buf, (size_t)frame.len, out);
+        size = tw_still_pack(packer->model, scratch, form, frame.buf, (size_t)frame.len, out);
         Py_END_ALLOW_THREADS
     }
+    given_back(packer, scratch);
     PyBuffer_Release(&frame);
     PyObject *result = NULL;
     if (size < 0) PyErr_NoMemory();
@@ -104,13 +122,16 @@ static PyObject *packer_unpack(PyObject *self, PyObject *args) {
     if (!parsed(args, &packed, &form)) return NULL;
     const int known = form.width > 0 && form.height > 0 && form.width <= 384 && form.height <= 384;
     const size_t capacity = known ? 4 * (size_t)form.width * (size_t)form.height + 4096 : 1;
+    PackerObject *packer = (PackerObject *)self;
     uint8_t *out = PyMem_Malloc(capacity);
+    tw_scratch *scratch = taken(packer);
     long size = -1;
-    if (out) {
+    if (out && scratch) {
         Py_BEGIN_ALLOW_THREADS
-        size = tw_still_unpack(((PackerObject *)self)->model, form, packed.buf, (size_t)packed.len, out, capacity);
+        size = tw_still_unpack(packer->model, scratch, form, packed.buf, (size_t)packed.len, out, capacity);
         Py_END_ALLOW_THREADS
     }
+    given_back(packer, scratch);
     PyBuffer_Release(&packed);
     PyObject *result = NULL;
     if (size < 0) PyErr_NoMemory();
@@ -127,12 +148,12 @@ static PyObject *packer_learn(PyObject *self, PyObject *args) {
     Py_buffer frame;
     tw_av1_form form = {0};
     PackerObject *packer = (PackerObject *)self;
-    if (packer->work == NULL) packer->work = tw_model_new(packer->model->bits);
-    if (packer->work == NULL || tw_model_may_learn(packer->model)) return PyErr_NoMemory();
+    if (packer->learning == NULL) packer->learning = tw_scratch_new(packer->model->bits);
+    if (packer->learning == NULL || tw_model_may_learn(packer->model)) return PyErr_NoMemory();
     if (!parsed(args, &frame, &form)) return NULL;
-    const int learned = tw_still_learn(packer->model, packer->work, form, frame.buf, (size_t)frame.len);
+    const int learned = tw_still_learn(packer->model, packer->learning, form, frame.buf, (size_t)frame.len);
     PyBuffer_Release(&frame);
-    return learned < 0 ? PyErr_NoMemory() : PyBool_FromLong(learned);
+    return PyBool_FromLong(learned);
 }
 
 PyDoc_STRVAR(state_doc, "state()\n--\n\nWhat was learned, for `StillPacker(state)`: bytes of one fixed length.");

@@ -64,18 +64,38 @@ int tw_edge(tw_pass *p, uint32_t probability) { return plain_bit(p, probability,
 
 /* -- frames -- */
 
-typedef struct {
+struct tw_scratch {
     tw_pass pass;
     tw_walk walk;
     tw_header header;
-} tw_state;
+    tw_model *work;
+};
+
+tw_scratch *tw_scratch_new(int bits) {
+    tw_scratch *s = calloc(1, sizeof *s);
+    if (s) s->work = tw_model_new(bits);
+    if (s && s->work) return s;
+    tw_scratch_free(s);
+    return NULL;
+}
+
+void tw_scratch_free(tw_scratch *s) {
+    if (s) tw_model_free(s->work);
+    free(s);
+}
+
+static void begin(tw_scratch *s, const tw_model *trained, tw_av1_form form) {
+    memset(&s->pass, 0, sizeof s->pass);
+    s->pass.form = form;
+    tw_model_begin(s->work, trained);
+}
 
 static int packable(tw_av1_form form) {
     return form.width > 0 && form.height > 0 && form.width <= 4 * TW_MAX_UNITS && form.height <= 4 * TW_MAX_UNITS;
 }
 
 /* Reads all symbols of a frame into the coder. Returns 0 when it is one that can be packed. */
-static int read_frame(tw_state *s, const uint8_t *frame, size_t frame_bytes) {
+static int read_frame(tw_scratch *s, const uint8_t *frame, size_t frame_bytes) {
     tw_pass *p = &s->pass;
     p->frame = frame;
     p->frame_bytes = frame_bytes;
@@ -88,83 +108,70 @@ static int read_frame(tw_state *s, const uint8_t *frame, size_t frame_bytes) {
 }
 
 /* Whether the symbols of a frame, written again, are its very bytes: another encoder may end its tile in another way. */
-static int comes_back(tw_state *s, const uint8_t *frame, size_t frame_bytes, uint8_t *again) {
+static int comes_back(tw_scratch *s, const uint8_t *frame, size_t frame_bytes, uint8_t *again) {
     const size_t header = s->pass.header_bits / 8, tile = tw_av1_write_end(&s->pass.writer, again, frame_bytes);
     return tile == frame_bytes - header && !memcmp(again, frame + header, tile);
 }
 
-long tw_still_pack(const tw_model *trained, tw_av1_form form, const uint8_t *frame, size_t frame_bytes, uint8_t *out) {
+long tw_still_pack(const tw_model *trained, tw_scratch *s, tw_av1_form form, const uint8_t *frame, size_t frame_bytes,
+                   uint8_t *out) {
     if (!packable(form) || frame_bytes < 2) return 0;
-    tw_state *s = calloc(1, sizeof *s);
-    tw_model *work = tw_model_new(trained->bits);
     uint16_t *words = malloc(sizeof *words * (frame_bytes + 8));
     uint8_t *again = malloc(frame_bytes);
     long result = -1;
-    if (s && work && words && again) {
+    if (words && again) {
         result = 0;
-        s->pass.form = form;
-        tw_model_begin(work, trained);
-        tw_coder_start(&s->pass.model, TW_ENCODE, work, NULL, NULL, 0, out, frame_bytes);
+        begin(s, trained, form);
+        tw_coder_start(&s->pass.model, TW_ENCODE, s->work, NULL, NULL, 0, out, frame_bytes);
         tw_av1_write_start(&s->pass.writer, words, frame_bytes + 8);
         if (!read_frame(s, frame, frame_bytes) && comes_back(s, frame, frame_bytes, again)) {
             const size_t size = tw_coder_end(&s->pass.model);
             if (!s->pass.model.full && size < frame_bytes) result = (long)size;
         }
     }
-    free(s);
-    tw_model_free(work);
     free(words);
     free(again);
     return result;
 }
 
-long tw_still_unpack(const tw_model *trained, tw_av1_form form, const uint8_t *packed, size_t packed_bytes, uint8_t *out,
-                     size_t capacity) {
+long tw_still_unpack(const tw_model *trained, tw_scratch *s, tw_av1_form form, const uint8_t *packed, size_t packed_bytes,
+                     uint8_t *out, size_t capacity) {
     if (!packable(form) || capacity <= HEADER_BYTES) return 0;
-    tw_state *s = calloc(1, sizeof *s);
-    tw_model *work = tw_model_new(trained->bits);
     uint16_t *words = malloc(sizeof *words * capacity);
-    long result = -1;
-    if (s && work && words) {
-        tw_pass *p = &s->pass;
-        uint8_t header[HEADER_BYTES] = {0};
-        p->form = form;
-        p->writing = 1;
-        p->header = header;
-        p->header_capacity = HEADER_BYTES;
-        tw_model_begin(work, trained);
-        tw_coder_start(&p->model, TW_DECODE, work, NULL, packed, packed_bytes, NULL, 0);
-        tw_av1_write_start(&p->writer, words, capacity);
-        result = 0;
-        if (!tw_walk_header(p, &s->header)) {
-            tw_cdf_start(p, s->header.base_q);
-            const int fault = tw_walk_tile(p, &s->header, &s->walk);
-            if (!fault && !p->writer.full && tw_coder_is_canonical(&p->model)) {
-                const size_t bytes = p->header_bits / 8;
-                memcpy(out, header, bytes);
-                const size_t tile = tw_av1_write_end(&p->writer, out + bytes, capacity - bytes);
-                if (tile) result = (long)(bytes + tile);
-            }
+    if (words == NULL) return -1;
+    tw_pass *p = &s->pass;
+    uint8_t header[HEADER_BYTES] = {0};
+    long result = 0;
+    begin(s, trained, form);
+    p->writing = 1;
+    p->header = header;
+    p->header_capacity = HEADER_BYTES;
+    tw_coder_start(&p->model, TW_DECODE, s->work, NULL, packed, packed_bytes, NULL, 0);
+    tw_av1_write_start(&p->writer, words, capacity);
+    if (!tw_walk_header(p, &s->header)) {
+        tw_cdf_start(p, s->header.base_q);
+        const int fault = tw_walk_tile(p, &s->header, &s->walk);
+        if (!fault && !p->writer.full && tw_coder_is_canonical(&p->model)) {
+            const size_t bytes = p->header_bits / 8;
+            memcpy(out, header, bytes);
+            const size_t tile = tw_av1_write_end(&p->writer, out + bytes, capacity - bytes);
+            if (tile) result = (long)(bytes + tile);
         }
     }
-    free(s);
-    tw_model_free(work);
     free(words);
     return result;
 }
 
-int tw_still_learn(tw_model *master, tw_model *work, tw_av1_form form, const uint8_t *frame, size_t frame_bytes) {
+int tw_still_learn(tw_model *master, tw_scratch *s, tw_av1_form form, const uint8_t *frame, size_t frame_bytes) {
     if (!packable(form)) return 0;
-    tw_state *s = calloc(1, sizeof *s);
-    if (s == NULL) return -1;
+    memset(&s->pass, 0, sizeof s->pass);
     s->pass.form = form;
-    memcpy(work->weights, master->weights, sizeof work->weights); /* its counters follow one by one: `slot_of` */
-    tw_coder_start(&s->pass.model, TW_LEARN, work, master, NULL, 0, NULL, 0);
+    memcpy(s->work->weights, master->weights, sizeof master->weights); /* its counters follow one by one: `slot_of` */
+    tw_coder_start(&s->pass.model, TW_LEARN, s->work, master, NULL, 0, NULL, 0);
     const int learned = !read_frame(s, frame, frame_bytes);
     if (learned) {
-        memcpy(master->weights, work->weights, sizeof master->weights);
+        memcpy(master->weights, s->work->weights, sizeof master->weights);
         master->frames++;
     }
-    free(s);
     return learned;
 }

@@ -9,6 +9,12 @@
 #define FRAME_RATE 5   /* of the weights, inside a frame */
 #define STATE_MAGIC 0x31535754u /* "TWS1" */
 
+#if defined(__GNUC__) || defined(__clang__)
+#define TW_SOON(address) __builtin_prefetch(address)
+#else
+#define TW_SOON(address) ((void)(address))
+#endif
+
 static const uint16_t levels[16] = {0, 1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24};
 
 /* 65536 / (1 + exp(-x / 2)) for x = -16 .. 16 */
@@ -205,17 +211,18 @@ static void learn_slot(uint32_t *slot, int bit, uint32_t limit) {
     *slot = moved << 10 | (n < limit ? n + 1 : n);
 }
 
+/* A weight is at most 2^20 and an input 2047, so their product fits into 32 bits, and so do all of them shifted. */
 static int32_t mixed(const int32_t *weights, const int32_t *in, int count) {
-    int64_t sum = 0;
-    for (int i = 0; i < count; i++) sum += (int64_t)weights[i] * in[i];
-    sum >>= 16;
-    return sum > 2047 ? 2047 : sum < -2047 ? -2047 : (int32_t)sum;
+    int32_t sum = 0;
+    for (int i = 0; i < count; i++) sum += (weights[i] * in[i]) >> 6;
+    sum >>= 10;
+    return sum > 2047 ? 2047 : sum < -2047 ? -2047 : sum;
 }
 
 static void learn_weights(int32_t *weights, const int32_t *in, int count, int32_t error) {
     for (int i = 0; i < count; i++) {
-        const int64_t w = weights[i] + (((int64_t)in[i] * error + 8192) >> 14);
-        weights[i] = (int32_t)(w > 1 << 20 ? 1 << 20 : w < -(1 << 20) ? -(1 << 20) : w);
+        const int32_t w = weights[i] + ((in[i] * error + 8192) >> 14);
+        weights[i] = w > 1 << 20 ? 1 << 20 : w < -(1 << 20) ? -(1 << 20) : w;
     }
 }
 
@@ -259,10 +266,16 @@ int tw_coder_bit(tw_coder *c, int node, int bit) {
     uint32_t *slots[TW_MAX_CONTEXTS], *trained[TW_MAX_CONTEXTS], spares[TW_MAX_CONTEXTS];
     int32_t in[TW_INPUTS];
     int count = 0;
+    uint32_t hashes[TW_MAX_CONTEXTS];
     for (int i = 0; i < c->contexts; i++) {
         uint32_t h = (c->hashes[i] + (uint32_t)node * 0x9E3779B1u) * 0xC2B2AE35u;
         h ^= h >> 15;
-        slots[i] = slot_of(c, h * 0x85EBCA6Bu, &trained[i]);
+        hashes[i] = h * 0x85EBCA6Bu;
+        TW_SOON(&m->tags[(size_t)(hashes[i] >> (32 - m->bits)) / TW_BUCKET * TW_BUCKET]);
+        TW_SOON(&m->slots[(size_t)(hashes[i] >> (32 - m->bits)) / TW_BUCKET * TW_BUCKET]);
+    }
+    for (int i = 0; i < c->contexts; i++) {
+        slots[i] = slot_of(c, hashes[i], &trained[i]);
         if (slots[i] == NULL) {
             spares[i] = NOTHING;
             slots[i] = &spares[i];
