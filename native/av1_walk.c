@@ -40,6 +40,10 @@ void tw_cdf_start(tw_pass *p, int base_q) {
         const int last = tw_av1_layout[group].last;
         p->row_at[group] = at;
         for (int row = 0; row < tw_av1_layout[group].rows; row++) {
+            if (at + last >= TW_CDF_WORDS) { /* a layout that has grown without its memory: no frame is packed then */
+                p->fault = 1;
+                return;
+            }
             memcpy(p->cdf + at, from, sizeof(uint16_t) * (size_t)last);
             p->cdf[at + last] = 0;
             from += last;
