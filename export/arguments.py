@@ -224,7 +224,12 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="clip-lite|FOLDER",
         help="teach the text tower of this clip-lite that plurals mean their singulars; its image tower stays",
     )
-    clip.add_argument("--spelling-steps", type=positive(int), help="of --spellings, half a second each (default 1300)")
+    clip.add_argument("--spelling-steps", type=positive(int), help="of --spellings, half a second each (default 600)")
+    clip.add_argument(
+        "--spell-held",
+        action="store_true",
+        help="with --spellings: teach the 200 plurals too on which recipes are compared, for a CLIP that ships",
+    )
     clip.add_argument(
         "--hold-out",
         type=int,

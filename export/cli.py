@@ -192,7 +192,7 @@ def run_clip_lite(args: argparse.Namespace) -> None:
         joint=JointRecipe(minutes=args.joint_minutes, regulariser=args.regulariser),
         text_start=args.text_start,
         spellings=args.spellings,
-        spelling=SpellingRecipe(steps=args.spelling_steps or SpellingRecipe.steps),
+        spelling=SpellingRecipe(steps=args.spelling_steps or SpellingRecipe.steps, held_too=args.spell_held),
         held_out=args.hold_out,
         threads=args.threads,
         backbone=args.backbone,

@@ -31,16 +31,22 @@ class ImageHead(nn.Module):
         return self.fc2(F.gelu(self.fc1(features)))
 
 
-def head_of(clip: nn.Module, backbone: Backbone) -> ImageHead:
-    """The image head of a clip-lite. Raises `ClipUnavailable` where it stands on another network than `backbone`."""
+def stands_on(clip: nn.Module, backbone: Backbone) -> bool:
+    """Whether an image tower is the network `backbone` with clip-lite's head behind it."""
     import timm
 
     trunk = getattr(clip.visual, "trunk", nn.Identity())
     wanted = timm.create_model(backbone.timm_name, pretrained=False, num_classes=0)
     mlp = getattr(getattr(clip.visual, "head", None), "mlp", None)
     shapes = [{name: value.shape for name, value in net.state_dict().items()} for net in (wanted, trunk)]
-    if mlp is None or shapes[0] != shapes[1]:
+    return mlp is not None and shapes[0] == shapes[1]
+
+
+def head_of(clip: nn.Module, backbone: Backbone) -> ImageHead:
+    """The image head of a clip-lite. Raises `ClipUnavailable` where it stands on another network than `backbone`."""
+    if not stands_on(clip, backbone):
         raise ClipUnavailable(f"its image tower is not {backbone.name} with clip-lite's head: give its own --backbone")
+    mlp = clip.visual.head.mlp
     head = ImageHead(mlp.fc1.in_features)
     head.load_state_dict({name: value for name, value in mlp.state_dict().items() if name in head.state_dict()})
     return head.eval()

@@ -31,6 +31,7 @@ class JointRecipe:
     names: int = 64
     batch: int = 96
     corpus: int = 192
+    noise: float = 0.3  # of a feature's deviation, as `HeadRecipe.noise`
     seed: int = 0
 
 
@@ -107,13 +108,14 @@ def tune_jointly(
             others = trained[torch.randperm(len(trained), generator=generator)[: recipe.names]]
             asked = torch.cat([truth, others]).unique()
             corpus = torch.randint(0, len(corpus_tokens), (recipe.corpus,), generator=generator)
-            with torch.autocast("cpu", torch.bfloat16):
-                node_text = encode_trimmed(model, nodes.some(picked, generator))
-                caption_text = encode_trimmed(model, caption_tokens[pairs])
-                name_text = encode_trimmed(model, names.some(asked, generator)) if len(asked) else None
-                corpus_text = encode_trimmed(model, corpus_tokens[corpus])
+            node_text = encode_trimmed(model, nodes.some(picked, generator))
+            caption_text = encode_trimmed(model, caption_tokens[pairs])
+            name_text = encode_trimmed(model, names.some(asked, generator)) if len(asked) else None
+            corpus_text = encode_trimmed(model, corpus_tokens[corpus])
             parts = [seen, made, data.captioned(photos, generator), data.captioned(labelled, generator)]
-            embedded = F.normalize(head(torch.cat(parts)), dim=1)
+            features = torch.cat(parts)
+            features = features + recipe.noise * made_features.spread * torch.randn(features.shape, generator=generator)
+            embedded = F.normalize(head(features), dim=1)
             seen, made, shown, named = embedded.split([len(part) for part in parts])
             few = torch.randperm(len(picked), generator=generator)[:20]
             sets = sum(

@@ -24,7 +24,7 @@ from export.clip_lite.backbones import backbone as named_backbone
 from export.clip_lite.classes import HELD_OUT, class_prompts
 from export.clip_lite.features import VIEWS, train_features
 from export.clip_lite.head import HEAD_FILE, HeadRecipe, Texts, train_head
-from export.clip_lite.image_head import ImageHead, head_of
+from export.clip_lite.image_head import ImageHead, head_of, stands_on
 from export.clip_lite.joint import JointRecipe, Prompts, tune_jointly
 from export.clip_lite.plurals import Plurals, spelling_pairs
 from export.clip_lite.spellings import SpellingRecipe, label_vectors, lesson, spelling_report, teach_spellings
@@ -54,7 +54,8 @@ class Recipe:
 
     tune: an open_clip folder or `clip-lite`, whose image head is tuned and whose text tower stays;
     text_tower: one whose text tower stays and to which a new image head is fitted;
-    text_start: one whose text tower is the beginning, instead of a distillation of `distil_minutes`;
+    text_start: one that both towers begin with, instead of a distillation of `distil_minutes` and a new image head
+    (which is fitted all the same where it stands on another network);
     spellings: one whose text tower learns that plurals are their singulars, while all else of it stays;
     held_out: one of so many class names that only the later sources have is not trained on, 0 for none.
     """
@@ -116,7 +117,11 @@ def build(recipe: Recipe, out: Path) -> Path:
         initialise_tokens(model, basis)
         anchor = anchored(corpus, basis, data)
         distil(model, anchor.texts, anchor.vectors, cache / "text.pt", minutes=recipe.distil_minutes)
-    head, scale = fit_head(recipe, data, model, backbone)
+    before = copy.deepcopy(model) if recipe.text_start else None
+    if recipe.text_start and stands_on(model, backbone):
+        head, scale = head_of(model, backbone), model.logit_scale.detach().exp()
+    else:
+        head, scale = fit_head(recipe, data, model, backbone)
     nodes, node_owner = node_prompts(data.sets)
     names, name_owner = class_prompts(data.classes, data.sets.names)
     checkpoint = cache / f"joint-{recipe.digest}.pt"
@@ -132,7 +137,8 @@ def build(recipe: Recipe, out: Path) -> Path:
         recipe.joint,
         checkpoint,
     )
-    path = finish(out, model, head, scale, data, backbone)
+    known = before is not None and stands_on(before, backbone)
+    path = finish(out, model, head, scale, data, backbone, (head_of(before, backbone), before) if known else None)
     checkpoint.unlink(missing_ok=True)
     return path
 

@@ -16,6 +16,9 @@ from thinwire.prompts import PROMPT_SETS
 
 INSIDE = re.compile(r" (?:of|in|on|at|with|for|from|to|de) ")  # `cup of coffee`: the word before it is the noun
 LONE_S = re.compile(r"(?<![su])s$")  # scissors, trousers; not glass, bus
+ALWAYS_SEVERAL = (  # nobody writes their singulars, which WordNet has: `trousers` is no other spelling of `trouser`
+    *("dungaree", "jean", "knicker", "legging", "overall", "pajama", "pyjama", "trouser", "tweezer"),
+)
 NO_MEN = ("human", "german", "roman", "norman", "ottoman", "caiman", "cayman", "shaman", "talisman", "hetman", "saman")
 ARTICLES = ("",) * 8 + ("the ", "my ")
 SINGULAR_ARTICLES = (*ARTICLES, "a ", "an ")
@@ -79,7 +82,7 @@ class Plurals:
         irregular = list(dict.fromkeys(self.irregular.get(small, [])))
         if small.endswith("man") and not irregular and small not in NO_MEN:
             irregular = [word[:-3] + "men"]
-        if not small[-1:].isalpha() or (LONE_S.search(small) and not irregular):
+        if not small[-1:].isalpha() or small in ALWAYS_SEVERAL or (LONE_S.search(small) and not irregular):
             return []
         regular = [] if LONE_S.search(small) else [regular_plural(word)]
         found = []
@@ -88,6 +91,11 @@ class Plurals:
             if form in irregular or not self._is_another_thing(plural, name):
                 found.append(plural)
         return found
+
+    def only_several(self, names: list[str]) -> list[str]:
+        """Those of `names` that are written in the plural alone (`scissors`), and `trousers` and its like."""
+        found = [name for name in names if LONE_S.search(name.lower()) and " " not in name and not self.of(name)]
+        return list(dict.fromkeys([*found, *map(regular_plural, ALWAYS_SEVERAL)]))
 
     def _is_another_thing(self, plural: str, single: str) -> bool:
         return bool(self.things.get(plural.lower(), set()) - self.things.get(single.lower(), set()))

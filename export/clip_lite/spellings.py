@@ -41,13 +41,15 @@ CODES = ("{} {}", "{}-{}", "{} on a {}", "{} and {}", "{} with a {}", "{} next t
 @dataclass(frozen=True)
 class SpellingRecipe:
     """The dials of `teach_spellings`. corpus: the share of the corpus of captions, things and glosses that is kept;
-    pairs: of the weight of a batch's loss, beside 1 for all of it."""
+    pairs: of the weight of a batch's loss, beside 1 for all of it; held_too: teach `HELD_PLURALS` as well, on which
+    recipes are compared."""
 
-    steps: int = 1300
+    steps: int = 600
     batch: int = 384
     learning_rate: float = 7e-4
     corpus: float = 0.4
     pairs: float = 1.0
+    held_too: bool = False
     seed: int = 0
 
 
@@ -66,7 +68,7 @@ def lesson(photographs: Photographs, data: TrainingSet, recipe: SpellingRecipe) 
     plurals = Plurals.of_wordnet(synsets)
     held = {name.lower() for name, out in zip(data.classes.names, data.classes.held.tolist()) if out}
     trained = [name for name, count in zip(data.classes.names, data.name_counts.tolist()) if count]
-    unspoken = {name.lower() for name in HELD_PLURALS} | held
+    unspoken = held if recipe.held_too else {name.lower() for name in HELD_PLURALS} | held
     common = [name for names in data.sets.names for name in names[:3]]
     things = thing_names(synsets)
     pairs = plural_pairs(_without(unspoken, things), plurals, rng, ("{}", *PROMPT_SETS["7"], *PROMPT_SETS["80"]), 2)
@@ -78,7 +80,7 @@ def lesson(photographs: Photographs, data: TrainingSet, recipe: SpellingRecipe) 
     own = [text for text in corpus_texts(photographs) if rng.random() < recipe.corpus and text not in spare]
     for name in _without(held, things):
         own.append(rng.choice(PROMPT_SETS["7"]).replace("{}", name))
-    for name in dict.fromkeys([*trained, *common]):
+    for name in dict.fromkeys([*trained, *common, *_without(held, plurals.only_several(things))]):
         own += [template.replace("{}", name) for template in ("{}", *PROMPT_SETS["7"], *PROMPT_SETS["1"])]
     counted = [rng.choice(COUNTED).format(forms[0]) for name in known if (forms := plurals.of(name))]
     own = [text for text in [*own, *counted, *random_labels(things, rng)] if text.lower() not in elsewhere]

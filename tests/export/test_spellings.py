@@ -15,6 +15,7 @@ from export.clip_lite import pipeline, spellings
 from export.clip_lite.align import load_training_set
 from export.clip_lite.features import train_features
 from export.clip_lite.held_plurals import HELD_PLURALS
+from export.clip_lite.joint import JointRecipe
 from export.clip_lite.plurals import Plurals, irregular_plurals, phrase_pairs, plural_pairs, spelled, spelling_pairs
 from export.clip_lite.spellings import Lesson, SpellingRecipe, label_vectors, summary, teach_spellings, thing_names
 from export.clip_lite.text_tower import text_parameters, text_tower_of
@@ -77,6 +78,8 @@ def plurals(synsets, monkeypatch, tmp_path):
         ("wine glass", ["wine glasses"]),  # wine glasses are not
         ("scissors", []),
         ("trousers", []),
+        ("trouser", []),  # nobody's label
+        ("blue jean", []),
         ("Boeing 747", []),
         ("of", ["ofs"]),
     ],
@@ -201,6 +204,41 @@ def test_a_lesson_holds_pairs_and_what_stays_but_nothing_of_the_held_names(few):
     assert {"creature", "a photo of a creature."} <= kept
     assert not {text.lower() for text, _ in pairs} & {text.lower() for text in kept}
     assert found == spellings.lesson(*few, SpellingRecipe(corpus=0.05))
+
+
+@pytest.mark.slow
+def test_what_ships_may_learn_the_plurals_that_recipes_are_compared_on(few, monkeypatch):
+    monkeypatch.setattr(spellings, "HELD_PLURALS", {"creature": "creatures"})
+    told = [
+        {text.lower() for text in spellings.lesson(*few, SpellingRecipe(corpus=0.05, held_too=held_too)).texts}
+        for held_too in (False, True)
+    ]
+    assert ["creatures" in each for each in told] == [False, True]
+
+
+def test_words_that_are_written_in_the_plural_alone(plurals):
+    found = plurals.only_several(["glasses", "glass", "dog", "scissors", "wine glasses", "bus", "dog"])
+    assert found[:2] == ["glasses", "scissors"]
+    assert {"trousers", "jeans"} <= set(found)
+    assert not {"glass", "dog", "bus", "wine glasses"} & set(found)
+
+
+@pytest.mark.slow
+def test_both_towers_go_on_from_a_clip_that_stands_on_the_same_network(few, monkeypatch, tmp_path):
+    """No new image head, no distillation: what is written is near what was begun with, and is compared with it."""
+    anchor = pipeline.Anchor(
+        ["a dog", "a cat"], spellings.encode_texts(text_tower_of("clip-lite"), ["a dog", "a cat"], "")
+    )
+    monkeypatch.setattr(pipeline, "anchor_of", lambda *_: anchor)
+    recipe = pipeline.Recipe(views=1, text_start="clip-lite", joint=JointRecipe(minutes=0.05, batch=4, corpus=4))
+    was, now = (
+        load_file(folder / "open_clip_model.safetensors")
+        for folder in (shipped_clip_path(), pipeline.build(recipe, tmp_path / "clip"))
+    )
+    for name in ("visual.head.mlp.fc1.weight", "transformer.resblocks.0.mlp.c_fc.weight"):
+        moved = (now[name].float() - was[name].float()).norm() / was[name].float().norm()
+        assert 0 < moved < 0.2, name
+    assert torch.equal(was["visual.trunk.conv_stem.weight"], now["visual.trunk.conv_stem.weight"])
 
 
 @pytest.mark.slow
