@@ -224,7 +224,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="clip-lite|FOLDER",
         help="teach the text tower of this clip-lite that plurals mean their singulars; its image tower stays",
     )
-    clip.add_argument("--spelling-steps", type=positive(int), help="of --spellings, half a second each (default 600)")
+    clip.add_argument("--spelling-steps", type=positive(int), help="of --spellings, half a second each (default 400)")
     clip.add_argument(
         "--spell-held",
         action="store_true",

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 from tqdm import trange
 
@@ -21,6 +23,7 @@ from export.clip_lite.image_head import VOTES, ImageHead, TwoBranchHead
 
 SCALE_MAX = 100.0
 HEAD_FILE = "head.pt"  # the head as this stage leaves it, in the export cache
+Network = TypeVar("Network", bound=nn.Module)
 MADE_PRIOR = torch.full((1000,), 1e-3)  # made features show every class equally often
 
 
@@ -203,8 +206,8 @@ def train_head(
     return done, log_scale.detach().exp().clamp(max=SCALE_MAX)
 
 
-def blended(before: ImageHead, after: ImageHead, share: float) -> ImageHead:
-    """The head at `share` of the way between two heads' weights."""
+def blended(before: Network, after: Network, share: float) -> Network:
+    """The network at `share` of the way between the weights of two, in place of `after`."""
     with torch.no_grad():
         for old, new in zip(before.parameters(), after.parameters(), strict=True):
             new.lerp_(old, 1 - share)

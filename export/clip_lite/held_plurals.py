@@ -1,4 +1,4 @@
-"""200 names whose plural is never trained, and that plural: what the shipped CLIP makes of plurals is measured here.
+"""200 names and their plurals, on which recipes for plurals are compared: only `--spell-held` trains them.
 
 The first name of every fifth class of ImageNet. Two of them, `malinois` and `black grouse`, are their own plural.
 """

@@ -21,7 +21,10 @@ SAVE_EVERY_S = 60.0
 
 @dataclass(frozen=True)
 class JointRecipe:
-    """The dials of `tune_jointly`. weights: label sets, captions, class names, MiniLM's own answers."""
+    """The dials of `tune_jointly`. weights: label sets, captions, class names, MiniLM's own answers.
+
+    blend: how far both towers of a CLIP that was begun with go towards their tuned weights, as `HeadRecipe.blend`.
+    """
 
     minutes: float = 20.0
     regulariser: float = 0.0
@@ -32,6 +35,7 @@ class JointRecipe:
     batch: int = 96
     corpus: int = 192
     noise: float = 0.3  # of a feature's deviation, as `HeadRecipe.noise`
+    blend: float = 0.75
     seed: int = 0
 
 

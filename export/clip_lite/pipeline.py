@@ -23,7 +23,7 @@ from export.clip_lite.backbones import Backbone
 from export.clip_lite.backbones import backbone as named_backbone
 from export.clip_lite.classes import HELD_OUT, class_prompts
 from export.clip_lite.features import VIEWS, train_features
-from export.clip_lite.head import HEAD_FILE, HeadRecipe, Texts, train_head
+from export.clip_lite.head import HEAD_FILE, HeadRecipe, Texts, blended, train_head
 from export.clip_lite.image_head import ImageHead, head_of, stands_on
 from export.clip_lite.joint import JointRecipe, Prompts, tune_jointly
 from export.clip_lite.plurals import Plurals, spelling_pairs
@@ -117,8 +117,8 @@ def build(recipe: Recipe, out: Path) -> Path:
         initialise_tokens(model, basis)
         anchor = anchored(corpus, basis, data)
         distil(model, anchor.texts, anchor.vectors, cache / "text.pt", minutes=recipe.distil_minutes)
-    before = copy.deepcopy(model) if recipe.text_start else None
-    if recipe.text_start and stands_on(model, backbone):
+    before = copy.deepcopy(model) if recipe.text_start and stands_on(model, backbone) else None
+    if before is not None:
         head, scale = head_of(model, backbone), model.logit_scale.detach().exp()
     else:
         head, scale = fit_head(recipe, data, model, backbone)
@@ -137,8 +137,12 @@ def build(recipe: Recipe, out: Path) -> Path:
         recipe.joint,
         checkpoint,
     )
-    known = before is not None and stands_on(before, backbone)
-    path = finish(out, model, head, scale, data, backbone, (head_of(before, backbone), before) if known else None)
+    start = None if before is None else (head_of(before, backbone), before)
+    if start is not None:
+        share = recipe.joint.blend
+        head, model = blended(start[0], head, share), blended(before, model, share)
+        scale = torch.lerp(before.logit_scale.detach(), scale.log(), share).exp()
+    path = finish(out, model, head, scale, data, backbone, start)
     checkpoint.unlink(missing_ok=True)
     return path
 

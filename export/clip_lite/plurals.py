@@ -97,6 +97,11 @@ class Plurals:
         found = [name for name in names if LONE_S.search(name.lower()) and " " not in name and not self.of(name)]
         return list(dict.fromkeys([*found, *map(regular_plural, ALWAYS_SEVERAL)]))
 
+    def told_apart(self, names: list[str]) -> list[str]:
+        """Those of `names` whose regular plural is another thing, and that plural: `glass` and `glasses`."""
+        pairs = [(name, regular_plural(name)) for name in names if name[-1:].isalpha() and not self.of(name)]
+        return list(dict.fromkeys(word for pair in pairs if self._is_another_thing(pair[1], pair[0]) for word in pair))
+
     def _is_another_thing(self, plural: str, single: str) -> bool:
         return bool(self.things.get(plural.lower(), set()) - self.things.get(single.lower(), set()))
 

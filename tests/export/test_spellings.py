@@ -223,6 +223,10 @@ def test_words_that_are_written_in_the_plural_alone(plurals):
     assert not {"glass", "dog", "bus", "wine glasses"} & set(found)
 
 
+def test_a_word_whose_plural_is_another_thing_is_told_apart_from_it(plurals):
+    assert plurals.told_apart(["dog", "glass", "wine glass", "scissors", "Boeing 747"]) == ["glass", "glasses"]
+
+
 @pytest.mark.slow
 def test_both_towers_go_on_from_a_clip_that_stands_on_the_same_network(few, monkeypatch, tmp_path):
     """No new image head, no distillation: what is written is near what was begun with, and is compared with it."""
@@ -239,6 +243,29 @@ def test_both_towers_go_on_from_a_clip_that_stands_on_the_same_network(few, monk
         moved = (now[name].float() - was[name].float()).norm() / was[name].float().norm()
         assert 0 < moved < 0.2, name
     assert torch.equal(was["visual.trunk.conv_stem.weight"], now["visual.trunk.conv_stem.weight"])
+
+
+@pytest.mark.slow
+def test_both_towers_stop_at_a_share_of_the_way(few, monkeypatch, tmp_path):
+    """A training that moves a weight of each tower by 0.5 leaves it at a quarter of that where a quarter is asked."""
+
+    def moved(model, head, log_scale, *_):
+        with torch.no_grad():
+            head.fc2.weight += 0.5
+            model.text_projection += 0.5
+        return log_scale.exp()
+
+    anchor = pipeline.Anchor(["a dog"], torch.ones(1, 384))
+    monkeypatch.setattr(pipeline, "anchor_of", lambda *_: anchor)
+    monkeypatch.setattr(pipeline, "tune_jointly", moved)
+    recipe = pipeline.Recipe(views=1, text_start="clip-lite", joint=JointRecipe(blend=0.25))
+    was, now = (
+        load_file(folder / "open_clip_model.safetensors")
+        for folder in (shipped_clip_path(), pipeline.build(recipe, tmp_path / "clip"))
+    )
+    for name in ("visual.head.mlp.fc2.weight", "text_projection"):
+        torch.testing.assert_close(now[name].float(), was[name].float() + 0.125, atol=2e-3, rtol=1e-3)
+    assert torch.equal(was["token_embedding.weight"], now["token_embedding.weight"])
 
 
 @pytest.mark.slow
