@@ -117,5 +117,5 @@ def test_plurals_are_no_farther_from_their_singulars_than_is_documented(clip):
     """The target is 0.95 for each label; docs/clip-lite.md says what is reached and what was tried."""
     singular, plural = label_vectors(clip, list(HELD_PLURALS)), label_vectors(clip, list(HELD_PLURALS.values()))
     cosine = (singular * plural).sum(1)
-    assert cosine.mean() >= 0.83
-    assert (cosine >= 0.95).float().mean() >= 0.23
+    assert cosine.mean() >= 0.86
+    assert (cosine >= 0.95).float().mean() >= 0.31
