@@ -1,11 +1,12 @@
-"""AV1 frames decoded in processes that may die: a stranger's bytes reach a C decoder there, and nowhere else.
+"""AV1 frames unpacked and decoded in processes that may die: a stranger's bytes reach C code there, and nowhere else.
 
 `decode_apart` hands a bare frame to a child process and takes its pixels back. A child is bounded in memory and time;
 one that crashes, hangs or answers nonsense costs that one frame (`DamagedFrame`), and the next frame gets a new child.
 Children wait for work and are used again; they end when this process does, however it ends, because their standard
 input closes.
 
-One request: form and length as `_REQUEST`, then the frame. One answer: `_ANSWER`, then pixels or an error's text.
+One request: form and lengths as `_REQUEST`, then a model of symbols where the child has not seen it, then the frame.
+One answer: `_ANSWER`, then pixels or an error's text.
 """
 
 from __future__ import annotations
@@ -24,12 +25,15 @@ import numpy as np
 from thinwire import bare_av1
 from thinwire.bare_av1 import BareForm
 from thinwire.errors import DamagedFrame, ThinwireError
+from thinwire.frame_packing import FramePacker
 
 TIMEOUT_S = 5.0  # for one frame; the largest takes milliseconds
 START_TIMEOUT_S = 60.0  # for a child's first word: a busy machine imports slowly
 MEMORY_BYTES = 2 << 30  # address space of a child, libraries included
 
-_REQUEST = struct.Struct("<HHBBI")  # width, height, chroma, filters, bytes of the frame
+# width, height, chroma, filters, rung from 0 or _PLAIN, hash of the model, bytes of the model, bytes of the frame
+_REQUEST = struct.Struct("<HHBBB16sII")
+_PLAIN = 255
 _ANSWER = struct.Struct("<BI")  # _PIXELS, _DAMAGED or _UNABLE; bytes that follow
 _READY = b"ready\n"
 _PIXELS, _DAMAGED, _UNABLE = range(3)
@@ -40,16 +44,20 @@ class _Died(Exception):
     """A child ended or went past its time; the text says which."""
 
 
-def decode_apart(frame: bytes, form: BareForm) -> np.ndarray:
+def decode_apart(frame: bytes, form: BareForm, packer: FramePacker | None = None, rung: int = _PLAIN) -> np.ndarray:
     """A bare frame → uint8 (height, width, 3) RGB, decoded in a child process. May be called from several threads.
 
-    Raises `DamagedFrame` when the frame does not decode or takes its decoder down, `ThinwireError` when no decoder can
-    be started.
+    packer, rung (from 0): of a frame that is packed; the child unpacks it. Raises `DamagedFrame` when the frame does
+    not decode or takes its decoder down, `CoderMissing` for a packed one where there is no compiled coder,
+    `ThinwireError` when no decoder can be started.
     """
-    bare_av1.wrap(frame, form)  # what can be refused without a decoder is refused here
+    if packer is None:
+        bare_av1.wrap(frame, form)  # what can be refused without a decoder is refused here
+    else:
+        packer.check_compiled()
     child = _take()
     try:
-        kind, body = child.ask(frame, form)
+        kind, body = child.ask(frame, form, packer, rung)
     except _Died as error:
         child.end()
         raise DamagedFrame(f"the AV1 decoder {error}: the frame was refused") from None
@@ -72,6 +80,7 @@ class _Child:
             bufsize=0,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
         )
+        self._models: set[bytes] = set()  # hashes of those that the child has
         self._poll = select.poll()  # select() cannot take the high file numbers of a busy server
         self._poll.register(self._process.stdout.fileno(), select.POLLIN)
         try:
@@ -84,11 +93,17 @@ class _Child:
     def alive(self) -> bool:
         return self._process.poll() is None
 
-    def ask(self, frame: bytes, form: BareForm) -> tuple[int, bytes]:
+    def ask(self, frame: bytes, form: BareForm, packer: FramePacker | None, rung: int) -> tuple[int, bytes]:
         filters = form.cdef | form.restoration << 1
-        head = _REQUEST.pack(form.width, form.height, _CHROMA.index(form.chroma), filters, len(frame))
+        digest = bytes(16) if packer is None else packer.digest
+        model = b"" if packer is None or digest in self._models else packer.symbol_model
+        sizes = len(model), len(frame)
+        head = _REQUEST.pack(form.width, form.height, _CHROMA.index(form.chroma), filters, rung, digest, *sizes)
+        self._models.add(digest)
         try:
-            self._process.stdin.write(head + frame)
+            rest = memoryview(head + model + frame)
+            while rest:  # an unbuffered pipe may take a part
+                rest = rest[self._process.stdin.write(rest) :]
         except OSError as error:
             raise _Died(f"is gone ({error.strerror})") from None
         kind, size = _ANSWER.unpack(self._read(_ANSWER.size, TIMEOUT_S))
@@ -162,13 +177,18 @@ def _serve() -> None:
     source, sink = sys.stdin.buffer, sys.stdout.buffer
     sink.write(_READY)
     sink.flush()
+    packers: dict[bytes, FramePacker] = {}
     while len(head := source.read(_REQUEST.size)) == _REQUEST.size:
-        width, height, chroma, filters, size = _REQUEST.unpack(head)
-        frame = source.read(size)
-        if len(frame) < size:
+        width, height, chroma, filters, rung, digest, model_size, size = _REQUEST.unpack(head)
+        model, frame = source.read(model_size), source.read(size)
+        if len(model) < model_size or len(frame) < size:
             return
+        if model:
+            packers[digest] = FramePacker(model)
         form = BareForm(width, height, _CHROMA[chroma], bool(filters & 1), bool(filters & 2))
         try:
+            if rung != _PLAIN:
+                frame = packers[digest].unpack(frame, form, rung)
             kind, body = _PIXELS, bare_av1.decode(frame, form).tobytes()
         except DamagedFrame as error:
             kind, body = _DAMAGED, str(error).encode()[:4096]

@@ -10,6 +10,8 @@ There is a compiled form alone (native/av1_*.c, in `thinwire._coder`). A device 
 
 from __future__ import annotations
 
+import hashlib
+
 from thinwire.bare_av1 import BareForm
 from thinwire.entropy import compiled_module
 from thinwire.errors import BadTables, CoderMissing, DamagedFrame
@@ -18,12 +20,15 @@ from thinwire.errors import BadTables, CoderMissing, DamagedFrame
 class FramePacker:
     """Packs and unpacks the frames of one bundle. The same bytes on every machine; may be shared by threads.
 
-    compiled: whether there is a compiled coder here; without one nothing is packed, and `unpack` raises.
+    compiled: whether there is a compiled coder here; without one nothing is packed, and `unpack` raises. symbol_model:
+    as it was given; digest: 16 bytes that tell it from others.
     """
 
     def __init__(self, symbol_model: bytes) -> None:
         """symbol_model: what `symbols.bin` holds. Raises `BadTables` for anything else; without a compiled coder nobody
         looks."""
+        self.symbol_model = symbol_model
+        self.digest = hashlib.sha256(symbol_model).digest()[:16]
         kind = getattr(compiled_module(), "StillPacker", None)
         try:
             self._packer = None if kind is None else kind(symbol_model)
@@ -40,16 +45,20 @@ class FramePacker:
             return None
         return self._packer.pack(frame, form.width, form.height, form.cdef, form.restoration, rung)
 
-    def unpack(self, packed: bytes, form: BareForm, rung: int) -> bytes:
-        """Packed bytes → the frame. Raises `DamagedFrame`, or `CoderMissing` where there is no compiled coder.
-
-        There is no checksum: altered bytes may give another frame.
-        """
+    def check_compiled(self) -> None:
+        """Raises `CoderMissing` where packed frames cannot be unpacked."""
         if self._packer is None:
             raise CoderMissing(
                 "this still is packed and only thinwire's compiled coder unpacks it, which is missing here or switched "
                 "off: install thinwire's wheel for this system (in a clone: `make setup`), leave THINWIRE_CODER unset"
             )
+
+    def unpack(self, packed: bytes, form: BareForm, rung: int) -> bytes:
+        """Packed bytes → the frame. Raises `DamagedFrame`, or `CoderMissing` where there is no compiled coder.
+
+        There is no checksum: altered bytes may give another frame.
+        """
+        self.check_compiled()
         try:
             return self._packer.unpack(packed, form.width, form.height, form.cdef, form.restoration, rung)
         except ValueError as error:

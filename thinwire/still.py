@@ -130,23 +130,35 @@ class StillCoder:
         is one layer, `BadPayload` for a payload that `encode` does not write, `DamagedFrame` for a frame that does not
         decode, `CoderMissing` for a packed one where there is no compiled coder.
         """
-        level, frame = self.frame(payloads)
-        pixels = canonical_view(decode_apart(frame, self.rungs[level - 1].form), *self.shape[1:])  # (H, W, 3)
+        number, packed, body = self._body(payloads)
+        form = self.rungs[number].form
+        picture = decode_apart(body, form, self._packer, number) if packed else decode_apart(body, form)
+        pixels = canonical_view(picture, *self.shape[1:])  # (H, W, 3)
         return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
     def frame(self, payloads: Sequence[bytes]) -> tuple[int, bytes]:
-        """The one payload → (its rung from 1, the bare frame with its lead). Raises as `decode`; does not decode."""
+        """The one payload → (its rung from 1, the bare frame with its lead). Raises as `decode`; does not decode.
+
+        Unpacks in this process: for packets of one's own.
+        """
+        number, packed, body = self._body(payloads)
+        if packed:
+            assert self._packer is not None  # `_parsed` has seen to it
+            body = self._packer.unpack(body, self.rungs[number].form, number)
+        return number + 1, body
+
+    def _body(self, payloads: Sequence[bytes]) -> tuple[int, bool, bytes]:
+        """(rung from 0, whether what follows is packed, the packed frame or the bare one with its lead)."""
         number, flags, body = self._parsed(payloads)
         rung = self.rungs[number]
         limit = 4 * rung.form.width * rung.form.height + 4096
         if len(body) > limit:
             raise DamagedFrame(f"{len(body)} bytes are not an AV1 frame of {rung.form.width}x{rung.form.height} pixels")
         if flags & _PACKED:
-            assert self._packer is not None  # `_parsed` has seen to it
-            return number + 1, self._packer.unpack(body, rung.form, number)
+            return number, True, body
         if not flags & _CUT and rung.lead and body.startswith(rung.lead):
             raise BadPayload(f"the payload carries the lead of rung {number + 1}: no encoder writes it")
-        return number + 1, (rung.lead if flags & _CUT else b"") + body
+        return number, False, (rung.lead if flags & _CUT else b"") + body
 
     def level(self, payloads: Sequence[bytes]) -> int:
         """The rung of a payload, from 1, by its first byte. Raises `MalformedPacket` or `BadPayload`."""

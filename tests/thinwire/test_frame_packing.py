@@ -262,3 +262,33 @@ def test_a_model_belongs_to_stills_and_is_given_whole(tmp_path, still):
         write_bundle(tmp_path / "a", name="a", wire=still.card.wire)
     with pytest.raises(BadCard, match=r"no symbols\.bin"):
         write_bundle(tmp_path / "a", name="a", wire={"family": "tiny"}, symbol_model=b"")
+
+
+def test_a_child_unpacks_frames_of_several_bundles(still, planes, payload):
+    """It gets the model of each once, and keeps them apart."""
+    other = StillCoder(still.coder.rungs, still.coder.shape, compiled_module().StillPacker(b"").state())
+    (of_other,) = other.encode(planes)
+    assert of_other[0] == payload[0]
+    assert of_other != payload
+    frame_decoder.close()
+    wanted = still.coder.decode([payload])
+    for coder, packed in ((other, of_other), (still.coder, payload), (other, of_other)):
+        assert np.array_equal(coder.decode([packed]), wanted)
+    assert frame_decoder._idle.qsize() == 1
+
+
+def test_a_child_that_dies_while_it_unpacks_costs_one_frame(still, payload, monkeypatch):
+    wanted = still.coder.decode([payload])
+    child = frame_decoder._take()
+    frame_decoder._idle.put(child)
+    ask = type(child).ask
+
+    def dying(*asked):
+        child._process.kill()
+        child._process.wait()
+        return ask(child, *asked)
+
+    monkeypatch.setattr(child, "ask", dying)
+    with pytest.raises(DamagedFrame, match="decoder"):
+        still.coder.decode([payload])
+    assert np.array_equal(still.coder.decode([payload]), wanted)

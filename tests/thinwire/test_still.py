@@ -138,9 +138,9 @@ def test_a_decoder_that_dies_costs_one_frame(still, planes, monkeypatch):
     child = frame_decoder._take()
     frame_decoder._idle.put(child)
 
-    def dying(frame, form):
+    def dying(*asked):
         os.kill(child._process.pid, signal.SIGSEGV)
-        return _Child.ask(child, frame, form)
+        return _Child.ask(child, *asked)
 
     _Child = type(child)
     monkeypatch.setattr(child, "ask", dying, raising=False)
