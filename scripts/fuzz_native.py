@@ -28,7 +28,15 @@ SANITIZERS = "-fsanitize=fuzzer,address,undefined"
 
 TARGETS = {
     "coder": ("coder.c", "fuzz.c"),
-    "packer": ("av1_coefficients.c", "av1_range.c", "av1_walk.c", "symbol_model.c", "still_packer.c", "fuzz_packer.c"),
+    "packer": (
+        "av1_coefficients.c",
+        "av1_header.c",
+        "av1_range.c",
+        "av1_walk.c",
+        "symbol_model.c",
+        "still_packer.c",
+        "fuzz_packer.c",
+    ),
 }
 
 
