@@ -24,8 +24,8 @@ from export.photographs.collection import Photographs
 from export.photographs.options import OURS, PhotographOptions
 from export.teachers import cache_root
 from thinwire.bundle import DECODER, Bundle, check_place, load_bundle, write_bundle
-from thinwire.entropy import compiled_module
 from thinwire.errors import BundleError, CoderMissing
+from thinwire.frame_packing import packable, packer_type
 from thinwire.still import FAMILY, Rung, StillCoder
 
 VERSION = 1  # raise it when the same settings give other frames
@@ -126,7 +126,7 @@ def learn_symbols(rungs: Sequence[Rung], frames: Sequence[Sequence[bytes]], seed
         for place in tqdm(part, desc=title, unit="frame"):
             photo, number = places[place]
             form = rungs[number].form
-            known = form.chroma == "4:2:0" and packer.learn(
+            known = packable(form) and packer.learn(
                 frames[photo][number], form.width, form.height, form.cdef, form.restoration, number
             )
             learned += known and state == b""
@@ -212,7 +212,7 @@ def table(found: Sequence[Saving]) -> str:
 
 
 def _packer(state: bytes = b""):
-    kind = getattr(compiled_module(), "StillPacker", None)
+    kind = packer_type()
     if kind is None:
         raise CoderMissing(
             "symbols are learned by thinwire's compiled coder, which is missing here or switched off: run `make setup` "

@@ -95,7 +95,7 @@ static void block_contexts(tw_walk *w, const tw_transform *t, int group, int row
     const int a = tw_quantised(t->above_sum), l = tw_quantised(t->left_sum), both = t->above_sum + t->left_sum;
     const int luma = tw_quantised(t->luma ? t->luma->nonzero : 0), first = t->first_chroma ? t->first_chroma->nonzero : 0;
     const int u = plane == 2 ? tw_quantised(first) : 20;
-    tw_begin(p, group, row);
+    tw_begin(p, group);
     TW_ADD(p, row, extra);
     TW_ADD(p, p->form.rung, row, extra);
     TW_ADD(p, extra, plane, shape, a, l);
@@ -118,7 +118,7 @@ static void type_contexts(tw_walk *w, const tw_transform *t, int group, int row)
     const tw_block *b = &w->block;
     const int shape = t->lw * 5 + t->lh, size = b->lw * 5 + b->lh;
     const int a = tw_quantised(t->above_sum), l = tw_quantised(t->left_sum);
-    tw_begin(p, group, row);
+    tw_begin(p, group);
     TW_ADD(p, row);
     TW_ADD(p, p->form.rung, row);
     TW_ADD(p, shape, b->mode);
@@ -144,7 +144,7 @@ static void level_contexts(tw_walk *w, const tw_transform *t, int group, int row
     const int luma = tw_max(0, size_absolute(t->luma, t, column, line, 15));
     const int first = tw_max(0, size_absolute(t->first_chroma, t, column, line, 15));
     const int shape = t->lw * 5 + t->lh, size = b->lw * 5 + b->lh, rung = p->form.rung;
-    tw_begin(p, group, row);
+    tw_begin(p, group);
     TW_ADD(p, row, step);
     TW_ADD(p, rung, row, step);
     TW_ADD(p, step, plane, shape, column, line, kind);
@@ -175,7 +175,7 @@ static void sign_contexts(tw_walk *w, const tw_transform *t, int group, int row,
     const int above = level_of(t->above, t, column, line), left = level_of(t->left, t, column, line);
     const int luma = level_of(t->luma, t, column, line), first = level_of(t->first_chroma, t, column, line);
     const int cfl = plane ? sign_of(b->cfl[plane - 1]) : 0, most = tw_min(size, 4);
-    tw_begin(p, group, row);
+    tw_begin(p, group);
     TW_ADD(p, row, plane);
     TW_ADD(p, plane, tw_min(column, 4), tw_min(line, 4), mode);
     TW_ADD(p, plane, sign_of(first), sign_of(luma), cfl, tw_min(column + line, 3));
@@ -252,7 +252,7 @@ static int end_position(tw_walk *w, tw_transform *t) {
     int end = 2 | remembered(p, TW_EOB_HIGH, high);
     for (int i = bin - 3; i >= 0; i--) {
         block_contexts(w, t, TW_EOB_BITS, bin, bin * 64 + i * 4 + (i == bin - 3 ? end & 1 : 2));
-        end = end << 1 | tw_bit(p, TW_EOB_BITS, 0);
+        end = end << 1 | tw_bit(p, 0);
     }
     return end;
 }
@@ -300,17 +300,17 @@ static int golomb(tw_walk *w, int plane) {
     int length = 0;
     unsigned value = 1;
     while (length < 20) {
-        tw_begin(p, TW_GOLOMB, length);
+        tw_begin(p, TW_GOLOMB);
         TW_ADD(p, plane, length);
         TW_ADD(p, length);
-        if (tw_bit(p, TW_GOLOMB, 0)) break;
+        if (tw_bit(p, 0)) break;
         length++;
     }
     if (length == 20) p->fault = 1; /* longer than any level */
     for (int i = length - 1; i >= 0; i--) {
-        tw_begin(p, TW_GOLOMB, 32 + i);
+        tw_begin(p, TW_GOLOMB);
         TW_ADD(p, length, i);
-        value = value << 1 | (unsigned)tw_bit(p, TW_GOLOMB, 1);
+        value = value << 1 | (unsigned)tw_bit(p, 1);
     }
     return (int)(value - 1);
 }
@@ -390,7 +390,7 @@ static int walk_transform(tw_walk *w, int plane, int lw, int lh, int x, int y, c
             dc = negative ? 0 : 2;
         } else {
             sign_contexts(w, &t, TW_SIGN, 0, i, levels[i]);
-            negative = tw_bit(p, TW_SIGN, 0);
+            negative = tw_bit(p, 0);
         }
         const int level = levels[i] == 15 ? 15 + golomb(w, plane) : levels[i];
         total = tw_min(total + level, 63);

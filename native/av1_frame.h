@@ -32,7 +32,6 @@ extern const tw_av1_layout_entry tw_av1_layout[TW_CDF_GROUPS];
 typedef struct {
     const uint8_t *data;
     size_t bits, at; /* of the tile; those read */
-    int32_t left;    /* SymbolMaxBits */
     uint32_t value, range;
 } tw_av1_reader;
 
@@ -79,7 +78,7 @@ typedef struct {
 
 /* One symbol of a CDF; an equiprobable bit; a bit of a given probability; a bit of the header. The contexts were added. */
 int tw_symbol(tw_pass *p, int group, int row);
-int tw_bit(tw_pass *p, int group, int node);
+int tw_bit(tw_pass *p, int node);
 int tw_edge(tw_pass *p, uint32_t probability);
 
 /* What the header says and blocks depend on (section 5.9). */
@@ -89,7 +88,7 @@ typedef struct {
 } tw_header;
 
 /* Contexts of the model: `add` takes any numbers; a group and what was added name one. */
-void tw_begin(tw_pass *p, int group, int row);
+void tw_begin(tw_pass *p, int group);
 void tw_add(tw_pass *p, int count, const int *values);
 #define TW_ADD(p, ...) tw_add(p, (int)(sizeof((int[]){__VA_ARGS__}) / sizeof(int)), (int[]){__VA_ARGS__})
 int tw_quantised(int value);

@@ -6,7 +6,7 @@
 static int header_bits(tw_pass *p, int field, int count) {
     int value = 0;
     for (int i = 0; i < count; i++) {
-        tw_begin(p, TW_HEADER, field);
+        tw_begin(p, TW_HEADER);
         TW_ADD(p, p->form.rung, field, i, value);
         TW_ADD(p, p->form.rung, field, i, value, p->last_symbol[TW_HEADER]);
         TW_ADD(p, p->form.rung, field, i, value, p->symbol_before[TW_HEADER]);

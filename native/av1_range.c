@@ -23,7 +23,6 @@ void tw_av1_read_start(tw_av1_reader *r, const uint8_t *data, size_t size) {
     r->at = 0;
     r->value = ((1u << 15) - 1) ^ read_bits(r, 15); /* zeros behind the end, as the specification pads */
     r->range = 1u << 15;
-    r->left = (int32_t)r->bits - 15;
 }
 
 static void shift_in(tw_av1_reader *r) {
@@ -31,7 +30,6 @@ static void shift_in(tw_av1_reader *r) {
     r->range <<= bits;
     const uint32_t data = read_bits(r, bits);
     r->value = data ^ (((r->value + 1) << bits) - 1);
-    r->left -= bits;
 }
 
 int tw_av1_read(tw_av1_reader *r, const uint16_t *cdf, int last) {

@@ -62,7 +62,7 @@ static void partition_contexts(tw_walk *w, int group, int level, int row, int si
     tw_pass *p = w->pass;
     const int above = w->above.partition[w->x >> 1], left = w->left.partition[(w->y & 15) >> 1];
     const int a = sum(w->above.luma + w->x, size), l = sum(w->left.luma + (w->y & 15), tw_min(size, 16 - (w->y & 15)));
-    tw_begin(p, group, row);
+    tw_begin(p, group);
     TW_ADD(p, level, row, edges);
     TW_ADD(p, p->form.rung, level, row, edges);
     TW_ADD(p, level, edges, above, left);
@@ -80,7 +80,7 @@ static void mode_contexts(tw_walk *w, int group, int row) {
     const tw_block *b = &w->block;
     const int size = b->lw * 5 + b->lh, above = w->above.mode[w->x], left = w->left.mode[w->y & 15];
     const int skips = w->above.skip[w->x] * 2 + w->left.skip[w->y & 15];
-    tw_begin(p, group, row);
+    tw_begin(p, group);
     TW_ADD(p, row);
     TW_ADD(p, p->form.rung, row);
     TW_ADD(p, row, size);
@@ -110,19 +110,19 @@ static int delta_symbol(tw_walk *w, int group, int row, int shift) {
         int bits = 0;
         for (int i = 0; i < 3; i++) {
             mode_contexts(w, TW_DELTA_BITS, i);
-            bits = bits << 1 | tw_bit(p, TW_DELTA_BITS, bits);
+            bits = bits << 1 | tw_bit(p, bits);
         }
         bits++;
         value = 0;
         for (int i = 0; i < bits; i++) {
             mode_contexts(w, TW_DELTA_BITS, 8 + tw_min(i, 7));
-            value = value << 1 | tw_bit(p, TW_DELTA_BITS, bits);
+            value = value << 1 | tw_bit(p, bits);
         }
         value += 1 + (1 << bits);
     }
     if (value) {
         mode_contexts(w, TW_DELTA_BITS, 20);
-        if (tw_bit(p, TW_DELTA_BITS, 0)) value = -value;
+        if (tw_bit(p, 0)) value = -value;
     }
     return value * (1 << shift);
 }
@@ -136,7 +136,7 @@ static void block_settings(tw_walk *w) {
         int value = 0;
         for (int i = 0; i < h->cdef_bits; i++) {
             mode_contexts(w, TW_CDEF, h->cdef_bits * 4 + i);
-            value = value << 1 | tw_bit(p, TW_CDEF, value);
+            value = value << 1 | tw_bit(p, value);
         }
     }
     const int whole = w->block.lw == 4 && w->block.lh == 4;

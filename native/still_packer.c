@@ -9,8 +9,7 @@
 
 /* -- symbols: from one side to the other -- */
 
-void tw_begin(tw_pass *p, int group, int row) {
-    (void)row;
+void tw_begin(tw_pass *p, int group) {
     p->model.group = group;
     p->model.contexts = 0;
     p->model.place = TW_PLACE_SETS - 1;
@@ -55,10 +54,7 @@ static int plain_bit(tw_pass *p, uint32_t probability, int node) {
     return value;
 }
 
-int tw_bit(tw_pass *p, int group, int node) {
-    (void)group;
-    return plain_bit(p, 16384, node);
-}
+int tw_bit(tw_pass *p, int node) { return plain_bit(p, 16384, node); }
 
 int tw_edge(tw_pass *p, uint32_t probability) { return plain_bit(p, probability, 0); }
 

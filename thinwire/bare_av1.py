@@ -64,6 +64,11 @@ class BareForm:
         if self.chroma not in ("4:2:0", "4:4:4", "4:0:0"):
             raise ImageError(f"chroma of a bare AV1 frame is 4:2:0, 4:4:4 or 4:0:0, got {self.chroma!r}")
 
+    @property
+    def max_frame_bytes(self) -> int:
+        """No frame of this form is longer; lossless noise stays below."""
+        return 4 * self.width * self.height + 4096
+
 
 def form_of(width: int, height: int, *, chroma: Chroma = "4:2:0", speed: int, tune: Tune = "iq") -> BareForm:
     """The form of what `encode` writes with these settings (libaom 3.12 to 3.14, as in Pillow 11.3 to 13.0)."""
@@ -210,7 +215,7 @@ class _Bits:
 
 def _check(bare: bytes, form: BareForm) -> None:
     """What can be said of a frame before it is decoded: its length, and the start of its header (section 5.9.2)."""
-    limit = 4 * form.width * form.height + 4096  # lossless noise stays below
+    limit = form.max_frame_bytes
     if not 2 <= len(bare) <= limit:
         raise DamagedFrame(
             f"a frame of {form.width}x{form.height} pixels is 2 to {limit} bytes, this one has {len(bare)}"

@@ -29,7 +29,7 @@ class FramePacker:
         looks."""
         self.symbol_model = symbol_model
         self.digest = hashlib.sha256(symbol_model).digest()[:16]
-        kind = getattr(compiled_module(), "StillPacker", None)
+        kind = packer_type()
         try:
             self._packer = None if kind is None else kind(symbol_model)
         except ValueError as error:
@@ -65,6 +65,11 @@ class FramePacker:
             raise DamagedFrame(
                 f"the packed AV1 frame of {form.width}x{form.height} pixels is damaged ({error})"
             ) from error
+
+
+def packer_type() -> type | None:
+    """`StillPacker` of the compiled coder, or None without one."""
+    return getattr(compiled_module(), "StillPacker", None)
 
 
 def packable(form: BareForm) -> bool:

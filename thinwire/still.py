@@ -151,8 +151,7 @@ class StillCoder:
         """(rung from 0, whether what follows is packed, the packed frame or the bare one with its lead)."""
         number, flags, body = self._parsed(payloads)
         rung = self.rungs[number]
-        limit = 4 * rung.form.width * rung.form.height + 4096
-        if len(body) > limit:
+        if len(body) > rung.form.max_frame_bytes:
             raise DamagedFrame(f"{len(body)} bytes are not an AV1 frame of {rung.form.width}x{rung.form.height} pixels")
         if flags & _PACKED:
             return number, True, body

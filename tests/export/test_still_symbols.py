@@ -12,6 +12,7 @@ from export import still_symbols
 from export.cli import main
 from export.still_symbols import learn_symbols
 from tests.tiny_bundle import make_tiny_still, synthetic_views
+from thinwire import frame_packing
 from thinwire.bundle import load_bundle
 from thinwire.entropy import compiled_module
 
@@ -140,7 +141,7 @@ def test_mistakes_are_told_before_anything_is_coded(photos, tmp_path, plain, mon
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("x")
     assert "is not a bundle" in refused("still-symbols", "--bundle", plain.path, *words)
-    monkeypatch.setattr(still_symbols, "compiled_module", lambda: None)
+    monkeypatch.setattr(frame_packing, "compiled_module", lambda: None)
     words = ("--images", photos, "--out", tmp_path / "new")
     assert "make setup" in refused("still-symbols", "--bundle", plain.path, *words)
     assert not (tmp_path / "new").exists()
